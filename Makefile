@@ -1,0 +1,50 @@
+# One way to do each chore. `make run` needs Python >= 3.10 and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROMPT ?= a slice of pizza, 3d style
+OPTIONS ?=
+
+.PHONY: run test quick check types lint bench clean
+
+run: $(VENV)/.runtime
+	@$(BIN)/edge-sd generate "$(PROMPT)" $(OPTIONS)
+
+test: check
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+check: lint types
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy follows the package's folder mapping only in an installed copy.
+types: $(VENV)/.dev
+	rm -rf build/types && $(BIN)/pip install --quiet --no-deps --target build/types .
+	MYPYPATH=build/types $(BIN)/mypy -p edge_sd
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m edge_sd.apps.bench
+
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'edge-sd needs Python 3.10 or newer; try make PYTHON=python3.12 ...')"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+# The CPU build of torch first and by version: unpinned, it would bring gigabytes of CUDA. optimum-intel without its
+# dependencies: it asks for torchvision, whose wheel does not load beside a CPU build of torch, and runs without it.
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[convert,train,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps optimum optimum-intel
+	touch $@ $(VENV)/.runtime
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
