@@ -1,0 +1,204 @@
+"""Samplers: from noise to latents, one generator function each.
+
+All of them work in the variance exploding coordinates of Karras et al. 2022 (arXiv:2206.00364) and k-diffusion,
+x = x0 + sigma * eps, where most solvers of the variance preserving papers become a line. ``denoise(x, level)`` returns
+the predicted x0, so prediction type, guidance and batch limits end inside it; it calls the UNet with level.alpha * x
+and level.t. A sampler takes any tail of a list of levels: image to image starts at x0 + levels[0].sigma * noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .schedule import Level, NoiseSchedule
+
+Latents = NDArray[np.float32]
+Denoise = Callable[[Latents, Level], Latents]
+Noise = Callable[[tuple[int, ...]], Latents]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a sampler yields after each evaluation of the model.
+
+    index counts from 0 to total - 1; latents are x at the level reached; denoised is the x0 that was predicted on the
+    way, which makes a preview. Both have the shape of x.
+    """
+
+    index: int
+    total: int
+    latents: Latents
+    denoised: Latents
+
+
+Solve = Callable[[Denoise, Latents, Sequence[Level], Noise], Iterator[Step]]
+
+
+def sample_euler(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """Euler's method on dx/dsigma = (x - x0) / sigma (Karras et al. 2022, algorithm 1 without churn).
+
+    In these coordinates it is also deterministic DDIM (Song et al. 2021, arXiv:2010.02502, equation 12 with eta = 0).
+    """
+    for i, (level, target) in enumerate(pairwise(levels)):
+        x0 = denoise(x, level)
+        x = _move(x, x0, level.sigma, target.sigma)
+        yield Step(i, len(levels) - 1, x, x0)
+
+
+def sample_euler_ancestral(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """Euler down to sigma_down, then fresh noise back up to the next sigma (k-diffusion's sample_euler_ancestral)."""
+    for i, (level, target) in enumerate(pairwise(levels)):
+        x0 = denoise(x, level)
+        sigma_up = target.sigma * math.sqrt(1 - (target.sigma / level.sigma) ** 2)
+        sigma_down = math.sqrt(target.sigma**2 - sigma_up**2)
+        x = _move(x, x0, level.sigma, sigma_down)
+        if sigma_up > 0:
+            x = x + noise(x.shape) * sigma_up
+        yield Step(i, len(levels) - 1, x, x0)
+
+
+def sample_dpmpp_2m(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """DPM-Solver++(2M), the midpoint form (Lu et al. 2022, arXiv:2211.01095, algorithm 2), in lambda = -log sigma.
+
+    The first step, and the last one where it reaches sigma 0 (h is infinite), are of first order.
+    """
+    x0_last: Latents | None = None
+    h_last = 0.0
+    for i, (level, target) in enumerate(pairwise(levels)):
+        x0 = denoise(x, level)
+        D = x0
+        if target.sigma > 0:
+            h = math.log(level.sigma / target.sigma)
+            if x0_last is not None:
+                D = x0 + (x0 - x0_last) * (h / (2 * h_last))
+            h_last = h
+        x = _move(x, D, level.sigma, target.sigma)
+        x0_last = x0
+        yield Step(i, len(levels) - 1, x, x0)
+
+
+def sample_lcm(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """Multistep consistency sampling (Luo et al. 2023, arXiv:2310.04378, algorithm 3): jump to x0, noise again.
+
+    The boundary condition f(x, t) = c_skip x + c_out x0 is that of diffusers: sigma_data 0.5, timesteps scaled by 10.
+    """
+    sigma_data, timestep_scaling = 0.5, 10.0
+    for i, (level, target) in enumerate(pairwise(levels)):
+        x0 = denoise(x, level)
+        s = level.t * timestep_scaling
+        c_skip = sigma_data**2 / (s**2 + sigma_data**2)
+        c_out = s / math.sqrt(s**2 + sigma_data**2)
+        x0 = x0 * c_out + x * (level.alpha * c_skip)
+        x = x0 + noise(x.shape) * target.sigma if target.sigma > 0 else x0
+        yield Step(i, len(levels) - 1, x, x0)
+
+
+def sample_pndm(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """PLMS: Adams-Bashforth on eps (Liu et al. 2022, arXiv:2202.09778, equations 9 and 12), without Runge-Kutta steps.
+
+    The first step evaluates both its ends and takes their mean, so n > 1 steps yield n + 1 times; the first two reach
+    the same level. It is eps that is extrapolated, as in the paper, whatever the model predicts.
+    """
+    weights = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+    total = len(levels) if len(levels) > 2 else len(levels) - 1
+    index = 0
+    history: list[Latents] = []  # eps, the newest first
+    for i, (level, target) in enumerate(pairwise(levels)):
+        x0 = denoise(x, level)
+        history = [(x - x0) / level.sigma, *history[:3]]
+        eps = _combine(weights[len(history) - 1], history)
+        x_next = x + eps * (target.sigma - level.sigma)
+        yield Step(index, total, x_next, x0)
+        index += 1
+        if i == 0 and total > 1:
+            x0 = denoise(x_next, target)
+            eps = _combine((1 / 2, 1 / 2), [eps, (x_next - x0) / target.sigma])
+            x_next = x + eps * (target.sigma - level.sigma)
+            yield Step(index, total, x_next, x0)
+            index += 1
+        x = x_next
+
+
+def _move(x: Latents, x0: Latents, sigma: float, sigma_to: float) -> Latents:
+    """x0 + sigma_to * eps with eps = (x - x0) / sigma; in this form nothing cancels when sigma is huge."""
+    return x0 + (x - x0) * (sigma_to / sigma)
+
+
+def _combine(weights: Sequence[float], arrays: Sequence[Latents]) -> Latents:
+    total = arrays[0] * weights[0]
+    for weight, array in zip(weights[1:], arrays[1:], strict=True):
+        total = total + array * weight
+    return total
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler as users choose it: a solver and the levels it runs on.
+
+    name is the CLI's, title is A1111's in PNG metadata; diffusers_class and diffusers_options name the scheduler that
+    it reproduces.
+    """
+
+    name: str
+    title: str
+    solve: Solve
+    make_levels: Callable[[NoiseSchedule, int], list[Level]]
+    diffusers_class: str
+    diffusers_options: Mapping[str, bool] = field(default_factory=dict)
+    draws_noise: bool = False
+    from_sigma: bool = False  # diffusers runs it in x = x0 + sigma * eps, and may start at sigma * noise
+
+    def levels(self, schedule: NoiseSchedule, steps: int) -> list[Level]:
+        """The steps + 1 noise levels, falling, the last one being where the sampler ends (sigma 0, or DDIM's).
+
+        Raises:
+            ValueError: steps is below 1 or more than the schedule has room for.
+        """
+        return self.make_levels(schedule, steps)
+
+    def start(self, noise: Latents, levels: Sequence[Level], schedule: NoiseSchedule) -> Latents:
+        """The first x, of the shape of noise (standard normal), for text to image.
+
+        diffusers starts at the noise alone in x_vp = alpha * x; its Euler schedulers do so with "leading" spacing only
+        and start at sigma * noise otherwise.
+        """
+        if self.from_sigma and schedule.timestep_spacing != "leading":
+            return noise * levels[0].sigma
+        return noise * (1 / levels[0].alpha)
+
+    def run(self, denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+        """Sample over levels, or any tail of them; the latents of the last step are what the decoder takes.
+
+        DDIM and PNDM may end above sigma 0; diffusers then decodes x_vp = alpha * x, and so do we.
+        """
+        for step in self.solve(denoise, x, levels, noise):
+            last = step.index == step.total - 1
+            yield replace(step, latents=step.latents * levels[-1].alpha) if last else step
+
+
+_EULER, _EULER_A = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"
+_DPMPP, _DDIM, _LCM, _PNDM = "DPMSolverMultistepScheduler", "DDIMScheduler", "LCMScheduler", "PNDMScheduler"
+_KARRAS, _PLMS = {"use_karras_sigmas": True}, {"skip_prk_steps": True}
+_S = NoiseSchedule
+
+SAMPLERS: dict[str, Sampler] = {
+    sampler.name: sampler
+    for sampler in (
+        Sampler("euler", "Euler", sample_euler, _S.euler_levels, _EULER, from_sigma=True),
+        Sampler("euler_karras", "Euler Karras", sample_euler, _S.euler_karras_levels, _EULER, _KARRAS, from_sigma=True),
+        Sampler(
+            "euler_a", "Euler a", sample_euler_ancestral, _S.euler_levels, _EULER_A, draws_noise=True, from_sigma=True
+        ),
+        Sampler("dpmpp_2m", "DPM++ 2M", sample_dpmpp_2m, _S.dpmpp_levels, _DPMPP),
+        Sampler("dpmpp_2m_karras", "DPM++ 2M Karras", sample_dpmpp_2m, _S.dpmpp_karras_levels, _DPMPP, _KARRAS),
+        Sampler("ddim", "DDIM", sample_euler, _S.ddim_levels, _DDIM),
+        Sampler("lcm", "LCM", sample_lcm, _S.lcm_levels, _LCM, draws_noise=True),
+        Sampler("pndm", "PLMS", sample_pndm, _S.pndm_levels, _PNDM, _PLMS),
+    )
+}
