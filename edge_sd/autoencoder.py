@@ -1,0 +1,22 @@
+"""Latents -> pixels. Latent scaling and the way from float to uint8 stand here and nowhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends.base import Component
+from .bundle import LatentSpace
+from .errors import NumericalError
+
+
+def decode(decoder: Component, space: LatentSpace, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Decode latents [1, C, h, w] to pixels [H, W, 3]. Raises NumericalError for NaN, infinity or one flat colour."""
+    z = latents / np.float32(space.scale) + np.float32(space.shift)
+    image = decoder(latent_sample=z)["sample"][0]
+    if not np.isfinite(image).all():
+        raise NumericalError("the decoder returned NaN or infinity; try a variant in fp32")
+    if float(np.ptp(image)) < 1e-3:
+        raise NumericalError("the decoder returned one flat colour; try a variant in fp32")
+    pixels = np.clip(image / 2 + 0.5, 0, 1) * 255
+    return np.ascontiguousarray(pixels.round().astype(np.uint8).transpose(1, 2, 0))

@@ -1,0 +1,51 @@
+"""What a backend is: devices it can name, and components it can load. Nothing else of it is seen by the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ..bundle import Artifact, ModelBundle, Variant
+
+Array = NDArray[Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place where components can run: `name` is what --device takes, `backend` who runs it there."""
+
+    name: str
+    backend: str
+    description: str
+
+
+class Component(Protocol):
+    """One loaded network. Static shapes, layouts and precisions of its backend end inside it."""
+
+    def bind(self, **constants: Array) -> None:
+        """Give inputs that stay the same over many calls, once."""
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Run on the bound and the given inputs; float32 outputs by name. Raises DeviceError."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+
+class Backend(Protocol):
+    """A way to run artifacts: OpenVINO, Core ML, …"""
+
+    @property
+    def name(self) -> str: ...
+
+    def devices(self) -> list[Device]:
+        """What is on this machine, best known first."""
+
+    def load(
+        self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
+    ) -> Component:
+        """Load a component for inputs of exactly `shapes`. Raises InvalidModel or DeviceError."""

@@ -1,0 +1,91 @@
+"""A backend without weights: small numpy functions in the shapes of the real networks, for tests in milliseconds.
+
+The "model" draws: its denoised latents are a smooth pattern made of the text, whatever the noise, so that a pipeline
+with all its parts in order converges to the same picture with every sampler.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant, embedded_models
+from ..schedule import NoiseSchedule
+from .base import Array, Component, Device, Shapes
+
+WIDTH = 16
+
+
+def fake_bundle(schedule: NoiseSchedule | None = None) -> ModelBundle:
+    """A bundle without files for FakeBackend; it borrows the embedded model's tokenizer."""
+    facts = Facts(
+        name="fake",
+        family="sd1",
+        schedule=schedule or NoiseSchedule(),
+        latents=LatentSpace(scale=0.5),
+        defaults=Defaults(64, 64, 4, 3.0, "euler"),
+        max_tokens=32,
+        text_width=WIDTH,
+    )
+    parts = ("text_encoder", "unet", "vae_decoder")
+    artifacts = {part: Artifact(part, (), (), ()) for part in parts}
+    return ModelBundle(embedded_models() / "emoji", facts, {"fake": Variant("fake", "fp32", artifacts)})
+
+
+class FakeBackend:
+    """Its one device is "fake". `poison` names a component that returns NaN, from its `after`-th call on."""
+
+    name = "fake"
+
+    def __init__(self, poison: str = "", after: int = 0) -> None:
+        self.poison, self.after = poison, after
+
+    def devices(self) -> list[Device]:
+        return [Device("fake", self.name, "numpy functions in place of networks")]
+
+    def load(
+        self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
+    ) -> Component:
+        after = self.after if artifact.graph == self.poison else None
+        return FakeComponent(bundle, artifact.graph, after)
+
+
+class FakeComponent:
+    def __init__(self, bundle: ModelBundle, part: str, poison_after: int | None) -> None:
+        self.bundle, self.part, self.poison_after = bundle, part, poison_after
+        self.calls = 0
+        self.bound: dict[str, Array] = {}
+
+    def bind(self, **constants: Array) -> None:
+        self.bound |= constants
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        inputs = {**self.bound, **inputs}
+        run = {"text_encoder": self._encode_text, "unet": self._predict, "vae_decoder": self._decode}[self.part]
+        output = run(inputs)
+        self.calls += 1
+        if self.poison_after is not None and self.calls > self.poison_after:
+            output = {name: np.full_like(value, np.nan) for name, value in output.items()}
+        return output
+
+    def close(self) -> None:
+        self.bound.clear()
+
+    def _encode_text(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        angles = inputs["input_ids"][..., None] * np.arange(1, WIDTH + 1) / 7
+        return {"last_hidden_state": np.sin(angles).astype(np.float32)}
+
+    def _predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """The exact eps of x_0 = a pattern of the text."""
+        x_t = inputs["sample"]
+        schedule = self.bundle.facts.schedule
+        abar = np.interp(inputs["timestep"], np.arange(schedule.num_train_timesteps), schedule.compute_alphas_cumprod())
+        rows, columns = np.indices(x_t.shape[2:]) / 4
+        phase = inputs["encoder_hidden_states"].mean(axis=1)[:, :4, None, None]
+        x_0 = np.sin(rows + 5 * phase) * np.cos(columns - 3 * phase)
+        eps = (x_t - np.sqrt(abar) * x_0) / np.sqrt(1 - abar)
+        return {"out_sample": eps.astype(np.float32)}
+
+    def _decode(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        factor = self.bundle.facts.latents.factor
+        pixels = inputs["latent_sample"][:, :3].repeat(factor, 2).repeat(factor, 3)
+        return {"sample": pixels.astype(np.float32)}

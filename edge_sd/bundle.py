@@ -1,0 +1,334 @@
+"""ModelBundle: a folder with a manifest, edge_sd.json, and one folder for each variant of the model.
+
+    edge_sd.json        what is true of the weights, and of each variant and its files
+    tokenizer/          vocab.json and merges.txt, CLIP's byte-pair encoding
+    openvino-fp16/      a variant, in the layout of its own ecosystem (optimum-intel's, Apple's)
+
+A variant exists once the manifest names it. The manifest is replaced in one rename after all files of a variant are on
+disk, so what `variants` lists is whole. Every path in it is relative, uses "/", and may not leave the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from .errors import InvalidModel, ModelNotFound, VariantNotFound, choices
+from .schedule import NoiseSchedule
+
+MANIFEST = "edge_sd.json"
+FORMAT = 1
+MANIFEST_LIMIT = 8 << 20
+# Up to this size a variant is hashed at every open (about 0.1 s); larger ones when asked.
+ALWAYS_HASHED = 128 << 20
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a request gets that does not say: pixels, steps, guidance scale, sampler."""
+
+    width: int = 512
+    height: int = 512
+    steps: int = 20
+    guidance: float = 7.5
+    sampler: str = "dpmpp_2m"
+    max_side: int = 2048
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """z = (encode(x) - shift) * scale, with `channels` values for each `factor` x `factor` pixels."""
+
+    channels: int = 4
+    factor: int = 8
+    scale: float = 0.18215
+    shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How close an artifact is to torch float32 on the same inputs: PSNR in dB against the reference's range."""
+
+    psnr: float
+    max_error: float
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One converted component: its graph, the files that together are its weights, and the names it speaks.
+
+    The weights of a graph are the bytes of `weights`, one file after the other: usually one `.bin`; in the embedded
+    model the safetensors file that diffusers reads, then the few constants that are not in it.
+    """
+
+    graph: str
+    weights: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parity: Parity | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One backend's form of the model in one precision."""
+
+    backend: str
+    precision: str
+    artifacts: dict[str, Artifact]
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(record.bytes for record in self.files.values())
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is true of the weights whatever runs them."""
+
+    name: str
+    family: Literal["sd1", "sd2", "sdxl"]
+    schedule: NoiseSchedule
+    latents: LatentSpace
+    defaults: Defaults
+    tokenizer: str = "tokenizer"
+    max_tokens: int = 77
+    text_width: int = 768
+    license: str = "unknown"
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A model on disk. `open` reads it, `verify` hashes it, `write_manifest` publishes a change of it."""
+
+    root: Path
+    facts: Facts
+    variants: dict[str, Variant]
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+    @property
+    def defaults(self) -> Defaults:
+        return self.facts.defaults
+
+    @classmethod
+    def open(cls, model: str | Path) -> ModelBundle:
+        """Open a model by installed name or folder: a bundle, or an OpenVINO export of optimum-intel.
+
+        Raises ModelNotFound, or InvalidModel when the folder is damaged or no model.
+        """
+        root = find_model(model)
+        if (root / MANIFEST).is_file():
+            return read_manifest(root)
+        from .foreign import open_foreign
+
+        return open_foreign(root)
+
+    def variant(self, name: str) -> Variant:
+        if name not in self.variants:
+            raise VariantNotFound(f"{self.name} has no variant {name!r}; it has: {choices(self.variants)}")
+        return self.variants[name]
+
+    def path(self, relative: str) -> Path:
+        """The place of a path out of the manifest; InvalidModel if it would lead out of the folder."""
+        return inside(self.root, relative)
+
+    def check(self, variant: str) -> None:
+        """Refuse files that are missing or cut short, and, in a small variant, any changed byte."""
+        records = {**self.files, **self.variant(variant).files}
+        thorough = sum(record.bytes for record in records.values()) <= ALWAYS_HASHED
+        for problem in self._problems(records, thorough):
+            raise InvalidModel(f"{self.name}: {problem}; install or convert the model again")
+
+    def verify(self, variant: str | None = None) -> list[str]:
+        """Every difference between the files and the manifest, one line each; empty when all is well."""
+        wanted = self.variants if variant is None else {variant: self.variant(variant)}
+        records = dict(self.files)
+        for each in wanted.values():
+            records |= each.files
+        return list(self._problems(records, True))
+
+    def _problems(self, records: Mapping[str, FileRecord], thorough: bool) -> Iterator[str]:
+        with ThreadPoolExecutor(4) as pool:
+            lines = pool.map(lambda item: _problem(self.path(item[0]), item[0], item[1], thorough), records.items())
+            yield from (line for line in lines if line)
+
+    def fingerprint(self, variant: str) -> str:
+        """Ten hex digits that name the exact files of a variant; written into every picture."""
+        digest = hashlib.sha256()
+        for path, record in sorted({**self.files, **self.variant(variant).files}.items()):
+            digest.update(f"{path}\0{record.sha256}\n".encode())
+        return digest.hexdigest()[:10]
+
+    def write_manifest(self) -> None:
+        """Publish this state of the bundle in one rename."""
+        document = {
+            "format": FORMAT,
+            **asdict(self.facts),
+            "files": {path: asdict(record) for path, record in sorted(self.files.items())},
+            "variants": {name: asdict(variant) for name, variant in sorted(self.variants.items())},
+        }
+        write_atomically(self.root / MANIFEST, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _problem(path: Path, name: str, record: FileRecord, thorough: bool) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != record.bytes:
+            return f"{name} has {size} bytes, its manifest says {record.bytes}"
+        if thorough and record.sha256 and hash_file(path) != record.sha256:
+            return f"{name} is damaged (its sha256 differs from the manifest)"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def record_file(path: Path) -> FileRecord:
+    return FileRecord(path.stat().st_size, hash_file(path))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, flush to the disk, rename: whoever reads `path` finds the old bytes or the new."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def inside(root: Path, relative: str) -> Path:
+    """`root`/`relative`, or InvalidModel where that is not a plain path below root."""
+    pure = PurePosixPath(relative)
+    odd = not relative or "\\" in relative or "\0" in relative or ":" in relative
+    if odd or pure.is_absolute() or ".." in pure.parts or not (root / pure).resolve().is_relative_to(root.resolve()):
+        raise InvalidModel(
+            f"{root.name}: the manifest names {relative!r}, which is not a path inside the model's folder"
+        )
+    return root / pure
+
+
+def embedded_models() -> Path:
+    """The folder of the models that ship in the package."""
+    return Path(__file__).parent / "models"
+
+
+def models_home() -> Path:
+    """Where a person's own models live: $EDGE_SD_MODELS, or the platform's place for data."""
+    if chosen := os.environ.get("EDGE_SD_MODELS"):
+        return Path(chosen)
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Application Support/edge-sd/models"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "edge-sd" / "models"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "edge-sd/models"
+
+
+def installed_models() -> dict[str, Path]:
+    """Name -> folder of every model that can be opened by name."""
+    found: dict[str, Path] = {}
+    for home in (models_home(), embedded_models()):
+        if home.is_dir():
+            found |= {folder.name: folder for folder in sorted(home.iterdir()) if (folder / MANIFEST).is_file()}
+    return found
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder of a model given by name or by path."""
+    installed = installed_models()
+    if isinstance(model, str) and model in installed:
+        return installed[model]
+    # A name with a NUL or of 5,000 characters is no folder either.
+    with contextlib.suppress(OSError, ValueError):
+        if Path(model).is_dir():
+            return Path(model)
+    raise ModelNotFound(
+        f"no model {str(model)[:200]!r}: neither a folder nor installed; installed: {choices(installed)}"
+    )
+
+
+def read_manifest(root: Path) -> ModelBundle:
+    """Open the bundle in `root`; InvalidModel names what is wrong in its manifest."""
+    path = root / MANIFEST
+    try:
+        if path.stat().st_size > MANIFEST_LIMIT:
+            raise InvalidModel(f"{path} is larger than {MANIFEST_LIMIT >> 20} MB, which is no manifest")
+        document = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidModel(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise InvalidModel(f"{path} has format {found!r}; this version of edge-sd reads format {FORMAT}")
+    try:
+        bundle = _parse(root, document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InvalidModel(f"{path}: {detail}") from error
+    for name in [bundle.facts.tokenizer, *bundle.files, *(f for v in bundle.variants.values() for f in v.files)]:
+        bundle.path(name)
+    for variant in bundle.variants.values():
+        for artifact in variant.artifacts.values():
+            for name in (artifact.graph, *artifact.weights):
+                bundle.path(name)
+    return bundle
+
+
+def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
+    facts = Facts(
+        name=str(document["name"]),
+        family=document["family"],
+        schedule=NoiseSchedule.from_config(document["schedule"]),
+        latents=LatentSpace(**document["latents"]),
+        defaults=Defaults(**document["defaults"]),
+        tokenizer=str(document["tokenizer"]),
+        max_tokens=int(document["max_tokens"]),
+        text_width=int(document["text_width"]),
+        license=str(document["license"]),
+    )
+    variants = {}
+    for name, entry in document["variants"].items():
+        artifacts = {
+            component: Artifact(
+                graph=str(row["graph"]),
+                weights=tuple(row["weights"]),
+                inputs=tuple(row["inputs"]),
+                outputs=tuple(row["outputs"]),
+                parity=Parity(**row["parity"]) if row.get("parity") else None,
+            )
+            for component, row in entry["artifacts"].items()
+        }
+        files = {path: FileRecord(**record) for path, record in entry["files"].items()}
+        variants[name] = Variant(str(entry["backend"]), str(entry["precision"]), artifacts, files)
+    shared = {path: FileRecord(**record) for path, record in document["files"].items()}
+    return ModelBundle(root, facts, variants, shared)

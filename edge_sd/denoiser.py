@@ -1,0 +1,55 @@
+"""Denoiser: the UNet as a function (x, level) -> x_0. Prediction type and guidance end here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends.base import Component
+from .errors import NumericalError
+
+if TYPE_CHECKING:
+    from .schedule import Level
+
+Latents = NDArray[np.float32]
+
+
+@dataclass
+class Denoiser:
+    """Classifier-free guidance around a UNet whose text is already bound.
+
+    unet             takes sample [B, C, h, w] and timestep [1]; B is 2 (negative, then prompt) with guidance, else 1
+    prediction_type  "epsilon", "v_prediction" or "sample"
+    guidance         w of  out = out_negative + w (out_prompt - out_negative)
+    """
+
+    unet: Component
+    prediction_type: str
+    guidance: float
+
+    def __call__(self, x: Latents, level: Level) -> Latents:
+        """x_0 of x = x_0 + sigma eps; x: [1, C, h, w]. Raises NumericalError."""
+        x_t = np.float32(level.alpha) * x
+        guided = self.guidance != 1
+        sample = np.concatenate([x_t, x_t]) if guided else x_t
+        output = self.unet(sample=sample, timestep=np.array([level.t], np.float32))["out_sample"]
+        if guided:
+            negative, prompt = output[:1], output[1:]
+            output = negative + np.float32(self.guidance) * (prompt - negative)
+        x_0 = self._denoised(x, x_t, output, level)
+        if not np.isfinite(x_0).all():
+            raise NumericalError(f"the UNet returned NaN or infinity at timestep {level.t:g}; try a variant in fp32")
+        return x_0
+
+    def _denoised(self, x: Latents, x_t: Latents, output: Latents, level: Level) -> Latents:
+        if self.prediction_type == "epsilon":
+            x_0 = x - np.float32(level.sigma) * output
+        elif self.prediction_type == "v_prediction":
+            # x_0 = sqrt(abar) x_t - sqrt(1 - abar) v, and sqrt(1 - abar) = sigma sqrt(abar)
+            x_0 = np.float32(level.alpha) * x_t - np.float32(level.sigma * level.alpha) * output
+        else:
+            x_0 = output
+        return np.asarray(x_0, np.float32)

@@ -1,0 +1,75 @@
+"""The errors a caller can catch.
+
+EdgeSDError
+├── InvalidRequest        what was asked for makes no sense or is not offered; the message lists what is
+├── ModelError
+│   ├── ModelNotFound     no such name and no such folder
+│   ├── InvalidModel      the folder is damaged, unsafe, or not a model
+│   └── VariantNotFound   the model has no variant that fits the wish
+├── DeviceError           the device is not here, or refused the model
+├── NumericalError        a component returned NaN or infinity
+├── MissingExtra          an optional dependency is not installed; the message holds the install line
+├── ConversionError       a conversion could not be finished; nothing was added to the bundle
+│   └── ParityError       it finished, but the result is too far from torch float32
+└── OutputError           a file could not be written
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class EdgeSDError(Exception):
+    """Base of everything edge-sd raises on purpose; its message is one line meant for people."""
+
+
+class InvalidRequest(EdgeSDError, ValueError):
+    """A value of the request is out of range or unknown."""
+
+
+class ModelError(EdgeSDError):
+    """Something about a model on disk."""
+
+
+class ModelNotFound(ModelError):
+    """Neither the name of an installed model nor a folder."""
+
+
+class InvalidModel(ModelError):
+    """A model folder that is damaged, unsafe or not a model."""
+
+
+class VariantNotFound(ModelError):
+    """The model has no such variant, or none for this device."""
+
+
+class DeviceError(EdgeSDError):
+    """The device is not available, or could not compile or run a component."""
+
+
+class NumericalError(EdgeSDError):
+    """A component returned NaN or infinity."""
+
+
+class MissingExtra(EdgeSDError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f'{what} needs the "{extra}" extra, which is not installed: pip install "edge-sd[{extra}]"')
+
+
+class ConversionError(EdgeSDError):
+    """A conversion could not be finished."""
+
+
+class ParityError(ConversionError):
+    """A converted component is too far from torch float32."""
+
+
+class OutputError(EdgeSDError):
+    """A file could not be written."""
+
+
+def choices(names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the valid ones, in order."""
+    return ", ".join(sorted(names)) or "none"

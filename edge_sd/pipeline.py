@@ -1,0 +1,196 @@
+"""Pipeline: a prompt goes in, pictures come out. It knows no backend.
+
+prompt -> token ids -> text encoder, bound once -> noise, the same everywhere -> sampler loop -> decoder -> pixels
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .autoencoder import decode
+from .backends import Backend, Component, backend
+from .backends.base import Shapes
+from .bundle import ModelBundle
+from .denoiser import Denoiser
+from .devices import DevicePlan, choose, discover
+from .errors import InvalidModel, InvalidRequest, NumericalError
+from .noise import TorchNoise
+from .request import MAX_SEED, Picture, Request, Result, Settings
+from .samplers import SAMPLERS, Step
+from .text import TextTokenizer
+
+PARTS = ("text_encoder", "unet", "vae_decoder")
+
+
+@dataclass
+class Pipeline:
+    """A model on a device. `generate` draws; `steps` is the loop itself, for those who want to watch or stop it.
+
+    Components are loaded for the sizes of the first request and kept; another size loads them again.
+    """
+
+    bundle: ModelBundle
+    plan: DevicePlan
+    backend: Backend
+    _components: dict[str, tuple[Shapes, Component]] = field(default_factory=dict)
+    _tokenizer: TextTokenizer | None = None
+
+    @classmethod
+    def open(cls, model: str | Path = "emoji", device: str = "auto", variant: str | None = None) -> Pipeline:
+        """Open a model by name or folder; `device` is "auto", "cpu", "gpu", …; `variant` one of the model's.
+
+        Raises ModelNotFound, InvalidModel, VariantNotFound, DeviceError or MissingExtra.
+        """
+        bundle = ModelBundle.open(model)
+        if variant is not None:
+            bundle.variant(variant)
+        devices, _ = discover()
+        plan = choose(bundle, devices, device, variant)
+        for part in PARTS:
+            if part not in bundle.variant(plan.variant).artifacts:
+                raise InvalidModel(f"{bundle.name}: variant {plan.variant} has no {part}")
+        return cls(bundle, plan, backend(plan.device.backend))
+
+    def prepare(self, settings: Settings) -> None:
+        """Check the files and load what `settings` need and is not loaded yet; `steps` does this by itself."""
+        wanted = self._shapes(settings)
+        missing = [part for part in PARTS if self._components.get(part, (None, None))[0] != wanted[part]]
+        if not missing:
+            return
+        for part in missing:
+            if part in self._components:
+                self._components.pop(part)[1].close()
+        variant = self.bundle.variant(self.plan.variant)
+        with ThreadPoolExecutor(len(PARTS) + 1) as pool:
+            checked = pool.submit(self.bundle.check, self.plan.variant)
+            loading = {
+                part: pool.submit(
+                    self.backend.load, self.bundle, variant, variant.artifacts[part], self.plan.device, wanted[part]
+                )
+                for part in missing
+            }
+            # A damaged file is named by the check before a backend stumbles over it.
+            checked.result()
+            for part, loaded in loading.items():
+                self._components[part] = (wanted[part], loaded.result())
+
+    def _shapes(self, settings: Settings) -> dict[str, Shapes]:
+        space, tokens = self.bundle.facts.latents, self.bundle.facts.max_tokens
+        h, w = settings.height // space.factor, settings.width // space.factor
+        batch = 2 if settings.guided else 1
+        return {
+            "text_encoder": {"input_ids": (batch, tokens)},
+            "unet": {
+                "sample": (batch, space.channels, h, w),
+                "timestep": (1,),
+                "encoder_hidden_states": (batch, tokens, self.bundle.facts.text_width),
+            },
+            "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
+        }
+
+    def resolve(self, request: Request) -> Settings:
+        """`request` with the model's defaults and a seed. Raises InvalidRequest for what this model can't draw."""
+        settings = request.resolve(self.bundle, secrets.randbelow(MAX_SEED + 2 - request.count))
+        limit, factor = self.bundle.defaults.max_side, self.bundle.facts.latents.factor
+        for name, side in (("width", settings.width), ("height", settings.height)):
+            if side > limit:
+                raise InvalidRequest(f"{name} {side} is beyond this model's limit of {limit}")
+            if side % factor:
+                raise InvalidRequest(f"{name} {side} is not a multiple of {factor}, as this model needs")
+        try:
+            SAMPLERS[settings.sampler].levels(self.bundle.facts.schedule, settings.steps)
+        except ValueError as error:
+            raise InvalidRequest(f"sampler {settings.sampler}: {error}") from error
+        return settings
+
+    def steps(self, request: Request) -> Iterator[Step]:
+        """Denoise one picture, a step at a time; the last step's `latents` are what `decode` wants.
+
+        Stop by not going on. Raises NumericalError, DeviceError, or what loading the model raises.
+        """
+        yield from self._steps(self.resolve(request))
+
+    def _steps(self, settings: Settings) -> Iterator[Step]:
+        self.prepare(settings)
+        schedule, sampler = self.bundle.facts.schedule, SAMPLERS[settings.sampler]
+        shapes, unet = self._components["unet"]
+        self._bind_text(unet, settings)
+        denoiser = Denoiser(unet, schedule.prediction_type, settings.guidance)
+        noise = TorchNoise(settings.seed)
+        levels = sampler.levels(schedule, settings.steps)
+        x = sampler.start(noise.normal((1, *shapes["sample"][1:])), levels, schedule)
+        yield from sampler.run(denoiser, x, levels, noise.normal)
+
+    def _bind_text(self, unet: Component, settings: Settings) -> None:
+        tokenizer = self.tokenizer()
+        prompts = [settings.negative, settings.prompt] if settings.guided else [settings.prompt]
+        ids = np.concatenate([tokenizer(prompt).ids for prompt in prompts])
+        context = self._components["text_encoder"][1](input_ids=ids)["last_hidden_state"]
+        if not np.isfinite(context).all():
+            raise NumericalError("the text encoder returned NaN or infinity; try a variant in fp32")
+        unet.bind(encoder_hidden_states=context)
+
+    def tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer, read at first use."""
+        if self._tokenizer is None:
+            folder = self.bundle.path(self.bundle.facts.tokenizer)
+            self._tokenizer = TextTokenizer(folder, self.bundle.facts.max_tokens)
+        return self._tokenizer
+
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Latents [1, C, h, w] of a request that was prepared -> pixels [H, W, 3]."""
+        return decode(self._components["vae_decoder"][1], self.bundle.facts.latents, latents)
+
+    def generate(self, request: Request, on_step: Callable[[int, Step], None] | None = None) -> Result:
+        """Draw all pictures of `request`; `on_step(n, step)` is called after each step of picture n."""
+        from PIL import Image
+
+        settings = self.resolve(request)
+        started = time.perf_counter()
+        self.prepare(settings)
+        seconds = {"load": time.perf_counter() - started, "denoise": 0.0, "decode": 0.0}
+        fingerprint = self.bundle.fingerprint(self.plan.variant)
+        pictures = []
+        for n in range(settings.count):
+            each = replace(settings, seed=settings.seed + n, count=1)
+            started = time.perf_counter()
+            for step in self._steps(each):
+                latents = step.latents
+                if on_step is not None:
+                    on_step(n, step)
+            drawn = time.perf_counter()
+            image = Image.fromarray(self.decode(latents))
+            seconds["denoise"] += drawn - started
+            seconds["decode"] += time.perf_counter() - drawn
+            pictures.append(
+                Picture(image, each, self.bundle.name, self.plan.variant, self.plan.device.name, fingerprint)
+            )
+        return Result(pictures, self.plan.explain(), seconds, self._notes(settings))
+
+    def _notes(self, settings: Settings) -> list[str]:
+        notes = []
+        for name, text in (("prompt", settings.prompt), ("negative prompt", settings.negative)):
+            if dropped := self.tokenizer()(text).dropped:
+                room = self.bundle.facts.max_tokens - 2
+                notes.append(f"the {name} is longer than this model's {room} tokens; not used: {dropped!r}")
+        return notes
+
+    def close(self) -> None:
+        """Give the memory of all components back."""
+        for _, component in self._components.values():
+            component.close()
+        self._components.clear()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,153 @@
+"""Request: what the user asked for. Result: the pictures, and all that is needed to make them again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import InvalidRequest, choices
+from .samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .bundle import ModelBundle
+
+MAX_STEPS = 1000
+MAX_SIDE = 2048
+MAX_COUNT = 1000
+MAX_SEED = 2**32 - 1
+MAX_PROMPT = 20_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw. None means: the model's own default.
+
+    prompt, negative   text; the negative prompt is what guidance leads away from
+    width, height      pixels, multiples of 8
+    steps              denoising steps, 1 to 1000
+    guidance           scale of classifier-free guidance (Ho & Salimans 2022); 1 turns it off
+    seed               of the first picture, 0 to 2^32 - 1; picture n of a count uses seed + n
+    sampler            a name of edge_sd.samplers.SAMPLERS
+    count              number of pictures
+
+    Raises InvalidRequest on any value that cannot be drawn.
+    """
+
+    prompt: str
+    negative: str = ""
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int | None = None
+    sampler: str | None = None
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        for name, text in (("prompt", self.prompt), ("negative prompt", self.negative)):
+            _check_text(name, text)
+        if not self.prompt.strip():
+            raise InvalidRequest("the prompt is empty; say what to draw")
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side is not None and (side % 8 or not 8 <= side <= MAX_SIDE):
+                raise InvalidRequest(f"{name} {side} is not a multiple of 8 from 8 to {MAX_SIDE}")
+        _check_range("steps", self.steps, 1, MAX_STEPS)
+        _check_range("seed", self.seed, 0, MAX_SEED)
+        _check_range("count", self.count, 1, MAX_COUNT)
+        if self.seed is not None and self.seed + self.count - 1 > MAX_SEED:
+            raise InvalidRequest(f"seed {self.seed} with count {self.count} runs past the last seed, {MAX_SEED}")
+        if self.guidance is not None and not (math.isfinite(self.guidance) and 0 <= self.guidance <= 100):
+            raise InvalidRequest(f"guidance {self.guidance} is not a number from 0 to 100")
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise InvalidRequest(f"unknown sampler {self.sampler!r}; valid: {choices(SAMPLERS)}")
+
+    def resolve(self, bundle: ModelBundle, seed: int) -> Settings:
+        """The request with the model's defaults, and `seed` if it has none of its own, filled in."""
+        defaults = bundle.defaults
+        return Settings(
+            prompt=self.prompt,
+            negative=self.negative,
+            width=defaults.width if self.width is None else self.width,
+            height=defaults.height if self.height is None else self.height,
+            steps=defaults.steps if self.steps is None else self.steps,
+            guidance=defaults.guidance if self.guidance is None else self.guidance,
+            seed=seed if self.seed is None else self.seed,
+            sampler=defaults.sampler if self.sampler is None else self.sampler,
+            count=self.count,
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A request with nothing left open: what a model really draws. `Request(**asdict(settings))` asks for it again."""
+
+    prompt: str
+    negative: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    seed: int
+    sampler: str
+    count: int
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt takes part."""
+        return self.guidance != 1
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        # A byte that is no UTF-8 reaches Python's argv as a lone surrogate.
+        raise InvalidRequest(f"the {name} is not valid UTF-8") from None
+    if "\0" in text:
+        raise InvalidRequest(f"the {name} holds a NUL character")
+    if len(text) > MAX_PROMPT:
+        raise InvalidRequest(f"the {name} has {len(text)} characters; at most {MAX_PROMPT} are taken")
+
+
+def _check_range(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise InvalidRequest(f"{name} {value} is not a whole number from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture and the settings, with count 1, that make it again."""
+
+    image: Image
+    settings: Settings
+    model: str
+    variant: str
+    device: str
+    model_hash: str
+
+    def save(self, path: str | Path) -> Path:
+        """Write PNG, JPEG or WebP by the name's ending, with the parameters inside; all or nothing."""
+        from .image_io import save
+
+        return save(self, Path(path))
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pictures of a request, what the device plan said, and where the seconds went."""
+
+    pictures: list[Picture]
+    plan: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write one picture to `path`, several to `path` with -1, -2, … before the ending."""
+        path = Path(path)
+        if len(self.pictures) == 1:
+            return [self.pictures[0].save(path)]
+        return [p.save(path.with_stem(f"{path.stem}-{n}")) for n, p in enumerate(self.pictures, 1)]
