@@ -1,0 +1,1 @@
+"""Weights -> variants: conversion, quantization, parity, and the training of the embedded model."""

@@ -1,0 +1,261 @@
+"""Source + target -> bundle. Resumable, atomic, and every component measured before the variant is listed.
+
+A variant is made in `BUNDLE/.NAME.partial/`, a component at a time, so that only one is in memory. Each finished one
+leaves a record there; a conversion that was stopped skips what is recorded. When all are there and close enough to
+torch float32, the folder is renamed to its name and the manifest, rewritten in one rename, lists it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_sd.bundle import (
+    MANIFEST,
+    Artifact,
+    FileRecord,
+    ModelBundle,
+    Parity,
+    Variant,
+    read_manifest,
+    record_file,
+    write_atomically,
+)
+from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, ParityError, choices
+from edge_sd.foreign import GRAPH
+from edge_sd.text import TextTokenizer, read_vocabulary
+
+from .recipes import QuantRecipe
+from .sources import PARTS, Source
+
+TARGETS = ("openvino",)
+Report = Callable[[str, float], None]
+
+
+def require_extra() -> None:
+    """Raise MissingExtra unless all that conversion imports is installed."""
+    from importlib.util import find_spec
+
+    if not all(find_spec(name) for name in ("torch", "diffusers", "transformers", "safetensors", "nncf", "filelock")):
+        raise MissingExtra("converting models", "convert")
+
+
+def build(source: Path | str, target: Path, backend: str, recipe: QuantRecipe, report: Report) -> ModelBundle:
+    """Add the variant `BACKEND-RECIPE` of `source` to the bundle in `target`, which is made if it is not there.
+
+    `report(what, share)` is told what is being done and how much is done, 0 to 1. A variant that is there already,
+    made from the same source and whole, is left as it is.
+
+    Raises InvalidModel (source), ParityError or ConversionError; the bundle is then as it was.
+    """
+    if backend not in TARGETS:
+        raise InvalidRequest(f"unknown target {backend!r}; valid: {choices(TARGETS)}")
+    require_extra()
+    opened = Source.open(source)
+    name = f"{backend}-{recipe.name}"
+    with _translate_os_errors(target), _locked(target):
+        bundle = _existing(target, opened)
+        if name in bundle.variants and not bundle.verify(name):
+            report(f"{name} is already there", 1.0)
+            return bundle
+        staging = target / f".{name}.partial"
+        with _hidden_if_fresh(target, staging):
+            _check_space(opened, recipe, target)
+            artifacts = _make_parts(opened, recipe, staging, name, report)
+            _copy_companions(opened, staging)
+            report("flushing to disk", 0.98)
+            files = {f"{name}/{path.relative_to(staging).as_posix()}": _flushed(path) for path in _files(staging)}
+            shared = _publish_tokenizer(opened, target)
+            final = target / name
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(staging, final)
+            variant = Variant(backend, recipe.name, artifacts, files)
+            bundle = replace(bundle, variants={**bundle.variants, name: variant}, files=shared)
+            bundle.write_manifest()
+    report(f"{name} is ready", 1.0)
+    return bundle
+
+
+@contextlib.contextmanager
+def _translate_os_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConversionError(f"{target}: {error.strerror or error}; nothing was added to the bundle") from error
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """One conversion into a bundle at a time; a second waits, and then finds the work done."""
+    from filelock import FileLock
+
+    if target.exists() and not target.is_dir():
+        raise InvalidRequest(f"{target} is a file; give a folder for the bundle")
+    if not target.absolute().parent.is_dir():
+        raise InvalidRequest(f"the folder {str(target.absolute().parent)!r}, where the bundle would go, does not exist")
+    lock = target.with_name(f".{target.name}.lock")
+    with FileLock(lock):
+        yield
+    lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _hidden_if_fresh(target: Path, staging: Path) -> Iterator[None]:
+    """Clean up after an error (a kill leaves the staging folder, to go on from): no half variant, no empty bundle."""
+    fresh = not target.exists()
+    staging.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(staging if not fresh else target, ignore_errors=True)
+        raise
+
+
+def _existing(target: Path, source: Source) -> ModelBundle:
+    if (target / MANIFEST).is_file():
+        bundle = read_manifest(target)
+        theirs = replace(bundle.facts, name=source.facts.name)
+        if theirs != source.facts:
+            raise InvalidRequest(f"{target} holds another model ({bundle.name}); give a new folder")
+        return bundle
+    visible = [path.name for path in target.iterdir() if not path.name.startswith(".")] if target.is_dir() else []
+    if visible and set(visible) != {"tokenizer"}:
+        raise InvalidRequest(
+            f"{target} is neither empty nor a bundle (it holds {sorted(visible)[0]}); give a new folder"
+        )
+    return ModelBundle(target, source.facts, {})
+
+
+def _check_space(source: Source, recipe: QuantRecipe, target: Path) -> None:
+    """Refuse up front what cannot fit: torch's fp16 or fp32 bytes, rescaled to the recipe's bits."""
+    from safetensors import safe_open
+
+    need = 0
+    for part in PARTS:
+        with safe_open(source.weights(part)[0], "np") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                slice_ = file.get_slice(key)
+                need += int(np.prod(slice_.get_shape(), dtype=np.int64)) * max(recipe.bits, 8) // 8
+    free = shutil.disk_usage(target).free
+    if free < need:
+        raise ConversionError(
+            f"{target} has {free >> 20} MB free, the variant needs about {need >> 20} MB; nothing was added"
+        )
+
+
+def _make_parts(source: Source, recipe: QuantRecipe, staging: Path, name: str, report: Report) -> dict[str, Artifact]:
+    state_path = staging / ".state.json"
+    state = _resume(state_path, staging, {"source": source.fingerprint(), "recipe": asdict(recipe)})
+    tokenizer = TextTokenizer(source.folder / "tokenizer", source.facts.max_tokens)
+    artifacts: dict[str, Artifact] = {}
+    returned: dict[str, Any] = {}
+    for n, part in enumerate(PARTS):
+        kept = staging / f".{part}.npy"
+        if part in state["parts"]:
+            returned[part] = np.load(kept)
+        else:
+            report(f"{name}: {part}", n / len(PARTS))
+            row, returned[part] = _make_part(source, recipe, part, staging, tokenizer, returned)
+            np.save(kept, returned[part])
+            state["parts"][part] = row
+            write_atomically(state_path, json.dumps(state).encode())
+        row = state["parts"][part]
+        artifacts[part] = Artifact(
+            graph=f"{name}/{part}/{GRAPH}",
+            weights=(f"{name}/{part}/{Path(GRAPH).stem}.bin",),
+            inputs=tuple(row["inputs"]),
+            outputs=tuple(row["outputs"]),
+            parity=Parity(**row["parity"]),
+        )
+    for part in PARTS:
+        (staging / f".{part}.npy").unlink()
+    state_path.unlink()
+    return artifacts
+
+
+def _resume(state_path: Path, staging: Path, key: dict[str, Any]) -> dict[str, Any]:
+    """The state of an interrupted run for the same source and recipe, its files still whole; else an empty one."""
+    empty: dict[str, Any] = {"key": key, "parts": {}}
+    try:
+        state: dict[str, Any] = json.loads(state_path.read_text("utf-8"))
+        if state["key"] != key:
+            return empty
+        for part, row in list(state["parts"].items()):
+            whole = all((staging / f).is_file() and record_file(staging / f) == FileRecord(**r)
+                        for f, r in row["files"].items())  # fmt: skip
+            if not whole or not (staging / f".{part}.npy").is_file():
+                return empty
+    except (OSError, ValueError, KeyError, TypeError):
+        return empty
+    return state
+
+
+def _make_part(
+    source: Source, recipe: QuantRecipe, part: str, staging: Path, tokenizer: TextTokenizer, before: dict[str, Any]
+) -> tuple[dict[str, Any], Any]:
+    """Convert one component and measure it; its row for the state file, and what the next component needs of it."""
+    from . import openvino
+    from .parity import TorchComponent, record
+    from .wrappers import wrap
+
+    wrapped = wrap(part, source.load(part), source.facts)
+    component = TorchComponent(wrapped.module, wrapped.outputs)
+    result = record(part, component, source.facts, tokenizer, before)
+    folder = staging / part
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    openvino.convert(wrapped, recipe, folder, source.facts.schedule.prediction_type)
+    (folder / "config.json").write_text(json.dumps(source.config(part), indent=2), "utf-8")
+    names = {"inputs": list(wrapped.example), "outputs": list(wrapped.outputs)}
+    del wrapped, component.module
+    parity = openvino.measure_parity(folder, component.recording)
+    if not parity.psnr >= recipe.floor:
+        raise ParityError(
+            f"{part} in {recipe.name} reaches {parity.psnr:.1f} dB against torch float32, "
+            f"its floor is {recipe.floor:g} dB; nothing was added to the bundle"
+        )
+    files = {f"{part}/{path.name}": asdict(record_file(path)) for path in sorted(folder.iterdir())}
+    return {**names, "parity": asdict(parity), "files": files}, result
+
+
+def _copy_companions(source: Source, staging: Path) -> None:
+    """What other programs look for beside the graphs: the index, the scheduler, the tokenizer in two forms."""
+    from . import openvino
+
+    for folder in ("scheduler", "tokenizer"):
+        shutil.copytree(source.folder / folder, staging / folder, dirs_exist_ok=True)
+    shutil.copyfile(source.folder / "model_index.json", staging / "model_index.json")
+    openvino.convert_tokenizer(source.folder / "tokenizer", staging / "tokenizer")
+
+
+def _publish_tokenizer(source: Source, target: Path) -> dict[str, FileRecord]:
+    """The tokenizer of the bundle itself, which the runtime reads, whatever variants come and go."""
+    folder = target / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    vocabulary, merges = read_vocabulary(source.folder / "tokenizer")
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    write_atomically(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False).encode())
+    write_atomically(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (source.folder / "tokenizer" / name).is_file():
+            write_atomically(folder / name, (source.folder / "tokenizer" / name).read_bytes())
+    return {f"tokenizer/{path.name}": record_file(path) for path in _files(folder)}
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _flushed(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return record_file(path)

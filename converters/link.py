@@ -1,0 +1,63 @@
+"""One weight file for torch and OpenVINO: constants that the safetensors file already holds are not stored again.
+
+A graph's constants are byte ranges of its weights. `link` finds each of them in a safetensors file and writes the graph
+again so that its ranges lie in that file; the few that are not there (shapes, small tables) go into a file of their
+own, which is taken to follow it. The pair is what `Artifact.weights` names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from edge_sd.errors import ConversionError
+
+# Beyond this the weights were changed on the way (folded, transposed), and linking them would save nothing.
+LARGEST_REST = 1 << 20
+
+
+def link(graph: Path, weights: Path, safetensors: Path, linked: Path, rest: Path) -> None:
+    """Write `linked`, the graph with its constants in `safetensors` + `rest`; ConversionError if most are not there."""
+    places = _places(safetensors)
+    end = safetensors.stat().st_size
+    data = np.memmap(weights, np.uint8, "r")
+    kept = bytearray()
+    kept_places: dict[bytes, int] = {}
+    tree = ElementTree.parse(graph)
+    for node in tree.iterfind("./layers/layer[@type='Const']/data"):
+        offset, size = int(node.attrib["offset"]), int(node.attrib["size"])
+        value = data[offset : offset + size].tobytes()
+        key = hashlib.sha256(value).digest()
+        place = places.get(key)
+        if place is None:
+            if key not in kept_places:
+                # Constants of any element type may be read in place: keep them aligned.
+                kept += bytes(-(end + len(kept)) % 64)
+                kept_places[key] = end + len(kept)
+                kept += value
+            place = kept_places[key]
+        node.attrib["offset"] = str(place)
+    if len(kept) > LARGEST_REST:
+        raise ConversionError(f"{graph}: {len(kept)} bytes of its constants are not in {safetensors.name}")
+    rest.write_bytes(kept)
+    tree.write(linked, "utf-8", xml_declaration=True)
+
+
+def _places(safetensors: Path) -> dict[bytes, int]:
+    """Hash of each tensor's bytes -> where they start in the file."""
+    import json
+
+    with safetensors.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    data = np.memmap(safetensors, np.uint8, "r", offset=8 + length)
+    places = {}
+    for name, row in header.items():
+        if name != "__metadata__":
+            start, stop = row["data_offsets"]
+            places[hashlib.sha256(data[start:stop].tobytes()).digest()] = 8 + length + start
+    return places

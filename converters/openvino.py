@@ -1,0 +1,106 @@
+"""Torch component -> `openvino_model.xml` + `.bin`, as optimum-intel writes them and openvino.genai reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_sd.bundle import Parity
+from edge_sd.errors import ConversionError
+from edge_sd.foreign import GRAPH
+
+from .parity import Arrays, Recording, measure
+from .recipes import QuantRecipe
+from .wrappers import Wrapped
+
+
+def convert(wrapped: Wrapped, recipe: QuantRecipe, folder: Path, prediction_type: str) -> None:
+    """Write the component's graph and weights, stored as `recipe` says, into `folder`. Raises ConversionError."""
+    import openvino as ov
+    import torch
+
+    try:
+        with torch.no_grad():
+            # torch would trace a second time to compare; the parity that is measured below says more.
+            traced = torch.jit.trace(
+                wrapped.module, example_kwarg_inputs=wrapped.example, check_trace=False, strict=False
+            )
+            # A mapping keeps the names of forward's arguments as the names of the graph's inputs.
+            model = ov.convert_model(traced, example_input=wrapped.example)
+    except Exception as error:  # The frontend raises whatever torch's tracer raises.
+        raise ConversionError(f"{wrapped.part} could not be traced: {str(error).splitlines()[0]}") from error
+    _name_ports(model, wrapped)
+    if wrapped.part.startswith("vae") and prediction_type == "v_prediction":
+        # Keeps float16 GPUs from overflowing in these decoders; the value is optimum-intel's.
+        model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
+    if recipe.bits < 16:
+        model = _compress(model, recipe)
+    ov.save_model(model, folder / GRAPH, compress_to_fp16=recipe.bits <= 16)
+
+
+def _name_ports(model: Any, wrapped: Wrapped) -> None:
+    import openvino as ov
+
+    for port in model.inputs:
+        name = port.any_name
+        shape = list(wrapped.example[name].shape)
+        for dimension in wrapped.dynamic[name]:
+            shape[dimension] = -1
+        port.get_node().set_partial_shape(ov.PartialShape(shape))
+        port.get_tensor().set_names({name})
+        if name in ("input_ids", "timestep"):
+            port.get_node().set_element_type(ov.Type.i64)
+    for port, name in zip(model.outputs, wrapped.outputs, strict=True):
+        port.get_tensor().set_names({name})
+    model.validate_nodes_and_infer_types()
+
+
+def _compress(model: Any, recipe: QuantRecipe) -> Any:
+    import logging
+
+    import nncf
+
+    # nncf prints its statistics at INFO; what matters of them is in the manifest.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    if recipe.bits == 8:
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    # Layers whose width is no multiple of the group get a smaller group of their own.
+    adjust = nncf.AdvancedCompressionParameters(
+        group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=8
+    )
+    return nncf.compress_weights(
+        model,
+        mode=nncf.CompressWeightsMode.INT4_ASYM,
+        group_size=recipe.group_size,
+        advanced_parameters=adjust,
+    )
+
+
+def measure_parity(folder: Path, recording: Recording) -> Parity:
+    """Parity of a saved component, run by OpenVINO in float32 on the CPU; the same on every machine."""
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(str(folder / GRAPH), "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
+    names = [port.any_name for port in compiled.outputs]
+
+    def run(inputs: Arrays) -> Arrays:
+        typed = {
+            port.any_name: np.ascontiguousarray(inputs[port.any_name], port.element_type.to_dtype())
+            for port in compiled.inputs
+        }
+        return {name: np.array(value) for name, value in zip(names, compiled(typed).values(), strict=True)}
+
+    return measure(run, recording)
+
+
+def convert_tokenizer(tokenizer: Path, folder: Path) -> None:
+    """Write openvino_tokenizer.xml and openvino_detokenizer.xml, which openvino.genai wants beside vocab.json."""
+    import openvino as ov
+    from openvino_tokenizers import convert_tokenizer as convert_hf
+    from transformers import CLIPTokenizer
+
+    pair = convert_hf(CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True), with_detokenizer=True)
+    for model, name in zip(pair, ("openvino_tokenizer.xml", "openvino_detokenizer.xml"), strict=True):
+        ov.save_model(model, folder / name)
