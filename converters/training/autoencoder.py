@@ -1,0 +1,208 @@
+"""The autoencoder: 128x128 pixels to 16x16x4 latents and back (AutoencoderKL, factor 8).
+
+    loss = |x - y| at four scales + |grad x - grad y| + beta * KL(q(z|x) || N(0, 1))
+
+L1 alone lets small shapes drift to the grey between their colours; the same difference on pictures shrunk 2, 4 and 8
+times holds the colours, the difference of the gradients holds the edges. Training sees 64x64 crops, four times as many
+steps for the same pixels, and whole pictures for the last fifth of the budget.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .data import BACKGROUNDS, SIZE, STYLES, Artwork
+from .loop import Budget, Run
+
+CONFIG: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [32, 64, 128, 128],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 16,
+    "sample_size": SIZE,
+}
+KL_WEIGHT = 2e-5
+BATCH, CROP = 16, 64
+
+
+def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1 at scales 1, 1/2, 1/4 and 1/8 plus L1 of the gradients; x, y: [B, 3, H, W] in [-1, 1]."""
+    loss = (y - x).abs().mean()
+    for k in (2, 4, 8):
+        loss = loss + 0.5 * (F.avg_pool2d(y, k) - F.avg_pool2d(x, k)).abs().mean()
+    for dim in (2, 3):
+        loss = loss + 0.5 * (y.diff(dim=dim) - x.diff(dim=dim)).abs().mean()
+    return loss
+
+
+def psnr(y: Tensor, x: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
+    mse = (y.clamp(-1, 1) - x).square().mean(dim=(1, 2, 3))
+    return float((10 * torch.log10(4 / mse.clamp_min(1e-10))).mean())
+
+
+def is_held_out_picture(n: int) -> bool:
+    """Every 50th drawing is kept from the autoencoder's training, to measure it on."""
+    return n % 50 == 7
+
+
+class Crops:
+    """Random drawings of the whole artwork on random backgrounds."""
+
+    def __init__(self, artwork: Artwork, seed: int) -> None:
+        self.artwork = artwork
+        self.rng = np.random.default_rng(seed)
+        count = len(artwork.labels) * len(STYLES)
+        self.train = [n for n in range(count) if not is_held_out_picture(n)]
+        core = {4 * artwork.index[label] + list(STYLES).index(style) for label, style in artwork.pairs()}
+        self.core = [n for n in self.train if n in core]
+        self.test = [n for n in range(count) if is_held_out_picture(n)]
+
+    def background(self) -> tuple[float, ...]:
+        if self.rng.random() < 0.6:
+            base = np.array(list(BACKGROUNDS.values())[self.rng.integers(len(BACKGROUNDS))], float)
+            return tuple(np.clip(base + self.rng.normal(0, 6, 3), 0, 255))
+        return tuple(self.rng.uniform(0, 255, 3))
+
+    def batch(self, size: int, crop: int, *, core: bool = False) -> Tensor:
+        """Float32 [size, 3, crop, crop] in [-1, 1]; with `core` only pictures that the UNet learns, too."""
+        pictures = []
+        for n in self.rng.choice(self.core if core else self.train, size):
+            label, style = self.artwork.labels[n // 4], list(STYLES)[n % 4]
+            shift = tuple(int(v) for v in self.rng.integers(-12, 13, 2))
+            mirror = bool(self.rng.random() < 0.5)
+            picture = self.artwork.picture(label, style, self.background(), mirror=mirror, shift=(shift[0], shift[1]))
+            if crop < SIZE:
+                # Crops start on the latent grid, where the decoder will meet them.
+                y, x = 8 * self.rng.integers(0, (SIZE - crop) // 8 + 1, 2)
+                picture = picture[:, y : y + crop, x : x + crop]
+            pictures.append(picture)
+        return torch.from_numpy(np.stack(pictures))
+
+    def held_out(self, limit: int = 48) -> Tensor:
+        """The pictures that training never sees, on their backgrounds; float32 [N, 3, 128, 128]."""
+        colours = list(BACKGROUNDS.values())
+        return torch.from_numpy(
+            np.stack(
+                [
+                    self.artwork.picture(self.artwork.labels[n // 4], list(STYLES)[n % 4], colours[i % len(colours)])
+                    for i, n in enumerate(self.test[:limit])
+                ]
+            )
+        )
+
+
+def build() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
+
+
+def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> None:
+    """Train into `work`/vae (a diffusers folder); resumes from `work`/vae.checkpoint.pt."""
+    torch.manual_seed(seed)
+    vae = build().to(device)
+    run = Run("vae", work, {"vae": vae}, budget, peak=5e-4, ema_decay=0.999)
+    crops = Crops(Artwork(work), seed + run.step)
+    held_out = crops.held_out()
+
+    def loss_of(_: int) -> tuple[Tensor, dict[str, float]]:
+        whole = budget.used(run.step, run.seconds) > 0.8
+        x = crops.batch(BATCH // 4 if whole else BATCH, SIZE if whole else CROP)
+        x = x.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16):
+            q = vae.encode(x).latent_dist
+            y = vae.decode(q.sample()).sample
+        kl = q.kl().mean() / q.mean[0].numel()
+        reconstruction = reconstruction_loss(y.float(), x)
+        return reconstruction + KL_WEIGHT * kl, {
+            "reconstruction": float(reconstruction.detach()),
+            "kl": float(kl.detach()),
+        }
+
+    def sample() -> None:
+        live = {k: v.clone() for k, v in vae.state_dict().items()}
+        run.use_average()
+        with torch.no_grad():
+            y = torch.cat([vae.decode(vae.encode(x).latent_dist.mean).sample for x in held_out.to(device).split(8)])
+        run.log.append({"step": run.step, "minutes": run.seconds / 60, "psnr": psnr(y.cpu(), held_out)})
+        print(f"held-out PSNR {run.log[-1]['psnr']:.2f} dB", flush=True)
+        sheet(work / "vae.png", held_out[:16], y[:16].cpu())
+        vae.load_state_dict(live)
+
+    run.train(loss_of, sample=sample)
+    run.use_average()
+    vae.register_to_config(scaling_factor=scaling_factor(vae, crops, device))
+    vae.to("cpu", memory_format=torch.contiguous_format).save_pretrained(work / "vae")
+    (work / "vae.log.json").write_text(json.dumps(run.log))
+
+
+def train_decoder(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> None:
+    """Go on with the decoder alone, on whole pictures; the encoder, and so every latent, stays what it is.
+
+    The UNet can be trained meanwhile. Every second batch shows the vocabulary that it is taught. A little noise on the
+    latents teaches the decoder to forgive a UNet's slips.
+    """
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    vae = AutoencoderKL.from_pretrained(work / "vae").to(device, memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    decoder = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    run = Run("decoder", work, {"decoder": decoder}, budget, peak=3e-4, ema_decay=0.999)
+    crops = Crops(Artwork(work), seed + 1 + run.step)
+    held_out = crops.held_out()
+    with torch.no_grad():
+        held_out_z = torch.cat([vae.encode(x).latent_dist.mean for x in held_out.to(device).split(8)])
+    noise = 0.05 / vae.config.scaling_factor
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        x = crops.batch(BATCH // 4, SIZE, core=step % 2 == 0).to(device, memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16):
+            with torch.no_grad():
+                z = vae.encode(x).latent_dist.mean
+            y = vae.decode(z + noise * torch.randn_like(z)).sample
+        return reconstruction_loss(y.float(), x), {}
+
+    def sample() -> None:
+        live = {k: v.clone() for k, v in decoder.state_dict().items()}
+        run.use_average()
+        with torch.no_grad():
+            y = torch.cat([vae.decode(z).sample for z in held_out_z.split(8)])
+        run.log.append({"step": run.step, "minutes": run.seconds / 60, "psnr": psnr(y.cpu(), held_out)})
+        print(f"held-out PSNR {run.log[-1]['psnr']:.2f} dB", flush=True)
+        sheet(work / "decoder.png", held_out[:16], y[:16].cpu())
+        decoder.load_state_dict(live)
+
+    run.train(loss_of, sample=sample)
+    run.use_average()
+    vae.to("cpu", memory_format=torch.contiguous_format).save_pretrained(work / "vae_sharp")
+    (work / "decoder.log.json").write_text(json.dumps(run.log))
+
+
+def scaling_factor(vae: Any, crops: Crops, device: str) -> float:
+    """1 / the standard deviation of the latents, so that diffusion starts from unit variance (LDM, section 3.2)."""
+    with torch.no_grad():
+        z = torch.cat([vae.encode(crops.batch(16, SIZE).to(device)).latent_dist.mean for _ in range(8)])
+    return round(1 / float(z.std()), 5)
+
+
+def sheet(path: Path, *rows: Tensor) -> None:
+    """Save rows of pictures ([N, 3, H, W] in [-1, 1] each) as one PNG."""
+    from PIL import Image
+
+    grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+    pixels = ((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(path)

@@ -1,0 +1,247 @@
+"""The pictures the embedded model learns from: emoji artwork that npm packages carry with its licence.
+
+Four sets draw the same concepts in four styles, so that a caption can name concept and style apart:
+
+    3d       @iconify-json/fluent-emoji        MIT
+    flat     @iconify-json/fluent-emoji-flat   MIT
+    glossy   @iconify-json/noto                Apache-2.0
+    cartoon  @iconify-json/twemoji             CC BY 4.0
+
+Names and keywords come from emojibase-data (MIT). `prepare` rasterises every drawing once to 128x128 RGBA;
+`Artwork` composites them on coloured backgrounds and words their captions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIZE = 128
+STYLES = {
+    "3d": "@iconify-json/fluent-emoji",
+    "flat": "@iconify-json/fluent-emoji-flat",
+    "glossy": "@iconify-json/noto",
+    "cartoon": "@iconify-json/twemoji",
+}
+PACKAGES = {
+    "@iconify-json/fluent-emoji": "1.2.7",
+    "@iconify-json/fluent-emoji-flat": "1.2.6",
+    "@iconify-json/noto": "1.2.9",
+    "@iconify-json/twemoji": "1.2.5",
+    "emojibase-data": "17.0.0",
+}
+# Two sets draw up to the edge; they get the margin that the other two have.
+MARGINS = {"3d": 0, "flat": 0, "glossy": 8, "cartoon": 8}
+# Groups of emojibase without people, components, symbols and flags.
+GROUPS = (0, 3, 4, 5, 6, 7)
+BACKGROUNDS = {
+    "white": (255, 255, 255),
+    "black": (16, 16, 18),
+    "gray": (150, 154, 160),
+    "red": (214, 62, 62),
+    "orange": (245, 150, 60),
+    "yellow": (250, 218, 94),
+    "green": (96, 176, 92),
+    "teal": (64, 178, 176),
+    "blue": (74, 128, 214),
+    "purple": (142, 98, 190),
+    "pink": (244, 164, 196),
+    "brown": (140, 100, 72),
+}
+# The words people use where the data's label is stiff; both are taught.
+PLAIN_NAMES = {
+    "automobile": "car",
+    "spouting whale": "whale",
+    "locomotive": "steam train",
+    "tangerine": "orange fruit",
+    "doughnut": "donut",
+    "hot beverage": "cup of coffee",
+    "honeybee": "bee",
+    "lady beetle": "ladybug",
+    "sauropod": "dinosaur",
+    "wrapped gift": "gift box",
+    "locked": "padlock",
+    "high voltage": "lightning bolt",
+    "globe showing Americas": "planet earth",
+    "evergreen tree": "pine tree",
+    "deciduous tree": "tree",
+    "ear of corn": "corn",
+    "cheese wedge": "cheese",
+    "pizza": "slice of pizza",
+    "cooking": "fried egg in a pan",
+    "soccer ball": "football",
+    "game die": "dice",
+    "mobile phone": "smartphone",
+    "gem stone": "diamond",
+    "crescent moon": "moon",
+    "hourglass done": "hourglass",
+    "blowfish": "pufferfish",
+    "delivery truck": "truck",
+    "fire engine": "fire truck",
+    "flying saucer": "ufo",
+    "vertical traffic light": "traffic light",
+    "french fries": "fries",
+    "jack-o-lantern": "halloween pumpkin",
+    "hatching chick": "chick in an egg",
+    "bullseye": "dartboard",
+}
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing that all four styles draw: its label, its keywords and its icon's name in each set."""
+
+    label: str
+    group: int
+    keywords: tuple[str, ...]
+    icons: dict[str, str]
+
+
+def _codepoints(hexcode: str) -> str:
+    return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
+
+
+def install(folder: Path) -> Path:
+    """Install the pinned npm packages into `folder` and return its node_modules."""
+    folder.mkdir(parents=True, exist_ok=True)
+    modules = folder / "node_modules"
+    if all((modules / name / "package.json").is_file() for name in PACKAGES):
+        return modules
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RuntimeError("npm was not found; it is needed once, to install the artwork")
+    wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
+    subprocess.run([npm, "install", "--prefix", str(folder), "--no-save", "--silent", *wanted], check=True)
+    return modules
+
+
+def concepts(modules: Path) -> list[Concept]:
+    """Every concept of GROUPS that all four sets draw, in emojibase's order."""
+    icons: dict[str, dict[str, str]] = {}
+    for style, package in STYLES.items():
+        # The 3D set ships no code points, but its icons carry the flat set's names.
+        source = STYLES["flat"] if style == "3d" else package
+        chars = json.loads((modules / source / "chars.json").read_text("utf-8"))
+        names = json.loads((modules / package / "icons.json").read_text("utf-8"))["icons"]
+        icons[style] = {_codepoints(code): name for code, name in chars.items() if name in names}
+    found = []
+    for emoji in json.loads((modules / "emojibase-data/en/data.json").read_text("utf-8")):
+        code = _codepoints(emoji["hexcode"])
+        if emoji.get("group") in GROUPS and all(code in icons[style] for style in STYLES):
+            names = {style: icons[style][code] for style in STYLES}
+            found.append(Concept(emoji["label"], emoji["group"], tuple(emoji.get("tags", ())), names))
+    return sorted(found, key=lambda concept: (concept.group, concept.label))
+
+
+def core_vocabulary() -> list[str]:
+    """The labels the UNet is taught, from concepts.txt."""
+    text = Path(__file__).with_name("concepts.txt").read_text("utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def is_held_out(label: str, style: str) -> bool:
+    """Whether the pair is kept from training (10 %, by a hash, so that adding a concept moves no other pair)."""
+    return hashlib.sha256(f"{label}/{style}".encode()).digest()[0] < 26
+
+
+def prepare(folder: Path, report: Callable[[str], None] = print) -> Path:
+    """Rasterise all artwork into `folder`: artwork.npy, uint8 [N, 4, 128, 128, 4] (styles, height, width, RGBA)."""
+    import resvg_py
+    from PIL import Image
+
+    modules = install(folder)
+    found = concepts(modules)
+    pixels = np.zeros((len(found), len(STYLES), SIZE, SIZE, 4), np.uint8)
+    for s, (style, package) in enumerate(STYLES.items()):
+        icons = json.loads((modules / package / "icons.json").read_text("utf-8"))
+        for n, concept in enumerate(found):
+            icon = icons["icons"][concept.icons[style]]
+            width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
+            side = SIZE - 2 * MARGINS[style]
+            svg = (
+                f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                f'viewBox="0 0 {width} {height}" width="{side}" height="{side}">{icon["body"]}</svg>'
+            )
+            png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)
+            drawing = Image.open(BytesIO(bytes(png))).convert("RGBA").resize((side, side))
+            inside = slice(MARGINS[style], SIZE - MARGINS[style])
+            pixels[n, s, inside, inside] = np.asarray(drawing)
+        report(f"{style}: {len(found)} drawings")
+    np.save(folder / "artwork.npy", pixels)
+    table = [{"label": c.label, "group": c.group, "keywords": list(c.keywords)} for c in found]
+    (folder / "artwork.json").write_text(json.dumps(table, indent=1, ensure_ascii=False), "utf-8")
+    return folder
+
+
+def _shifted(pixels: NDArray[np.uint8], dy: int, dx: int) -> NDArray[np.uint8]:
+    """`pixels` moved by (dy, dx), transparent where nothing was."""
+    moved = np.roll(pixels, (dy, dx), (0, 1))
+    moved[: max(dy, 0)] = moved[SIZE + min(dy, 0) :] = 0
+    moved[:, : max(dx, 0)] = moved[:, SIZE + min(dx, 0) :] = 0
+    return moved
+
+
+class Artwork:
+    """The rasterised drawings of a prepared folder, composited and captioned on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "artwork.npy").is_file():
+            raise FileNotFoundError(f"{folder} holds no artwork.npy; make it with: edge-sd train data --work {folder}")
+        self.pixels: NDArray[np.uint8] = np.load(folder / "artwork.npy", mmap_mode="r")
+        table: list[dict[str, Any]] = json.loads((folder / "artwork.json").read_text("utf-8"))
+        self.labels = [row["label"] for row in table]
+        self.keywords = {row["label"]: [word.replace("_", " ") for word in row["keywords"]] for row in table}
+        self.index = {label: n for n, label in enumerate(self.labels)}
+
+    def pairs(self, *, held_out: bool = False) -> Iterator[tuple[str, str]]:
+        """The (concept, style) pairs of the core vocabulary that are trained on, or those that are not."""
+        for label in core_vocabulary():
+            for style in STYLES:
+                if is_held_out(label, style) == held_out:
+                    yield label, style
+
+    def picture(self, label: str, style: str, background: Sequence[float], *, mirror: bool = False,
+                shift: tuple[int, int] = (0, 0)) -> NDArray[np.float32]:  # fmt: skip
+        """One drawing on a plain background, float32 [3, 128, 128] in [-1, 1], moved by whole pixels (y, x)."""
+        rgba = self.pixels[self.index[label], list(STYLES).index(style)]
+        if mirror:
+            rgba = rgba[:, ::-1]
+        rgba = _shifted(rgba, *shift).astype(np.float32)
+        alpha = rgba[..., 3:] / 255
+        rgb = rgba[..., :3] * alpha + np.asarray(background, np.float32) * (1 - alpha)
+        return np.ascontiguousarray((rgb / 127.5 - 1).transpose(2, 0, 1))
+
+    def caption(self, label: str, style: str, background: str, rng: np.random.Generator) -> str:
+        """A caption in one of many wordings; one in ten is empty, which is what guidance needs."""
+        if rng.random() < 0.1:
+            return ""
+        name = label
+        if label in PLAIN_NAMES and rng.random() < 0.5:
+            name = PLAIN_NAMES[label]
+        elif rng.random() < 0.25:
+            for ending in (" face", " mark"):
+                name = name.removesuffix(ending)
+        if rng.random() < 0.45:
+            name = ("an " if name[0].lower() in "aeiou" else "a ") + name
+        parts = []
+        if rng.random() < 0.85:
+            parts.append(f"{style} style" if rng.random() < 0.8 else style)
+        if background != "white" or rng.random() < 0.25:
+            parts.append(f"{background} background" if rng.random() < 0.8 else f"on {background}")
+        if self.keywords[label] and rng.random() < 0.2:
+            parts.append(str(rng.choice(self.keywords[label])))
+        rng.shuffle(parts)
+        words = [name, *parts]
+        if rng.random() < 0.15:
+            rng.shuffle(words)
+        return (", " if rng.random() < 0.85 else " ").join(words)

@@ -1,0 +1,163 @@
+"""What every training here shares: a budget, a learning-rate schedule, an average of the weights, checkpoints.
+
+A run ends after a number of steps or of minutes, whichever it was given; its schedule follows the share of that budget
+that is used up, so the same recipe fits a laptop's evening and a GPU's minute. A checkpoint holds all that a run is:
+stopped and started again it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Budget:
+    """How long a run may last: `steps` or `minutes`, whichever is given."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give either steps or minutes")
+
+    def used(self, step: int, seconds: float) -> float:
+        """The share of the budget that is used up, 0 to 1."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        assert self.minutes is not None
+        return min(1.0, seconds / (60 * self.minutes))
+
+
+def learning_rate(peak: float, step: int, used: float, warmup: int = 300) -> float:
+    """Linear warm-up over `warmup` steps, then a cosine from `peak` down to 1 % of it at the end of the budget."""
+    cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * used))
+    return peak * min(1.0, (step + 1) / warmup) * cosine
+
+
+@dataclass
+class Run:
+    """One training: its modules, their optimizer, and their moving average, kept in `folder`."""
+
+    name: str
+    folder: Path
+    modules: dict[str, torch.nn.Module]
+    budget: Budget
+    peak: float
+    ema_decay: float = 0.999
+    weight_decay: float = 0.01
+    step: int = 0
+    seconds: float = 0.0
+    log: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.parameters = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=self.peak, betas=(0.9, 0.99), weight_decay=self.weight_decay
+        )
+        self.ema = {
+            name: {k: v.detach().clone().float() for k, v in module.state_dict().items()}
+            for name, module in self.modules.items()
+        }
+        if self.checkpoint.is_file():
+            self._resume()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / f"{self.name}.checkpoint.pt"
+
+    def _resume(self) -> None:
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema = state["ema"]
+        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        torch.set_rng_state(state["rng"])
+
+    def save(self) -> None:
+        """Write the checkpoint and the log; a stop in the middle leaves the older one."""
+        state = {
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema,
+            "step": self.step,
+            "seconds": self.seconds,
+            "log": self.log,
+            "rng": torch.get_rng_state(),
+        }
+        beside = self.checkpoint.with_suffix(".partial")
+        torch.save(state, beside)
+        os.replace(beside, self.checkpoint)
+        (self.folder / f"{self.name}.log.json").write_text(json.dumps(self.log))
+
+    def train(
+        self,
+        loss_of: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+        *,
+        every: int = 100,
+        report: Callable[[str], None] = print,
+        sample: Callable[[], None] | None = None,
+        save_minutes: float = 4.0,
+    ) -> None:
+        """Minimise `loss_of(step)` until the budget is used up."""
+        sums: dict[str, float] = {}
+        count = 0
+        saved = last = time.monotonic()
+        while (used := self.budget.used(self.step, self.seconds)) < 1:
+            lr = learning_rate(self.peak, self.step, used)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            loss, parts = loss_of(self.step)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            if torch.isfinite(norm):
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            self._average()
+            now = time.monotonic()
+            self.seconds += now - last
+            last = now
+            for key, value in {"loss": float(loss.detach()), **parts}.items():
+                sums[key] = sums.get(key, 0.0) + value
+            count += 1
+            if self.step % every == 0:
+                row = {"step": self.step, "minutes": self.seconds / 60, "lr": lr}
+                row |= {key: value / count for key, value in sums.items()}
+                self.log.append(row)
+                report("  ".join(f"{key} {value:.5g}" for key, value in row.items()))
+                sums, count = {}, 0
+            if now - saved > 60 * save_minutes:
+                self.save()
+                if sample is not None:
+                    sample()
+                saved = time.monotonic()
+        self.save()
+        if sample is not None:
+            sample()
+
+    def _average(self) -> None:
+        # The average warms up with the run, so that an early picture is not made of noise.
+        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, module in self.modules.items():
+                averages = self.ema[name]
+                pairs: Iterable[tuple[str, Any]] = module.state_dict().items()
+                floats = [(averages[k], v) for k, v in pairs if v.is_floating_point()]
+                torch._foreach_lerp_([a for a, _ in floats], [v.float() for _, v in floats], 1 - decay)
+
+    def use_average(self) -> None:
+        """Put the averaged weights into the modules, which ends training."""
+        for name, module in self.modules.items():
+            module.load_state_dict(self.ema[name])
