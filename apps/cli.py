@@ -107,6 +107,7 @@ def generate(
     path = output if output is not None else _free_name(prompt)
     check_output(path)
     with Pipeline.open(model, device, variant) as pipeline:
+        pipeline.resolve(request)  # A mistake is told before anything else is.
         silent = quiet or as_json
         if not silent:
             print(pipeline.plan.explain(), file=sys.stderr)
@@ -151,7 +152,8 @@ def _progress(request: Request, silent: bool) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
 
         def on_step(n: int, step: Step) -> None:
@@ -217,7 +219,8 @@ def _conversion_progress(silent: bool) -> Iterator[Any]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=1.0)
         yield lambda what, share: bar.update(task, description=what, completed=share)
 

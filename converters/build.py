@@ -8,9 +8,12 @@ torch float32, the folder is renamed to its name and the manifest, rewritten in 
 from __future__ import annotations
 
 import contextlib
+import getpass
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -62,7 +65,7 @@ def build(source: Path | str, target: Path, backend: str, recipe: QuantRecipe, r
     opened = Source.open(source)
     name = f"{backend}-{recipe.name}"
     with _translate_os_errors(target), _locked(target):
-        bundle = _existing(target, opened)
+        bundle = _existing(target, opened, name)
         if name in bundle.variants and not bundle.verify(name):
             report(f"{name} is already there", 1.0)
             return bundle
@@ -74,12 +77,14 @@ def build(source: Path | str, target: Path, backend: str, recipe: QuantRecipe, r
             report("flushing to disk", 0.98)
             files = {f"{name}/{path.relative_to(staging).as_posix()}": _flushed(path) for path in _files(staging)}
             shared = _publish_tokenizer(opened, target)
-            final = target / name
-            if final.exists():
-                shutil.rmtree(final)
-            os.replace(staging, final)
-            variant = Variant(backend, recipe.name, artifacts, files)
-            bundle = replace(bundle, variants={**bundle.variants, name: variant}, files=shared)
+            others = {other: variant for other, variant in bundle.variants.items() if other != name}
+            if name in bundle.variants:
+                # It was damaged. Unlist it before its files go, so that what is listed is always whole.
+                replace(bundle, variants=others).write_manifest()
+            shutil.rmtree(target / name, ignore_errors=True)
+            os.replace(staging, target / name)
+            variants = {**others, name: Variant(backend, recipe.name, artifacts, files)}
+            bundle = replace(bundle, variants=variants, files=shared)
             bundle.write_manifest()
     report(f"{name} is ready", 1.0)
     return bundle
@@ -102,10 +107,10 @@ def _locked(target: Path) -> Iterator[None]:
         raise InvalidRequest(f"{target} is a file; give a folder for the bundle")
     if not target.absolute().parent.is_dir():
         raise InvalidRequest(f"the folder {str(target.absolute().parent)!r}, where the bundle would go, does not exist")
-    lock = target.with_name(f".{target.name}.lock")
-    with FileLock(lock):
+    # Not beside the bundle, where it would be debris; removing a lock that others wait for would break it.
+    key = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"edge-sd-{getpass.getuser()}-{key}.lock"):
         yield
-    lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -120,18 +125,17 @@ def _hidden_if_fresh(target: Path, staging: Path) -> Iterator[None]:
         raise
 
 
-def _existing(target: Path, source: Source) -> ModelBundle:
+def _existing(target: Path, source: Source, name: str) -> ModelBundle:
     if (target / MANIFEST).is_file():
         bundle = read_manifest(target)
         theirs = replace(bundle.facts, name=source.facts.name)
         if theirs != source.facts:
             raise InvalidRequest(f"{target} holds another model ({bundle.name}); give a new folder")
         return bundle
-    visible = [path.name for path in target.iterdir() if not path.name.startswith(".")] if target.is_dir() else []
-    if visible and set(visible) != {"tokenizer"}:
-        raise InvalidRequest(
-            f"{target} is neither empty nor a bundle (it holds {sorted(visible)[0]}); give a new folder"
-        )
+    visible = {path.name for path in target.iterdir() if not path.name.startswith(".")} if target.is_dir() else set()
+    # A kill just before the manifest was written leaves these two.
+    if strange := visible - {"tokenizer", name}:
+        raise InvalidRequest(f"{target} is neither empty nor a bundle (it holds {min(strange)}); give a new folder")
     return ModelBundle(target, source.facts, {})
 
 

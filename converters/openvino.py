@@ -23,12 +23,10 @@ def convert(wrapped: Wrapped, recipe: QuantRecipe, folder: Path, prediction_type
 
     try:
         with torch.no_grad():
-            # torch would trace a second time to compare; the parity that is measured below says more.
-            traced = torch.jit.trace(
-                wrapped.module, example_kwarg_inputs=wrapped.example, check_trace=False, strict=False
-            )
-            # A mapping keeps the names of forward's arguments as the names of the graph's inputs.
-            model = ov.convert_model(traced, example_input=wrapped.example)
+            # torch would trace a second time to compare; the parity that is measured later says more.
+            example = tuple(wrapped.example.values())
+            traced = torch.jit.trace(wrapped.module, example, check_trace=False, strict=False)
+            model = ov.convert_model(traced, example_input=example)
     except Exception as error:  # The frontend raises whatever torch's tracer raises.
         raise ConversionError(f"{wrapped.part} could not be traced: {str(error).splitlines()[0]}") from error
     _name_ports(model, wrapped)
@@ -37,14 +35,16 @@ def convert(wrapped: Wrapped, recipe: QuantRecipe, folder: Path, prediction_type
         model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
     if recipe.bits < 16:
         model = _compress(model, recipe)
-    ov.save_model(model, folder / GRAPH, compress_to_fp16=recipe.bits <= 16)
+    try:
+        ov.save_model(model, folder / GRAPH, compress_to_fp16=recipe.bits <= 16)
+    except RuntimeError as error:
+        raise ConversionError(f"{folder / GRAPH} could not be written: {str(error).splitlines()[-1]}") from error
 
 
 def _name_ports(model: Any, wrapped: Wrapped) -> None:
     import openvino as ov
 
-    for port in model.inputs:
-        name = port.any_name
+    for port, name in zip(model.inputs, wrapped.example, strict=True):
         shape = list(wrapped.example[name].shape)
         for dimension in wrapped.dynamic[name]:
             shape[dimension] = -1
@@ -82,7 +82,11 @@ def measure_parity(folder: Path, recording: Recording) -> Parity:
     """Parity of a saved component, run by OpenVINO in float32 on the CPU; the same on every machine."""
     import openvino as ov
 
-    compiled = ov.Core().compile_model(str(folder / GRAPH), "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
+    try:
+        compiled = ov.Core().compile_model(str(folder / GRAPH), "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
+    except RuntimeError as error:
+        # A disk that filled up while the weights were written shows here.
+        raise ConversionError(f"{folder / GRAPH} does not run: {str(error).splitlines()[-1]}") from error
     names = [port.any_name for port in compiled.outputs]
 
     def run(inputs: Arrays) -> Arrays:

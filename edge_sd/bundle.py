@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -305,6 +305,14 @@ def read_manifest(root: Path) -> ModelBundle:
 
 
 def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
+    for key in ("schedule", "latents", "defaults", "variants", "files"):
+        if not isinstance(document[key], dict):
+            raise TypeError(f"{key!r} is no object")
+    if missing := {each.name for each in fields(NoiseSchedule)} - set(document["schedule"]):
+        raise ValueError(f"'schedule' lacks {choices(missing)}")
+    for key in ("max_tokens", "text_width"):
+        if type(document[key]) is not int or document[key] < 1:
+            raise ValueError(f"{key!r} is no positive number")
     facts = Facts(
         name=str(document["name"]),
         family=document["family"],
@@ -312,8 +320,8 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
         latents=LatentSpace(**document["latents"]),
         defaults=Defaults(**document["defaults"]),
         tokenizer=str(document["tokenizer"]),
-        max_tokens=int(document["max_tokens"]),
-        text_width=int(document["text_width"]),
+        max_tokens=document["max_tokens"],
+        text_width=document["text_width"],
         license=str(document["license"]),
     )
     variants = {}

@@ -1,7 +1,7 @@
 """A backend without weights: small numpy functions in the shapes of the real networks, for tests in milliseconds.
 
-The "model" draws: its denoised latents are a smooth pattern made of the text, whatever the noise, so that a pipeline
-with all its parts in order converges to the same picture with every sampler.
+The "model" draws: its denoised latents are a smooth pattern made of the text, nearly whatever the noise, so that a
+pipeline with all its parts in order converges to the same picture with every sampler.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ class FakeComponent:
         return {"last_hidden_state": np.sin(angles).astype(np.float32)}
 
     def _predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """The exact eps of x_0 = a pattern of the text."""
+        """The eps of x_0 = a pattern of the text and a trace of the noise, so that seeds differ."""
         x_t = inputs["sample"]
         schedule = self.bundle.facts.schedule
         abar = np.interp(inputs["timestep"], np.arange(schedule.num_train_timesteps), schedule.compute_alphas_cumprod())
         rows, columns = np.indices(x_t.shape[2:]) / 4
         phase = inputs["encoder_hidden_states"].mean(axis=1)[:, :4, None, None]
-        x_0 = np.sin(rows + 5 * phase) * np.cos(columns - 3 * phase)
+        x_0 = np.sin(rows + 5 * phase) * np.cos(columns - 3 * phase) + 0.01 * np.tanh(x_t)
         eps = (x_t - np.sqrt(abar) * x_0) / np.sqrt(1 - abar)
         return {"out_sample": eps.astype(np.float32)}
 

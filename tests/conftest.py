@@ -1,0 +1,95 @@
+"""Models for the tests: the embedded one, and a miniature of SD 1 with random weights, converted once a session."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_sd.bundle import ModelBundle, embedded_models
+
+# Before any Hugging Face library is imported: nothing here may look for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+warnings.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="session")
+def emoji() -> Path:
+    return embedded_models() / "emoji"
+
+
+def save_miniature(folder: Path, tokenizer_from: Path, prediction_type: str = "epsilon") -> Path:
+    """A diffusers folder of SD 1's architecture, all widths cut down, with random weights."""
+    import torch
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_from / "tokenizer")
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+           "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            projection_dim=32,
+            max_position_embeddings=tokenizer.model_max_length,
+            **ids,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        scaling_factor=0.7,
+    )
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    StableDiffusionPipeline(
+        vae=vae, text_encoder=text, unet=unet, tokenizer=tokenizer, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
+    return save_miniature(tmp_path_factory.mktemp("source") / "miniature", emoji)
+
+
+def convert(source: Path, target: Path, precision: str, report: Any = None) -> ModelBundle:
+    from edge_sd.converters.build import build
+    from edge_sd.converters.recipes import RECIPES
+
+    return build(source, target, "openvino", RECIPES[precision], report or (lambda what, share: None))
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> ModelBundle:
+    """The miniature in fp32 and fp16; tests that damage it work on a copy."""
+    target = tmp_path_factory.mktemp("bundle") / "miniature"
+    convert(miniature, target, "fp32")
+    return convert(miniature, target, "fp16")

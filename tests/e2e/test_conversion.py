@@ -1,0 +1,283 @@
+"""Conversions: what they measure, what they refuse, and what they leave behind when they are stopped."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_sd import ModelBundle, Pipeline, Request
+from edge_sd.converters import openvino
+from edge_sd.converters.recipes import RECIPES, QuantRecipe
+from edge_sd.converters.sources import Source
+from edge_sd.errors import ConversionError, EdgeSDError, InvalidModel, InvalidRequest, ParityError
+
+from ..conftest import convert
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def source(miniature: Path, tmp_path: Path) -> Path:
+    shutil.copytree(miniature, tmp_path / "source")
+    return tmp_path / "source"
+
+
+def left_behind(target: Path) -> list[str]:
+    return [path.name for path in target.parent.iterdir() if path.name not in ("source", "pickle")]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_integer_weights_reach_their_floor_and_draw(emoji: Path, tmp_path: Path, precision: str) -> None:
+    bundle = convert(emoji, tmp_path / "b", precision)
+    variant = bundle.variant(f"openvino-{precision}")
+    for part, artifact in variant.artifacts.items():
+        assert artifact.parity is not None, part
+        assert artifact.parity.psnr >= RECIPES[precision].floor
+    assert variant.size() < bundle_size_of(emoji) * 0.75
+    with Pipeline.open(tmp_path / "b") as pipeline:
+        assert pipeline.generate(Request("a cat", seed=1, steps=2)).pictures[0].image.size == (128, 128)
+
+
+def bundle_size_of(emoji: Path) -> int:
+    return ModelBundle.open(emoji).variant("openvino-fp16").size()
+
+
+def test_float_precisions_are_measured_and_near_exact(bundle: ModelBundle) -> None:
+    for name, floor in (("openvino-fp32", 80), ("openvino-fp16", 45)):
+        for part, artifact in bundle.variant(name).artifacts.items():
+            assert artifact.parity is not None, part
+            assert artifact.parity.psnr >= floor
+            assert artifact.parity.max_error > 0
+    assert bundle.verify() == []
+
+
+def test_a_component_below_its_floor_fails_the_conversion(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "fp16", QuantRecipe("fp16", 16, floor=150.0))
+    with pytest.raises(ParityError, match=r"text_encoder in fp16 reaches \d+\.\d dB .* floor is 150"):
+        convert(source, tmp_path / "b", "fp16")
+    assert left_behind(tmp_path / "b") == []
+
+
+def test_a_failed_second_variant_leaves_the_first_as_it_was(
+    bundle: ModelBundle, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "b"
+    shutil.copytree(bundle.root, target)
+    monkeypatch.setitem(RECIPES, "int8", QuantRecipe("int8", 8, floor=199.0))
+    with pytest.raises(ParityError):
+        convert(miniature, target, "int8")
+    assert ModelBundle.open(target).variants == bundle.variants
+    assert ModelBundle.open(target).verify() == []
+    assert not [name for name in os.listdir(target) if name.startswith(".")]
+
+
+def test_a_variant_that_is_there_is_not_made_again(miniature: Path, bundle: ModelBundle, tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    shutil.copytree(bundle.root, target)
+    said: list[str] = []
+    convert(miniature, target, "fp16", lambda what, share: said.append(what))
+    assert said == ["openvino-fp16 is already there"]
+
+
+def truncate(share: float) -> Any:
+    return lambda data: data[: int(len(data) * share)]
+
+
+def header(text: bytes) -> Any:
+    return lambda data: struct.pack("<Q", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate(0), "damaged"),
+        (truncate(0.0001), "damaged"),
+        (truncate(0.5), "damaged"),
+        (truncate(0.99), "damaged"),
+        (lambda data: data[:-1], "damaged"),
+        (lambda data: data + b"x", "damaged"),
+        (lambda data: struct.pack("<Q", 100_000_001) + data[8:], "damaged"),
+        (header(b"{"), "damaged"),
+        (header(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}'), "damaged"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "damaged"),
+        (lambda data: b"PK\x03\x04" + data, "damaged"),
+        (lambda data: b"\x80\x02}q\x00." + data, "damaged"),
+        (header(b"{}"), "lacks"),
+    ],
+)
+def test_damaged_weights_are_refused(source: Path, tmp_path: Path, damage: Any, message: str) -> None:
+    path = source / WEIGHTS
+    path.write_bytes(damage(path.read_bytes()))
+    started = time.monotonic()
+    with pytest.raises(InvalidModel, match=message):
+        convert(source, tmp_path / "b", "fp16")
+    if message == "damaged":
+        assert time.monotonic() - started < 5
+    assert left_behind(tmp_path / "b") == []
+
+
+def test_weights_of_nan_are_refused(source: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(source / WEIGHTS)
+    name = sorted(tensors)[0]
+    tensors[name].flat[0] = float("nan")
+    save_file(tensors, source / WEIGHTS)
+    with pytest.raises(InvalidModel, match=f"{name} holds NaN"):
+        Source.open(source).load("unet")
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.ckpt", "x.pkl"])
+def test_a_pickle_is_never_loaded(source: Path, tmp_path: Path, name: str) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'pickle'}",)
+
+    import pickle
+
+    (source / WEIGHTS).unlink()
+    (source / "unet" / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InvalidModel, match=r"a pickle.*only safetensors"):
+        convert(source, tmp_path / "b", "fp16")
+    assert not (tmp_path / "pickle").exists()
+
+
+@pytest.mark.parametrize(
+    ("relative", "text"),
+    [
+        ("model_index.json", None),
+        ("model_index.json", "{"),
+        ("model_index.json", '{"_class_name": "FluxPipeline"}'),
+        ("unet/config.json", None),
+        ("unet/config.json", "{}"),
+        ("scheduler/scheduler_config.json", '{"beta_schedule": "steep"}'),
+        ("vae/config.json", "[]"),
+        ("tokenizer/tokenizer.json", None),
+        ("tokenizer/tokenizer.json", "{}"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(source: Path, tmp_path: Path, relative: str, text: str | None) -> None:
+    if text is None:
+        (source / relative).unlink()
+    else:
+        (source / relative).write_text(text)
+    with pytest.raises(InvalidModel) as caught:
+        convert(source, tmp_path / "b", "fp16")
+    assert "\n" not in str(caught.value)
+    assert left_behind(tmp_path / "b") == []
+
+
+def test_a_target_that_holds_something_else_is_left_alone(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/thesis.txt").write_text("chapter 1")
+    with pytest.raises(InvalidRequest, match=r"neither empty nor a bundle .*thesis\.txt"):
+        convert(source, tmp_path / "b", "fp16")
+    assert os.listdir(tmp_path / "b") == ["thesis.txt"]
+    with pytest.raises(InvalidRequest, match="is a file"):
+        convert(source, tmp_path / "b/thesis.txt", "fp16")
+    with pytest.raises(InvalidRequest, match="does not exist"):
+        convert(source, tmp_path / "no/b", "fp16")
+
+
+def test_a_bundle_of_another_model_is_left_alone(bundle: ModelBundle, emoji: Path) -> None:
+    with pytest.raises(InvalidRequest, match="another model"):
+        convert(emoji, bundle.root, "fp16")
+    assert bundle.verify() == []
+
+
+def test_a_disk_without_room_is_refused_up_front(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(ConversionError, match="0 MB free"):
+        convert(source, tmp_path / "b", "fp16")
+    assert left_behind(tmp_path / "b") == []
+
+
+@pytest.mark.parametrize("failing", ["replace", "fsync"])
+@pytest.mark.parametrize("nth", [1, 3, 6])
+def test_a_disk_that_fails_leaves_the_bundle_as_it_was(
+    miniature: Path, bundle: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, nth: int
+) -> None:
+    """The nth rename or flush fails, and all after it; nothing but these calls is replaced."""
+    target = tmp_path / "b"
+    shutil.copytree(bundle.root, target)
+    _forget(target, "openvino-fp16")
+    monkeypatch.setattr(openvino, "convert", _copy_instead_of_converting(bundle))
+    real, calls = getattr(os, failing), iter(range(1, 1000))
+
+    def fail(*arguments: Any) -> Any:
+        if next(calls) >= nth:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(ConversionError, match="No space left on device"):
+        convert(miniature, target, "fp16")
+    monkeypatch.undo()
+    after = ModelBundle.open(target)
+    assert sorted(after.variants) == ["openvino-fp32"]
+    assert after.verify() == []
+    monkeypatch.setattr(openvino, "convert", _copy_instead_of_converting(bundle))
+    assert sorted(convert(miniature, target, "fp16").variants) == ["openvino-fp16", "openvino-fp32"]
+
+
+def _forget(target: Path, name: str) -> None:
+    from dataclasses import replace
+
+    opened = ModelBundle.open(target)
+    replace(opened, variants={k: v for k, v in opened.variants.items() if k != name}).write_manifest()
+    shutil.rmtree(target / name)
+
+
+def _copy_instead_of_converting(bundle: ModelBundle) -> Any:
+    """The same files that a conversion writes, without tracing again for each of many faults."""
+
+    def put(wrapped: Any, recipe: QuantRecipe, folder: Path, prediction_type: str) -> None:
+        for ending in ("xml", "bin"):
+            name = f"openvino_model.{ending}"
+            shutil.copyfile(bundle.root / f"openvino-{recipe.name}" / wrapped.part / name, folder / name)
+
+    return put
+
+
+@pytest.mark.slow
+def test_a_killed_conversion_lists_nothing_and_goes_on(miniature: Path, tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    command = [sys.executable, "-m", "edge_sd", "convert", str(miniature), str(target), "--quiet"]
+    state = target / ".openvino-fp16.partial/.state.json"
+    for wait_for in (target, state):
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 120
+        while not wait_for.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with pytest.raises(EdgeSDError):
+            ModelBundle.open(target)
+    recorded = state.read_text()
+    said: list[str] = []
+    bundle = convert(miniature, target, "fp16", lambda what, share: said.append(what))
+    assert '"text_encoder"' in recorded
+    assert "openvino-fp16: text_encoder" not in said
+    assert bundle.verify() == []
+    assert not [name for name in os.listdir(target) if name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_two_conversions_at_once_make_one_valid_variant(miniature: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edge_sd", "convert", str(miniature), str(tmp_path / "b"), "--quiet"]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert ModelBundle.open(tmp_path / "b").verify() == []

@@ -1,0 +1,99 @@
+"""What is written into a picture comes back exactly, and a picture is written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from edge_sd.errors import InvalidRequest, OutputError
+from edge_sd.image_io import check_output, parameters_text, read_request, save
+from edge_sd.request import Picture, Settings
+
+PROMPTS = st.text(min_size=1, max_size=200).filter(lambda text: "\0" not in text and not _has_surrogate(text))
+
+
+def _has_surrogate(text: str) -> bool:
+    return any(0xD800 <= ord(letter) < 0xE000 for letter in text)
+
+
+def picture(prompt: str = "a cat", negative: str = "") -> Picture:
+    image = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
+    wanted = Settings(prompt, negative, 64, 64, 20, 7.5, 4294967295, "dpmpp_2m_karras", 1)
+    return Picture(image, wanted, "my: model, odd", "openvino-fp16", "cpu", "0123456789")
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".webp", ".PNG"])
+@given(prompt=PROMPTS, negative=PROMPTS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_field_comes_back(tmp_path: Path, ending: str, prompt: str, negative: str) -> None:
+    drawn = picture(prompt, negative)
+    document = read_request(save(drawn, tmp_path / f"x{ending}"))
+    assert Settings(**document["request"]) == drawn.settings
+    assert document["model_hash"] == "0123456789"
+
+
+def test_pixels_of_a_png_are_what_was_drawn(tmp_path: Path) -> None:
+    path = save(picture("käse 🧀"), tmp_path / "x.png")
+    with Image.open(path) as image:
+        assert np.array_equal(np.asarray(image), np.asarray(picture().image))
+        assert image.info["parameters"] == parameters_text(picture("käse 🧀"))
+
+
+def test_parameters_are_in_automatic1111s_form() -> None:
+    assert parameters_text(picture("a cat", "dogs")) == (
+        "a cat\nNegative prompt: dogs\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 4294967295, "
+        "Size: 64x64, Model hash: 0123456789, Model: my model odd"
+    )
+
+
+def test_exif_user_comment_is_unicode(tmp_path: Path) -> None:
+    with Image.open(save(picture("käse 🧀"), tmp_path / "x.jpg")) as image:
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+    assert comment[:8] == b"UNICODE\0"
+    assert comment[8:].decode("utf-16-be") == parameters_text(picture("käse 🧀"))
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x", "x.png.txt", ".png/x.tiff"])
+def test_only_picture_names_are_taken(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        check_output(tmp_path / name)
+
+
+def test_a_missing_folder_and_a_folder_in_the_way_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="does not exist"):
+        check_output(tmp_path / "no/x.png")
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(InvalidRequest, match="is a folder"):
+        check_output(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_older_picture_and_no_debris(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    path = save(picture(), tmp_path / "x.png")
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, failing, full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        save(picture("another"), path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["x.png"]
+
+
+def test_a_picture_of_others_holds_no_request(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    (tmp_path / "y.png").write_bytes(b"not a picture")
+    for name in ("x.png", "y.png", "absent.png"):
+        with pytest.raises(InvalidRequest):
+            read_request(tmp_path / name)

@@ -1,0 +1,119 @@
+"""The whole pipeline on numpy functions in place of networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edge_sd import Pipeline, Request
+from edge_sd.backends.fake import FakeBackend, fake_bundle
+from edge_sd.devices import DevicePlan, choose
+from edge_sd.errors import DeviceError, InvalidRequest, NumericalError, VariantNotFound
+from edge_sd.samplers import SAMPLERS
+from edge_sd.schedule import NoiseSchedule
+
+SCHEDULE = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+
+
+def pipeline(poison: str = "", after: int = 0) -> Pipeline:
+    bundle = fake_bundle(SCHEDULE)
+    backend = FakeBackend(poison, after)
+    return Pipeline(bundle, choose(bundle, backend.devices()), backend)
+
+
+def pixels(request: Request, **poison: object) -> np.ndarray:
+    with pipeline() as opened:
+        return np.asarray(opened.generate(request).pictures[0].image)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_ends_at_what_the_model_draws(sampler: str) -> None:
+    """The fake UNet knows its picture nearly exactly, so the samplers may differ only in what is left of the noise."""
+    reference = pixels(Request("a cat", seed=1, steps=50, sampler="euler", guidance=1.0)).astype(float)
+    steps = 4 if sampler == "lcm" else 30
+    found = pixels(Request("a cat", seed=2, steps=steps, sampler=sampler, guidance=1.0)).astype(float)
+    assert np.abs(found - reference).mean() < 6
+
+
+def test_a_seed_names_one_picture_and_count_goes_through_the_seeds() -> None:
+    with pipeline() as opened:
+        three = opened.generate(Request("a cat", seed=5, count=3, steps=2))
+        assert [picture.settings.seed for picture in three.pictures] == [5, 6, 7]
+        again = opened.generate(Request("a cat", seed=6, steps=2))
+        assert np.array_equal(np.asarray(three.pictures[1].image), np.asarray(again.pictures[0].image))
+        assert not np.array_equal(np.asarray(three.pictures[0].image), np.asarray(again.pictures[0].image))
+
+
+def test_stopping_in_the_middle_leaves_the_next_picture_as_it_was() -> None:
+    request = Request("a cat", seed=3, steps=6, sampler="dpmpp_2m")
+    fresh = pixels(request)
+    with pipeline() as opened:
+        for step in opened.steps(Request("a dog", seed=4, steps=6)):
+            if step.index == 2:
+                break
+        assert np.array_equal(np.asarray(opened.generate(request).pictures[0].image), fresh)
+
+
+def test_another_size_loads_again_and_both_come_out_right() -> None:
+    with pipeline() as opened:
+        for width, height in ((64, 64), (96, 32), (64, 64)):
+            image = opened.generate(Request("a cat", seed=1, width=width, height=height)).pictures[0].image
+            assert image.size == (width, height)
+
+
+def test_the_negative_prompt_matters_with_guidance_only() -> None:
+    for guidance, same in ((1.0, True), (3.0, False)):
+        plain, negated = (pixels(Request("a cat", n, seed=1, guidance=guidance)) for n in ("", "a dog"))
+        assert np.array_equal(plain, negated) is same
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae_decoder"])
+def test_nan_never_becomes_a_picture(part: str) -> None:
+    with pipeline(part) as opened, pytest.raises(NumericalError, match=r"NaN or infinity.*try"):
+        opened.generate(Request("a cat", seed=1))
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_nan_at_any_step_is_found_at_that_step(after: int) -> None:
+    seen: list[int] = []
+    with pipeline("unet", after) as opened, pytest.raises(NumericalError):
+        opened.generate(Request("a cat", seed=1, steps=4), lambda n, step: seen.append(step.index))
+    assert seen == list(range(after))
+
+
+def test_words_that_do_not_fit_are_told() -> None:
+    with pipeline() as opened:
+        result = opened.generate(Request("a red apple " * 20, seed=1))
+    assert "longer than this model's 30 tokens" in result.notes[0]
+
+
+def test_a_size_beyond_the_models_limit_names_the_limit() -> None:
+    bundle = fake_bundle(SCHEDULE)
+    facts = replace(bundle.facts, defaults=replace(bundle.defaults, max_side=128))
+    backend = FakeBackend()
+    small = replace(bundle, facts=facts)
+    with (
+        Pipeline(small, choose(small, backend.devices()), backend) as opened,
+        pytest.raises(InvalidRequest, match="128"),
+    ):
+        opened.generate(Request("a cat", width=136))
+
+
+def test_more_steps_than_a_sampler_has_room_for_is_a_clear_error() -> None:
+    with pipeline() as opened, pytest.raises(InvalidRequest, match="sampler lcm"):
+        opened.generate(Request("a cat", steps=500, sampler="lcm"))
+
+
+def test_choosing_names_what_there_is() -> None:
+    bundle, devices = fake_bundle(), FakeBackend().devices()
+    plan = choose(bundle, devices)
+    assert isinstance(plan, DevicePlan)
+    assert "fake" in plan.explain()
+    with pytest.raises(DeviceError, match="valid: auto, fake"):
+        choose(bundle, devices, "npu")
+    with pytest.raises(VariantNotFound, match="it has: fake"):
+        choose(bundle, devices, variant="int3")
+    with pytest.raises(DeviceError, match="pip install"):
+        choose(bundle, [])
