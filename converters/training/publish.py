@@ -15,6 +15,7 @@ from ..build import build
 from ..link import link
 from ..recipes import RECIPES
 from ..sources import Source
+from .card import write_card
 from .diffusion import SCHEDULE
 
 NAME = "emoji"
@@ -48,6 +49,7 @@ def publish(work: Path, target: Path) -> None:
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(work / "tokenizer" / name, target / "tokenizer" / name)
     add_variant(target)
+    write_card(work, target)
 
 
 def add_variant(target: Path) -> None:

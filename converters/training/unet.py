@@ -20,7 +20,7 @@ from torch import Tensor
 from . import text
 from .autoencoder import sheet
 from .data import BACKGROUNDS, Artwork
-from .diffusion import SCHEDULE, alphas_cumprod, diffuse, min_snr_weight
+from .diffusion import SCHEDULE, alphas_cumprod, diffuse, loss_weight
 from .loop import Budget, Run
 
 CONFIG: dict[str, Any] = {
@@ -130,7 +130,7 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
             context = encoder(text.tokenize(tokenizer, captions).to(device)).last_hidden_state
             v = unet(x_t.contiguous(memory_format=torch.channels_last), t, context).sample
         error = (v.float() - v_t).square().mean(dim=(1, 2, 3))
-        return (min_snr_weight(abar[t]) * error).mean(), {"v_error": float(error.detach().mean())}
+        return (loss_weight(abar[t]) * error).mean(), {"v_error": float(error.detach().mean())}
 
     def sample() -> None:
         live = {name: {k: v.clone() for k, v in module.state_dict().items()} for name, module in run.modules.items()}

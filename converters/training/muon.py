@@ -1,0 +1,71 @@
+"""Muon: momentum, orthogonalised (Jordan et al. 2024), for the matrices inside a network.
+
+    M <- mu M + G,    W <- W - lr * 0.2 sqrt(max(rows, columns)) * NS5(G + mu M)
+
+NS5 is five Newton-Schulz steps towards the nearest orthogonal matrix, in bfloat16; the factor makes the update as large
+as AdamW's (Liu et al. 2025, arXiv:2502.16982), so that both take one learning rate. A convolution is the matrix
+[out, in * k * k]. Embeddings, first and last layers, norms and biases are left to AdamW.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The weights that Muon is for: of linear layers and convolutions other than those at the ends."""
+    return [
+        layer.weight
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+        and name not in ("conv_in", "conv_out")
+        and layer.weight.requires_grad
+    ]
+
+
+def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
+    """The nearest (semi-)orthogonal matrices of a batch [N, rows, columns], roughly: singular values in 0.7 to 1.2."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = g.bfloat16()
+    wide = x.shape[-2] <= x.shape[-1]
+    x = x if wide else x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        s = x @ x.mT
+        x = a * x + (b * s + c * s @ s) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """The optimizer above; parameters of two dimensions or more."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+    ):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            same: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    same[tuple(p.flatten(1).shape)].append(p)
+            for (rows, columns), parameters in same.items():
+                updates = []
+                for p in parameters:
+                    state = self.state[p]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(p)
+                    state["momentum"].mul_(group["momentum"]).add_(p.grad)
+                    updates.append(p.grad.add(state["momentum"], alpha=group["momentum"]).flatten(1))
+                steps = orthogonalise(torch.stack(updates)).float()
+                scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
+                for p, update in zip(parameters, steps, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.reshape(p.shape), alpha=-scale)
