@@ -1,0 +1,56 @@
+"""What the README and the model card show is true: their commands run, their links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def commands() -> list[str]:
+    lines = [line.strip() for line in README.splitlines() if line.startswith("    edge-sd ")]
+    return [line.split("  #")[0] for line in lines]
+
+
+def test_the_readme_has_commands() -> None:
+    assert 'edge-sd generate "a red apple, glossy style" --seed 7 --output apple.png' in commands()
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_readme_runs(command: str, tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> None:
+    folder = tmp_path_factory.getbasetemp() / "readme"
+    folder.mkdir(exist_ok=True)
+    words = shlex.split(command.replace("SOURCE", str(miniature)))[1:]
+    done = subprocess.run([sys.executable, "-m", "edge_sd", *words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
+    assert (tmp_path / "apple.png").is_file()
+
+
+def test_every_option_of_the_readme_is_an_option() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "edge_sd", "generate", "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"},
+    ).stdout  # fmt: skip
+    for option in set(re.findall(r"^\| .*?`(--[a-z]+)", README, re.MULTILINE)):
+        assert option in shown
+
+
+@pytest.mark.parametrize("page", ["README.md", "edge_sd/models/emoji/README.md"])
+def test_links_and_pictures_are_there(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in link:
+            assert (ROOT / page).parent.joinpath(link).is_file(), link

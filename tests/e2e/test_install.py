@@ -1,0 +1,35 @@
+"""The plain install: what a person gets who installs edge-sd and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "diffusers", "transformers", "coremltools", "nncf", "optimum", "safetensors")
+
+
+@pytest.mark.slow
+def test_a_plain_install_draws_without_a_converters_library(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    constraints = ROOT / "constraints.txt"
+    subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, ROOT], check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [python, "-m", "edge_sd", "generate", "a cat", "--seed", "1", "-o", "x.png"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.png").stat().st_size > 1000
+    find = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"
+    found = subprocess.run([python, "-c", find, *HEAVY], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    refused = subprocess.run(
+        [python, "-m", "edge_sd", "convert", "emoji", "b"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith('pip install "edge-sd[convert]"')
