@@ -24,7 +24,7 @@ lint: $(VENV)/.dev
 
 # mypy follows the package's folder mapping only in an installed copy.
 types: $(VENV)/.dev
-	rm -rf build/types && $(BIN)/pip install --quiet --no-deps --target build/types .
+	rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p edge_sd
 
 bench: $(VENV)/.dev

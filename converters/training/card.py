@@ -67,8 +67,8 @@ Matrices by Muon, the rest by AdamW. {history}
 
 Seeds 0. bfloat16 autocast, two cores of a server CPU with AMX, no GPU. To make it again:
 
-    edge-sd train data        && edge-sd train autoencoder --minutes {vae_minutes:.0f}
-    edge-sd train unet --minutes {unet_minutes:.0f} && edge-sd train decoder --minutes {decoder_minutes:.0f}
+    edge-sd train data
+{commands}
     edge-sd train publish FOLDER
 
 A budget in minutes ends after other steps on another machine; `--steps` with the numbers of the table does not.
@@ -89,7 +89,6 @@ def write_card(work: Path, target: Path) -> None:
     }
     (target / "curves.svg").write_text(curves(logs), "utf-8")
     _samples(target)
-    minutes = {name: max(row["minutes"] for row in rows) for name, rows in logs.items()}
     text = CARD.format(
         styles=", ".join(STYLES),
         columns=", ".join(TWELVE),
@@ -102,11 +101,17 @@ def write_card(work: Path, target: Path) -> None:
         pairs=len(core_vocabulary()) * len(STYLES),
         recipe=_recipe(logs),
         history=HISTORY,
-        vae_minutes=minutes["vae"],
-        unet_minutes=minutes["unet"],
-        decoder_minutes=minutes.get("decoder", 0),
+        commands="\n".join(_commands(logs)),
     )
     (target / "README.md").write_text(text, "utf-8")
+
+
+def _commands(logs: dict[str, list[Row]]) -> list[str]:
+    words = {"vae": "autoencoder", "unet": "unet", "decoder": "decoder"}
+    return [
+        f"    edge-sd train {words[name]} --minutes {max(row['minutes'] for row in rows):.0f}"
+        for name, rows in logs.items()
+    ]
 
 
 def _recipe(logs: dict[str, list[Row]]) -> str:

@@ -7,8 +7,9 @@ Four sets draw the same concepts in four styles, so that a caption can name conc
     glossy   @iconify-json/noto                Apache-2.0
     cartoon  @iconify-json/twemoji             CC BY 4.0
 
-Names and keywords come from emojibase-data (MIT). `prepare` rasterises every drawing once to 128x128 RGBA;
-`Artwork` composites them on coloured backgrounds and words their captions.
+Names and keywords come from emojibase-data (MIT). `prepare` rasterises every drawing once to 128x128 RGBA, into a
+folder small enough to be carried to a machine with a GPU; `Artwork` composites the drawings on coloured backgrounds and
+words their captions.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_sd.errors import InvalidRequest
 
 SIZE = 128
 STYLES = {
@@ -113,16 +117,12 @@ def _codepoints(hexcode: str) -> str:
 
 def install(folder: Path) -> Path:
     """Install the pinned npm packages into `folder` and return its node_modules."""
-    folder.mkdir(parents=True, exist_ok=True)
-    modules = folder / "node_modules"
-    if all((modules / name / "package.json").is_file() for name in PACKAGES):
-        return modules
     npm = shutil.which("npm")
     if npm is None:
-        raise RuntimeError("npm was not found; it is needed once, to install the artwork")
+        raise InvalidRequest("npm was not found; it is needed once, to install the artwork")
     wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
     subprocess.run([npm, "install", "--prefix", str(folder), "--no-save", "--silent", *wanted], check=True)
-    return modules
+    return folder / "node_modules"
 
 
 def concepts(modules: Path) -> list[Concept]:
@@ -154,13 +154,29 @@ def is_held_out(label: str, style: str) -> bool:
     return hashlib.sha256(f"{label}/{style}".encode()).digest()[0] < 26
 
 
-def prepare(folder: Path, report: Callable[[str], None] = print) -> Path:
-    """Rasterise all artwork into `folder`: artwork.npy, uint8 [N, 4, 128, 128, 4] (styles, height, width, RGBA)."""
+def prepare(folder: Path, report: Callable[[str], None] = print) -> None:
+    """Install the artwork, rasterise it, and leave in `folder`:
+
+    artwork.npz    pixels: uint8 [N, 4, 128, 128, 4] (concepts, styles, height, width, RGBA)
+    artwork.json   the concepts' names and keywords, and all words of the emoji world, for the tokenizer
+    """
+    with TemporaryDirectory() as scratch:
+        modules = install(Path(scratch))
+        found = concepts(modules)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(folder / "artwork.npz", pixels=_rasterise(found, modules, report))
+        emoji = json.loads((modules / "emojibase-data/en/data.json").read_text("utf-8"))
+    document = {
+        "concepts": [{"label": c.label, "group": c.group, "keywords": list(c.keywords)} for c in found],
+        "words": [word for row in emoji for word in (row["label"], *row.get("tags", ()))],
+    }
+    (folder / "artwork.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), "utf-8")
+
+
+def _rasterise(found: list[Concept], modules: Path, report: Callable[[str], None]) -> NDArray[np.uint8]:
     import resvg_py
     from PIL import Image
 
-    modules = install(folder)
-    found = concepts(modules)
     pixels = np.zeros((len(found), len(STYLES), SIZE, SIZE, 4), np.uint8)
     for s, (style, package) in enumerate(STYLES.items()):
         icons = json.loads((modules / package / "icons.json").read_text("utf-8"))
@@ -177,10 +193,7 @@ def prepare(folder: Path, report: Callable[[str], None] = print) -> Path:
             inside = slice(MARGINS[style], SIZE - MARGINS[style])
             pixels[n, s, inside, inside] = np.asarray(drawing)
         report(f"{style}: {len(found)} drawings")
-    np.save(folder / "artwork.npy", pixels)
-    table = [{"label": c.label, "group": c.group, "keywords": list(c.keywords)} for c in found]
-    (folder / "artwork.json").write_text(json.dumps(table, indent=1, ensure_ascii=False), "utf-8")
-    return folder
+    return pixels
 
 
 def _shifted(pixels: NDArray[np.uint8], dy: int, dx: int) -> NDArray[np.uint8]:
@@ -195,10 +208,12 @@ class Artwork:
     """The rasterised drawings of a prepared folder, composited and captioned on demand."""
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / "artwork.npy").is_file():
-            raise FileNotFoundError(f"{folder} holds no artwork.npy; make it with: edge-sd train data --work {folder}")
-        self.pixels: NDArray[np.uint8] = np.load(folder / "artwork.npy", mmap_mode="r")
-        table: list[dict[str, Any]] = json.loads((folder / "artwork.json").read_text("utf-8"))
+        if not (folder / "artwork.npz").is_file():
+            raise InvalidRequest(f"{folder} holds no artwork.npz; make it with: edge-sd train data --work {folder}")
+        self.pixels: NDArray[np.uint8] = np.load(folder / "artwork.npz")["pixels"]
+        document: dict[str, Any] = json.loads((folder / "artwork.json").read_text("utf-8"))
+        table = document["concepts"]
+        self.words: list[str] = document["words"]
         self.labels = [row["label"] for row in table]
         self.keywords = {row["label"]: [word.replace("_", " ") for word in row["keywords"]] for row in table}
         self.index = {label: n for n, label in enumerate(self.labels)}

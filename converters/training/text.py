@@ -32,8 +32,7 @@ def train_tokenizer(work: Path) -> Path:
     artwork = Artwork(work)
     rng = np.random.default_rng(0)
     lines = [artwork.caption(c, s, "white", rng) for _ in range(4) for c, s in artwork.pairs()]
-    emoji = json.loads((work / "node_modules/emojibase-data/en/data.json").read_text("utf-8"))
-    lines += [row["label"] for row in emoji] + [word for row in emoji for word in row.get("tags", ())]
+    lines += artwork.words
 
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence(

@@ -23,17 +23,15 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("edge_sd.converters.training.card.core_vocabulary", lambda: LABELS)
     monkeypatch.setattr(unet, "VARIANTS", 2)
     folder = tmp_path / "work"
-    (folder / "node_modules/emojibase-data/en").mkdir(parents=True)
-    emoji = [{"label": label, "tags": ["thing"]} for label in LABELS]
-    (folder / "node_modules/emojibase-data/en/data.json").write_text(json.dumps(emoji))
+    folder.mkdir()
     rows, columns = np.indices((data.SIZE, data.SIZE)) - data.SIZE / 2
     pixels = np.zeros((20, 4, data.SIZE, data.SIZE, 4), np.uint8)
     for n in range(20):
         pixels[n, :, rows**2 + columns**2 < (20 + 2 * n) ** 2] = (10 * n, 255 - 10 * n, 80, 255)
-    np.save(folder / "artwork.npy", pixels)
+    np.savez_compressed(folder / "artwork.npz", pixels=pixels)
     labels = [*LABELS, *(f"thing {n}" for n in range(17))]
-    table = [{"label": label, "group": 0, "keywords": ["thing"]} for label in labels]
-    (folder / "artwork.json").write_text(json.dumps(table))
+    concepts = [{"label": label, "group": 0, "keywords": ["thing"]} for label in labels]
+    (folder / "artwork.json").write_text(json.dumps({"concepts": concepts, "words": ["thing", "apples"]}))
     return folder
 
 
