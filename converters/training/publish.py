@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edge_sd.bundle import Artifact, Defaults, ModelBundle, Variant, record_file
-from edge_sd.foreign import GRAPH
+from edge_sd.foreign import GRAPH, read_json
 
 from ..build import build
 from ..link import link
@@ -46,6 +47,11 @@ def publish(work: Path, target: Path) -> None:
     )  # fmt: skip
     shutil.rmtree(target, ignore_errors=True)
     pipeline.save_pretrained(target, safe_serialization=True)
+    for config in target.glob("*/config.json"):
+        # The libraries write where a module was loaded from, which is nobody's business.
+        values = read_json(config)
+        values.pop("_name_or_path", None)
+        config.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(work / "tokenizer" / name, target / "tokenizer" / name)
     add_variant(target)

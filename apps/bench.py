@@ -1,0 +1,147 @@
+"""`make bench`: this program beside its peers on the same weights, in one run, interleaved, medians.
+
+Each row is a process of its own, from its start to a PNG on disk: that is what a person waits for. The ratio columns
+hold on a busy machine, where the seconds do not. Peak memory is the largest resident set of the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROMPT = "a red apple, glossy style"
+STEPS, GUIDANCE, SEED = 20, 4.0, 7
+
+OURS = """
+import sys
+from edge_sd import Pipeline, Request
+with Pipeline.open(MODEL) as pipeline:
+    result = pipeline.generate(Request(PROMPT, seed=SEED, steps=STEPS, guidance=GUIDANCE, width=128, height=128))
+    result.save(OUTPUT)
+    steps = result.seconds["denoise"] + result.seconds["decode"]
+"""
+GENAI = """
+import time
+import openvino_genai
+from PIL import Image
+pipeline = openvino_genai.Text2ImagePipeline(MODEL, "CPU")
+started = time.perf_counter()
+image = pipeline.generate(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, width=128, height=128,
+                          generator=openvino_genai.TorchGenerator(SEED))
+steps = time.perf_counter() - started
+Image.fromarray(image.data[0]).save(OUTPUT)
+"""
+DIFFUSERS = """
+import time
+import torch
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
+pipeline.set_progress_bar_config(disable=True)
+started = time.perf_counter()
+image = pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, width=128, height=128,
+                 generator=torch.Generator().manual_seed(SEED)).images[0]
+steps = time.perf_counter() - started
+image.save(OUTPUT)
+"""
+# Linux counts in KiB, macOS in bytes.
+MEMORY = """
+import json, resource, sys
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps({"steps": steps, "peak": peak}))
+"""
+
+
+@dataclass
+class Row:
+    """One program: its script, and what each run measured, in seconds and bytes."""
+
+    name: str
+    script: str
+    model: str
+    start_to_png: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+    peak: list[float] = field(default_factory=list)
+
+    def run(self, output: Path) -> None:
+        values = {"MODEL": self.model, "PROMPT": PROMPT, "STEPS": STEPS, "GUIDANCE": GUIDANCE, "SEED": SEED,
+                  "OUTPUT": str(output)}  # fmt: skip
+        script = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + self.script + MEMORY
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
+        if done.returncode:
+            raise RuntimeError(f"{self.name} failed:\n{done.stderr}")
+        self.start_to_png.append(time.perf_counter() - started)
+        measured = json.loads(done.stdout.splitlines()[-1])
+        self.steps.append(measured["steps"])
+        self.peak.append(measured["peak"])
+        assert output.stat().st_size > 0
+
+
+def bench_embedded(runs: int = 5) -> list[Row]:
+    """The embedded model here, in openvino.genai and in diffusers; `runs` rounds after one that is not counted."""
+    from edge_sd.bundle import embedded_models
+    from edge_sd.converters.build import build
+    from edge_sd.converters.recipes import RECIPES
+
+    emoji = embedded_models() / "emoji"
+    with tempfile.TemporaryDirectory() as scratch:
+        build(emoji, Path(scratch) / "bundle", "openvino", RECIPES["fp16"], lambda what, share: None)
+        rows = [
+            Row("edge-sd", OURS, "emoji"),
+            Row("openvino.genai", GENAI, str(Path(scratch) / "bundle/openvino-fp16")),
+            Row("diffusers, torch float32", DIFFUSERS, str(emoji)),
+        ]
+        for n in range(runs + 1):
+            for row in rows:
+                row.run(Path(scratch) / "x.png")
+                if n == 0:
+                    # The first round reads everything from the disk for the first time.
+                    row.start_to_png.clear(), row.steps.clear(), row.peak.clear()
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown; ratios are to the first row, above 1 where that one is faster or smaller."""
+    first = rows[0]
+    lines = [
+        "| embedded model, 20 guided steps | process start to PNG | text, 20 steps, decode | peak memory |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        cells = []
+        for unit, mine, its in (("s", row.start_to_png, first.start_to_png), ("s", row.steps, first.steps),
+                                ("MiB", row.peak, first.peak)):  # fmt: skip
+            value = statistics.median(mine)
+            ratio = statistics.median(a / b for a, b in zip(mine, its, strict=True))
+            shown = f"{value / 2**20:.0f} MiB" if unit == "MiB" else f"{value:.2f} s"
+            cells.append(shown if row is first else f"{shown} ({ratio:.2f} ×)")
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    import openvino
+
+    name = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
+    python, runtime = platform.python_version(), openvino.__version__
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {python}, OpenVINO {runtime}"
+
+
+def main() -> None:
+    print(machine())
+    print()
+    print(table(bench_embedded()))
+
+
+if __name__ == "__main__":
+    main()
