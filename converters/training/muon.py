@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 
-def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """The weights that Muon is for: of linear layers and convolutions other than those at the ends."""
     return [
         layer.weight
@@ -38,21 +38,20 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         s = x @ x.mT
         x = a * x + (b * s + c * s @ s) @ x
-    return x if wide else x.mT
+    result: Tensor = x if wide else x.mT
+    return result
 
 
 class Muon(torch.optim.Optimizer):
     """The optimizer above; parameters of two dimensions or more."""
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
-    ):
+    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            same: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+            same: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
                     same[tuple(p.flatten(1).shape)].append(p)
@@ -62,6 +61,7 @@ class Muon(torch.optim.Optimizer):
                     state = self.state[p]
                     if not state:
                         state["momentum"] = torch.zeros_like(p)
+                    assert p.grad is not None
                     state["momentum"].mul_(group["momentum"]).add_(p.grad)
                     updates.append(p.grad.add(state["momentum"], alpha=group["momentum"]).flatten(1))
                 steps = orthogonalise(torch.stack(updates)).float()
