@@ -148,19 +148,25 @@ class Run:
                 sums[key] = sums.get(key, 0.0) + value
             count += 1
             if self.step % every == 0:
-                row: Row = {"step": self.step, "minutes": self.seconds / 60, "lr": lr}
-                row |= {key: value / count for key, value in sums.items()}
-                self.log.append(row)
-                report("  ".join(f"{key} {value:.5g}" for key, value in row.items()))
+                report(self._log(lr, sums, count))
                 sums, count = {}, 0
             if now - saved > 60 * save_minutes:
                 self.save()
                 if sample is not None:
                     sample()
                 saved = time.monotonic()
+        if count:
+            report(self._log(lr, sums, count))
         self.save()
         if sample is not None:
             sample()
+
+    def _log(self, lr: float, sums: dict[str, float], count: int) -> str:
+        """Keep the means since the last row, and say them."""
+        row: Row = {"step": self.step, "minutes": self.seconds / 60, "lr": lr}
+        row |= {key: value / count for key, value in sums.items()}
+        self.log.append(row)
+        return "  ".join(f"{key} {value:.5g}" for key, value in row.items())
 
     def _average(self) -> None:
         # The average warms up with the run, so that an early picture is not made of noise.

@@ -124,9 +124,12 @@ def test_an_export_of_optimum_intel_opens_as_a_model(miniature: Path, bundle: Mo
         theirs = core.read_model(tmp_path / "theirs" / part / "openvino_model.xml")
         mine = core.read_model(bundle.root / "openvino-fp32" / part / "openvino_model.xml")
         for side in ("inputs", "outputs"):
-            ports = [[(sorted(p.names), p.element_type, p.partial_shape.rank) for p in getattr(m, side)]
-                     for m in (mine, theirs)]  # fmt: skip
-            for (names, kind, rank), (their_names, their_kind, their_rank) in zip(*ports, strict=True):
-                assert set(names) <= set(their_names), part
-                assert (kind, rank) == (their_kind, their_rank), part
+            ports, theirs_too = getattr(mine, side), getattr(theirs, side)
+            # With transformers 5 the peer leaves out what it used to export last; openvino.genai takes it for SDXL.
+            assert all("hidden_states." in port.any_name for port in ports[len(theirs_too) :]), part
+            for port, peer in zip(ports, theirs_too, strict=False):
+                assert port.names <= peer.names, part
+                assert (port.element_type, port.partial_shape.rank) == (peer.element_type, peer.partial_shape.rank), (
+                    part
+                )
     assert psnr(ours(tmp_path / "theirs"), ours(bundle.root), peak=255) >= 30
