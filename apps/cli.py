@@ -326,7 +326,7 @@ def _budget(steps: int | None, minutes: float | None) -> Any:
 
 
 @train.command("data")
-def train_data(work: Work = Path("work")) -> None:
+def train_data(work: Work = Path("training-work")) -> None:
     """Install the artwork from npm and rasterise it."""
     with _training():
         from edge_sd.converters.training import data
@@ -336,7 +336,11 @@ def train_data(work: Work = Path("work")) -> None:
 
 @train.command("autoencoder")
 def train_autoencoder(
-    work: Work = Path("work"), minutes: Minutes = None, steps: Steps = None, device: TorchDevice = "cpu", seed: int = 0
+    work: Work = Path("training-work"),
+    minutes: Minutes = None,
+    steps: Steps = None,
+    device: TorchDevice = "cpu",
+    seed: int = 0,
 ) -> None:
     """Train the autoencoder; resumes where it stopped."""
     with _training():
@@ -347,7 +351,11 @@ def train_autoencoder(
 
 @train.command("decoder")
 def train_decoder(
-    work: Work = Path("work"), minutes: Minutes = None, steps: Steps = None, device: TorchDevice = "cpu", seed: int = 0
+    work: Work = Path("training-work"),
+    minutes: Minutes = None,
+    steps: Steps = None,
+    device: TorchDevice = "cpu",
+    seed: int = 0,
 ) -> None:
     """Sharpen the decoder behind the finished encoder; the latents stay what they are."""
     with _training():
@@ -358,7 +366,11 @@ def train_decoder(
 
 @train.command("unet")
 def train_unet(
-    work: Work = Path("work"), minutes: Minutes = None, steps: Steps = None, device: TorchDevice = "cpu", seed: int = 0
+    work: Work = Path("training-work"),
+    minutes: Minutes = None,
+    steps: Steps = None,
+    device: TorchDevice = "cpu",
+    seed: int = 0,
 ) -> None:
     """Train the UNet and the text encoder together; resumes where it stopped."""
     with _training():
@@ -369,7 +381,8 @@ def train_unet(
 
 @train.command("publish")
 def train_publish(
-    target: Annotated[Path, typer.Argument(help="The folder of the embedded model.")], work: Work = Path("work")
+    target: Annotated[Path, typer.Argument(help="The folder of the embedded model.")],
+    work: Work = Path("training-work"),
 ) -> None:
     """Round to float16, convert, and write the model's folder with its card."""
     with _training():
