@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edge_sd.errors import InvalidRequest
+
 from .data import BACKGROUNDS, SIZE, STYLES, Artwork
 from .loop import Budget, Run
 
@@ -148,16 +150,23 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     (work / "vae.log.json").write_text(json.dumps(run.log))
 
 
+def load(work: Path) -> Any:
+    """The trained autoencoder of a work folder. Raises InvalidRequest where there is none yet."""
+    from diffusers import AutoencoderKL
+
+    if not (work / "vae/config.json").is_file():
+        raise InvalidRequest(f"{work} holds no autoencoder; train it first: edge-sd train autoencoder --work {work}")
+    return AutoencoderKL.from_pretrained(work / "vae")
+
+
 def train_decoder(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> None:
     """Go on with the decoder alone, on whole pictures; the encoder, and so every latent, stays what it is.
 
     The UNet can be trained meanwhile. Every second batch shows the vocabulary that it is taught. A little noise on the
     latents teaches the decoder to forgive a UNet's slips.
     """
-    from diffusers import AutoencoderKL
-
     torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device, memory_format=torch.channels_last)
+    vae = load(work).to(device, memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     decoder = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})

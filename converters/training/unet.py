@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import text
+from . import autoencoder, text
 from .autoencoder import sheet
 from .data import BACKGROUNDS, Artwork
 from .diffusion import SCHEDULE, alphas_cumprod, diffuse, loss_weight
@@ -102,13 +102,11 @@ def build() -> Any:
 
 def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> None:
     """Train into `work`/unet and `work`/text_encoder; resumes from `work`/unet.checkpoint.pt."""
-    from diffusers import AutoencoderKL
-
     torch.manual_seed(seed)
+    vae = autoencoder.load(work).to(device, memory_format=torch.channels_last).eval()
     if not (work / "tokenizer/vocab.json").is_file():
         text.train_tokenizer(work)
     tokenizer = text.load_tokenizer(work)
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device, memory_format=torch.channels_last).eval()
     latents = encode_artwork(work, vae, device, seed)
     artwork = Artwork(work)
     unet, encoder = build().to(device), text.build(tokenizer).to(device)

@@ -12,6 +12,7 @@ import torch
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.converters.training import autoencoder, data, diffusion, publish, unet
 from edge_sd.converters.training.loop import Budget, Run, learning_rate
+from edge_sd.errors import InvalidRequest
 
 LABELS = ["red apple", "rocket", "cat face"]
 
@@ -53,6 +54,14 @@ def test_the_recipe_runs_from_artwork_to_a_picture(work: Path, tmp_path: Path) -
     assert (tmp_path / "model/held_out.txt").read_text().count("\n") == sum(
         data.is_held_out(label, style) for label in LABELS for style in data.STYLES
     )
+
+
+def test_a_stage_before_its_turn_names_the_one_that_is_missing(work: Path, tmp_path: Path) -> None:
+    for stage in (unet.train, autoencoder.train_decoder):
+        with pytest.raises(InvalidRequest, match="edge-sd train autoencoder"):
+            stage(work, Budget(steps=1))
+    with pytest.raises(InvalidRequest, match="edge-sd train data"):
+        autoencoder.train(tmp_path / "empty", Budget(steps=1))
 
 
 def test_forward_diffusion_is_diffusers() -> None:
