@@ -65,14 +65,17 @@ def build(source: Path | str, target: Path, backend: str, recipe: QuantRecipe, r
     opened = Source.open(source)
     name = f"{backend}-{recipe.name}"
     with _translate_os_errors(target), _locked(target):
+        fingerprint = opened.fingerprint()
         bundle = _existing(target, opened, name)
+        if any(variant.source != fingerprint for variant in bundle.variants.values()):
+            raise InvalidRequest(f"{target} was made from other weights than {source}; give a new folder")
         if name in bundle.variants and not bundle.verify(name):
             report(f"{name} is already there", 1.0)
             return bundle
         staging = target / f".{name}.partial"
         with _hidden_if_fresh(target, staging):
             _check_space(opened, recipe, target)
-            artifacts = _make_parts(opened, recipe, staging, name, report)
+            artifacts = _make_parts(opened, fingerprint, recipe, staging, name, report)
             _copy_companions(opened, staging)
             report("flushing to disk", 0.98)
             files = {f"{name}/{path.relative_to(staging).as_posix()}": _flushed(path) for path in _files(staging)}
@@ -83,7 +86,7 @@ def build(source: Path | str, target: Path, backend: str, recipe: QuantRecipe, r
                 replace(bundle, variants=others).write_manifest()
             shutil.rmtree(target / name, ignore_errors=True)
             os.replace(staging, target / name)
-            variants = {**others, name: Variant(backend, recipe.name, artifacts, files)}
+            variants = {**others, name: Variant(backend, recipe.name, artifacts, files, fingerprint)}
             bundle = replace(bundle, variants=variants, files=shared)
             bundle.write_manifest()
     report(f"{name} is ready", 1.0)
@@ -156,9 +159,11 @@ def _check_space(source: Source, recipe: QuantRecipe, target: Path) -> None:
         )
 
 
-def _make_parts(source: Source, recipe: QuantRecipe, staging: Path, name: str, report: Report) -> dict[str, Artifact]:
+def _make_parts(
+    source: Source, fingerprint: str, recipe: QuantRecipe, staging: Path, name: str, report: Report
+) -> dict[str, Artifact]:
     state_path = staging / ".state.json"
-    state = _resume(state_path, staging, {"source": source.fingerprint(), "recipe": asdict(recipe)})
+    state = _resume(state_path, staging, {"source": fingerprint, "recipe": asdict(recipe)})
     tokenizer = TextTokenizer(source.folder / "tokenizer", source.facts.max_tokens)
     artifacts: dict[str, Artifact] = {}
     returned: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sd.bundle import MANIFEST, Facts, find_model, read_manifest
+from edge_sd.bundle import MANIFEST, Facts, find_model, hash_file, read_manifest
 from edge_sd.errors import InvalidModel
 from edge_sd.foreign import diffusers_facts, read_json
 from edge_sd.text import read_vocabulary
@@ -107,13 +107,15 @@ class Source:
 
     def config(self, part: str) -> dict[str, Any]:
         """The part's config.json."""
-        return read_json(self.folder / PARTS[part][2] / "config.json")
+        return read_json(self._config_path(part))
 
     def fingerprint(self) -> str:
-        """Changes whenever a weight or config file does; cheap (names, sizes, modification times)."""
-        digest = hashlib.sha256(str(self.folder.resolve()).encode())
-        for part in PARTS:
-            for path in (self.weights(part)[0], self.folder / PARTS[part][2] / "config.json"):
-                stat = path.stat()
-                digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        """The hash of what the weight and config files hold: two checkpoints of one family differ in nothing else."""
+        paths = {path for part in PARTS for path in (self.weights(part)[0], self._config_path(part))}
+        digest = hashlib.sha256()
+        for path in sorted(paths):
+            digest.update(f"{path.relative_to(self.folder).as_posix()} {hash_file(path)}\n".encode())
         return digest.hexdigest()
+
+    def _config_path(self, part: str) -> Path:
+        return self.folder / PARTS[part][2] / "config.json"

@@ -84,12 +84,13 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Variant:
-    """One backend's form of the model in one precision."""
+    """One backend's form of the model in one precision; `source` is the hash of the weights that it was made from."""
 
     backend: str
     precision: str
     artifacts: dict[str, Artifact]
     files: dict[str, FileRecord] = field(default_factory=dict)
+    source: str = ""
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -337,6 +338,8 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
             for component, row in entry["artifacts"].items()
         }
         files = {path: FileRecord(**record) for path, record in entry["files"].items()}
-        variants[name] = Variant(str(entry["backend"]), str(entry["precision"]), artifacts, files)
+        variants[name] = Variant(
+            str(entry["backend"]), str(entry["precision"]), artifacts, files, str(entry.get("source", ""))
+        )
     shared = {path: FileRecord(**record) for path, record in document["files"].items()}
     return ModelBundle(root, facts, variants, shared)

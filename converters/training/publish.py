@@ -75,6 +75,8 @@ def add_variant(target: Path) -> None:
             artifacts[part] = replace(artifact, graph=f"{name}/{part}/{GRAPH}", weights=weights)
     shared = {f"tokenizer/{p.name}": record_file(p) for p in sorted((target / "tokenizer").iterdir())}
     used = {file for artifact in artifacts.values() for file in (artifact.graph, *artifact.weights)}
-    variant = Variant("openvino", "fp16", artifacts, {file: record_file(target / file) for file in sorted(used)})
+    variant = Variant(
+        "openvino", "fp16", artifacts, {file: record_file(target / file) for file in sorted(used)}, source.fingerprint()
+    )
     facts = replace(source.facts, name=NAME, license=LICENSE, defaults=DEFAULTS)
     ModelBundle(target, facts, {name: variant}, shared).write_manifest()

@@ -91,6 +91,23 @@ def test_a_variant_that_is_there_is_not_made_again(miniature: Path, bundle: Mode
     assert said == ["openvino-fp16 is already there"]
 
 
+def test_other_weights_of_the_same_shape_do_not_pass_for_the_bundles_own(
+    source: Path, bundle: ModelBundle, tmp_path: Path
+) -> None:
+    """Two checkpoints of one family have the same configs; only their weights tell them apart."""
+    from safetensors.numpy import load_file, save_file
+
+    target = tmp_path / "b"
+    shutil.copytree(bundle.root, target)
+    tensors = load_file(source / WEIGHTS)
+    tensors["conv_in.bias"] = tensors["conv_in.bias"] + 1
+    save_file(tensors, source / WEIGHTS)
+    for precision in ("fp16", "int8"):
+        with pytest.raises(InvalidRequest, match="other weights"):
+            convert(source, target, precision)
+    assert ModelBundle.open(target).verify() == []
+
+
 def truncate(share: float) -> Any:
     return lambda data: data[: int(len(data) * share)]
 
