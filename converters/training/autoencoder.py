@@ -134,20 +134,22 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
         }
 
     def sample() -> None:
-        live = {k: v.clone() for k, v in vae.state_dict().items()}
-        run.use_average()
-        with torch.no_grad():
+        with run.averaged(), torch.no_grad():
             y = torch.cat([vae.decode(vae.encode(x).latent_dist.mean).sample for x in held_out.to(device).split(8)])
-        run.log.append({"step": run.step, "minutes": run.seconds / 60, "psnr": psnr(y.cpu(), held_out)})
-        print(f"held-out PSNR {run.log[-1]['psnr']:.2f} dB", flush=True)
-        sheet(work / "vae.png", held_out[:16], y[:16].cpu())
-        vae.load_state_dict(live)
+        _tell(run, y.cpu(), held_out)
 
     run.train(loss_of, sample=sample)
     run.use_average()
     vae.register_to_config(scaling_factor=scaling_factor(vae, crops, device))
     vae.to("cpu", memory_format=torch.contiguous_format).save_pretrained(work / "vae")
     (work / "vae.log.json").write_text(json.dumps(run.log))
+
+
+def _tell(run: Run, y: Tensor, x: Tensor) -> None:
+    """Log how near the reconstructions y are to the held-out pictures x, and show some of them."""
+    run.log.append({"step": run.step, "minutes": run.seconds / 60, "psnr": psnr(y, x)})
+    print(f"held-out PSNR {run.log[-1]['psnr']:.2f} dB", flush=True)
+    sheet(run.folder / f"{run.name}.png", x[:16], y[:16])
 
 
 def load(work: Path) -> Any:
@@ -186,14 +188,9 @@ def train_decoder(work: Path, budget: Budget, *, device: str = "cpu", seed: int 
         return reconstruction_loss(y.float(), x), {}
 
     def sample() -> None:
-        live = {k: v.clone() for k, v in decoder.state_dict().items()}
-        run.use_average()
-        with torch.no_grad():
+        with run.averaged(), torch.no_grad():
             y = torch.cat([vae.decode(z).sample for z in held_out_z.split(8)])
-        run.log.append({"step": run.step, "minutes": run.seconds / 60, "psnr": psnr(y.cpu(), held_out)})
-        print(f"held-out PSNR {run.log[-1]['psnr']:.2f} dB", flush=True)
-        sheet(work / "decoder.png", held_out[:16], y[:16].cpu())
-        decoder.load_state_dict(live)
+        _tell(run, y.cpu(), held_out)
 
     run.train(loss_of, sample=sample)
     run.use_average()

@@ -11,7 +11,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,12 @@ class Run:
         """Put the averaged weights into the modules, which ends training."""
         for name, module in self.modules.items():
             module.load_state_dict(self.ema[name])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights for a look at them in the middle of training, then the live ones again."""
+        live = {name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in self.modules.items()}
+        self.use_average()
+        yield
+        for name, module in self.modules.items():
+            module.load_state_dict(live[name])

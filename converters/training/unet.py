@@ -131,11 +131,8 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
         return (loss_weight(abar[t]) * error).mean(), {"v_error": float(error.detach().mean())}
 
     def sample() -> None:
-        live = {name: {k: v.clone() for k, v in module.state_dict().items()} for name, module in run.modules.items()}
-        run.use_average()
-        sheet(work / "unet.png", *draw(PROMPTS, unet, encoder, tokenizer, vae, device).split(6))
-        for name, module in run.modules.items():
-            module.load_state_dict(live[name])
+        with run.averaged():
+            sheet(work / "unet.png", *draw(PROMPTS, unet, encoder, tokenizer, vae, device).split(6))
 
     run.train(loss_of, sample=sample)
     run.use_average()
