@@ -72,7 +72,8 @@ class Artifact:
     """One converted component: its graph, the files that together are its weights, and the names it speaks.
 
     The weights of a graph are the bytes of `weights`, one file after the other: usually one `.bin`; in the embedded
-    model the safetensors file that diffusers reads, then the few constants that are not in it.
+    model the safetensors files that diffusers reads, then the few constants that are not in them. `lora` is a file of
+    low-rank differences that are added to such weights.
     """
 
     graph: str
@@ -80,17 +81,23 @@ class Artifact:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     parity: Parity | None = None
+    lora: str | None = None
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One backend's form of the model in one precision; `source` is the hash of the weights that it was made from."""
+    """One backend's form of the model in one precision.
+
+    `source` is the hash of the weights that it was made from; `defaults` stand in for the model's where they differ,
+    as those of a few-step variant do.
+    """
 
     backend: str
     precision: str
     artifacts: dict[str, Artifact]
     files: dict[str, FileRecord] = field(default_factory=dict)
     source: str = ""
+    defaults: Defaults | None = None
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -141,6 +148,10 @@ class ModelBundle:
         from .foreign import open_foreign
 
         return open_foreign(root)
+
+    def defaults_of(self, variant: str) -> Defaults:
+        """What a request gets that does not say, drawn with `variant`."""
+        return self.variant(variant).defaults or self.defaults
 
     def variant(self, name: str) -> Variant:
         if name not in self.variants:
@@ -300,7 +311,7 @@ def read_manifest(root: Path) -> ModelBundle:
         bundle.path(name)
     for variant in bundle.variants.values():
         for artifact in variant.artifacts.values():
-            for name in (artifact.graph, *artifact.weights):
+            for name in (artifact.graph, *artifact.weights, *([artifact.lora] if artifact.lora else [])):
                 bundle.path(name)
     return bundle
 
@@ -334,12 +345,18 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
                 inputs=tuple(row["inputs"]),
                 outputs=tuple(row["outputs"]),
                 parity=Parity(**row["parity"]) if row.get("parity") else None,
+                lora=str(row["lora"]) if row.get("lora") else None,
             )
             for component, row in entry["artifacts"].items()
         }
         files = {path: FileRecord(**record) for path, record in entry["files"].items()}
         variants[name] = Variant(
-            str(entry["backend"]), str(entry["precision"]), artifacts, files, str(entry.get("source", ""))
+            str(entry["backend"]),
+            str(entry["precision"]),
+            artifacts,
+            files,
+            str(entry.get("source", "")),
+            Defaults(**entry["defaults"]) if entry.get("defaults") else None,
         )
     shared = {path: FileRecord(**record) for path, record in document["files"].items()}
     return ModelBundle(root, facts, variants, shared)

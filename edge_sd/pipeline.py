@@ -98,8 +98,9 @@ class Pipeline:
 
     def resolve(self, request: Request) -> Settings:
         """`request` with the model's defaults and a seed. Raises InvalidRequest for what this model can't draw."""
-        settings = request.resolve(self.bundle, secrets.randbelow(MAX_SEED + 2 - request.count))
-        limit, factor = self.bundle.defaults.max_side, self.bundle.facts.latents.factor
+        defaults = self.bundle.defaults_of(self.plan.variant)
+        settings = request.resolve(defaults, secrets.randbelow(MAX_SEED + 2 - request.count))
+        limit, factor = defaults.max_side, self.bundle.facts.latents.factor
         for name, side in (("width", settings.width), ("height", settings.height)):
             if side > limit:
                 raise InvalidRequest(f"{name} {side} is beyond this model's limit of {limit}")

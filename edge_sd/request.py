@@ -13,7 +13,7 @@ from .samplers import SAMPLERS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .bundle import ModelBundle
+    from .bundle import Defaults
 
 MAX_STEPS = 1000
 MAX_SIDE = 2048
@@ -65,9 +65,8 @@ class Request:
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise InvalidRequest(f"unknown sampler {self.sampler!r}; valid: {choices(SAMPLERS)}")
 
-    def resolve(self, bundle: ModelBundle, seed: int) -> Settings:
+    def resolve(self, defaults: Defaults, seed: int) -> Settings:
         """The request with the model's defaults, and `seed` if it has none of its own, filled in."""
-        defaults = bundle.defaults
         return Settings(
             prompt=self.prompt,
             negative=self.negative,

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..bundle import Artifact, ModelBundle, Variant
 from ..errors import DeviceError, InvalidModel, MissingExtra
+from ..lora import add_lora
 from .base import Array, Component, Device, Shapes
 
 
@@ -39,7 +40,7 @@ class OpenVINOBackend:
         graph = bundle.path(artifact.graph)
         weights = [bundle.path(name) for name in artifact.weights]
         try:
-            model = self._read(graph, weights)
+            model = self._read(graph, weights, bundle.path(artifact.lora) if artifact.lora else None)
             _accept_fractional_timesteps(model)
             model.reshape(dict(shapes))
         except (RuntimeError, OSError) as error:
@@ -54,13 +55,17 @@ class OpenVINOBackend:
             raise DeviceError(f"{device.name} refused {artifact.graph}: {_first_line(error)}") from error
         return OpenVINOComponent(artifact.graph, compiled, set(shapes))
 
-    def _read(self, graph: Path, weights: list[Path]) -> Any:
+    def _read(self, graph: Path, weights: list[Path], lora: Path | None) -> Any:
         import openvino as ov
 
-        if len(weights) == 1:
+        if len(weights) == 1 and lora is None:
             return self.core.read_model(graph, weights[0])
         # Several files make up the weights (see Artifact): one buffer, one file after the other.
-        whole = np.concatenate([np.fromfile(path, np.uint8) for path in weights])
+        parts = [np.fromfile(path, np.uint8) for path in weights]
+        if lora is not None:
+            files = zip(weights, parts, strict=True)
+            add_lora([(path.name, part) for path, part in files if path.suffix == ".safetensors"], lora)
+        whole = np.concatenate(parts)
         return self.core.read_model(graph.read_bytes(), ov.Tensor(whole))
 
 

@@ -45,7 +45,7 @@ def test_nonsense_is_refused_in_one_line(values: dict[str, Any], message: str) -
 
 
 def test_the_models_defaults_fill_what_is_not_said() -> None:
-    settings = Request("a cat", steps=7).resolve(fake_bundle(), seed=11)
+    settings = Request("a cat", steps=7).resolve(fake_bundle().defaults, seed=11)
     assert (settings.width, settings.height, settings.steps, settings.sampler, settings.seed) == (
         64,
         64,
@@ -53,4 +53,4 @@ def test_the_models_defaults_fill_what_is_not_said() -> None:
         "euler",
         11,
     )
-    assert Request(**asdict(settings)).resolve(fake_bundle(), seed=0) == settings
+    assert Request(**asdict(settings)).resolve(fake_bundle().defaults, seed=0) == settings
