@@ -148,10 +148,11 @@ def _check_space(source: Source, recipe: QuantRecipe, target: Path) -> None:
 
     need = 0
     for part in PARTS:
-        with safe_open(source.weights(part)[0], "np") as file:
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                slice_ = file.get_slice(key)
-                need += int(np.prod(slice_.get_shape(), dtype=np.int64)) * max(recipe.bits, 8) // 8
+        for path in source.weights(part)[0]:
+            with safe_open(path, "np") as file:
+                for key in file.keys():  # noqa: SIM118 - not a mapping
+                    slice_ = file.get_slice(key)
+                    need += int(np.prod(slice_.get_shape(), dtype=np.int64)) * max(recipe.bits, 8) // 8
     free = shutil.disk_usage(target).free
     if free < need:
         raise ConversionError(

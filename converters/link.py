@@ -1,8 +1,8 @@
 """One weight file for torch and OpenVINO: constants that the safetensors file already holds are not stored again.
 
-A graph's constants are byte ranges of its weights. `link` finds each of them in a safetensors file and writes the graph
-again so that its ranges lie in that file; the few that are not there (shapes, small tables) go into a file of their
-own, which is taken to follow it. The pair is what `Artifact.weights` names.
+A graph's constants are byte ranges of its weights. `link` finds each of them in the safetensors files of a model and
+writes the graph again so that its ranges lie in those, taken one after the other; the few that are not there (shapes,
+small tables) go into a file of their own, which is taken to follow them. All of them are what `Artifact.weights` names.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from edge_sd.errors import ConversionError
 LARGEST_REST = 1 << 20
 
 
-def link(graph: Path, weights: Path, safetensors: Path, linked: Path, rest: Path) -> None:
+def link(graph: Path, weights: Path, safetensors: list[Path], linked: Path, rest: Path) -> None:
     """Write `linked`, the graph with its constants in `safetensors` + `rest`; ConversionError if most are not there."""
-    places = _places(safetensors)
-    end = safetensors.stat().st_size
+    places: dict[bytes, int] = {}
+    end = 0
+    for path in safetensors:
+        places |= {key: end + place for key, place in _places(path).items()}
+        end += path.stat().st_size
     data = np.memmap(weights, np.uint8, "r")
     kept = bytearray()
     kept_places: dict[bytes, int] = {}
@@ -42,7 +45,7 @@ def link(graph: Path, weights: Path, safetensors: Path, linked: Path, rest: Path
             place = kept_places[key]
         node.attrib["offset"] = str(place)
     if len(kept) > LARGEST_REST:
-        raise ConversionError(f"{graph}: {len(kept)} bytes of its constants are not in {safetensors.name}")
+        raise ConversionError(f"{graph}: {len(kept)} bytes of its constants are not in {safetensors[0].name}")
     rest.write_bytes(kept)
     tree.write(linked, "utf-8", xml_declaration=True)
 

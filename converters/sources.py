@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sd.bundle import MANIFEST, Facts, find_model, hash_file, read_manifest
+from edge_sd.bundle import MANIFEST, Facts, find_model, hash_file, inside, read_manifest
 from edge_sd.errors import InvalidModel
 from edge_sd.foreign import diffusers_facts, read_json
 from edge_sd.text import read_vocabulary
@@ -46,13 +46,17 @@ class Source:
         read_vocabulary(folder / "tokenizer")
         return source
 
-    def weights(self, part: str) -> tuple[Path, str | None]:
-        """The weight file of a part and its name's variant (fp16 files exist without plain ones)."""
-        _, _, folder, stem = PARTS[part]
+    def weights(self, part: str) -> tuple[list[Path], str | None]:
+        """The weight files of a part, several if it is sharded, and their names' variant."""
+        _, _, name, stem = PARTS[part]
+        folder = self.folder / name
         for variant in (None, "fp16"):
-            path = self.folder / folder / (f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors")
+            path = folder / (f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors")
             if path.is_file():
-                return path, variant
+                return [path], variant
+            index = folder / f"{stem}.safetensors.index{f'.{variant}' if variant else ''}.json"
+            if index.is_file():
+                return _shards(index), variant
         pickles = [path.name for pattern in PICKLES for path in (self.folder / folder).glob(pattern)]
         if pickles:
             raise InvalidModel(
@@ -65,12 +69,12 @@ class Source:
         """Read the weight file's header: it must be whole and describe exactly the bytes that follow."""
         from safetensors import SafetensorError, safe_open
 
-        path, _ = self.weights(part)
-        try:
-            with safe_open(path, "np") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise InvalidModel(f"{path} is damaged or no safetensors file: {error}") from error
+        for path in self.weights(part)[0]:
+            try:
+                with safe_open(path, "np") as file:
+                    file.keys()
+            except (SafetensorError, OSError) as error:
+                raise InvalidModel(f"{path} is damaged or no safetensors file: {error}") from error
 
     def load(self, part: str) -> Any:
         """The torch module of a part, float32, in evaluation mode. Raises InvalidModel."""
@@ -79,7 +83,8 @@ class Source:
         import torch
 
         library, name, folder, _ = PARTS[part]
-        path, variant = self.weights(part)
+        paths, variant = self.weights(part)
+        path = paths[0]
         kind = getattr(importlib.import_module(library), name)
         extra: dict[str, Any] = {} if library == "transformers" else {"low_cpu_mem_usage": False}
         try:
@@ -111,7 +116,7 @@ class Source:
 
     def fingerprint(self) -> str:
         """The hash of what the weight and config files hold: two checkpoints of one family differ in nothing else."""
-        paths = {path for part in PARTS for path in (self.weights(part)[0], self._config_path(part))}
+        paths = {path for part in PARTS for path in (*self.weights(part)[0], self._config_path(part))}
         digest = hashlib.sha256()
         for path in sorted(paths):
             digest.update(f"{path.relative_to(self.folder).as_posix()} {hash_file(path)}\n".encode())
@@ -119,3 +124,15 @@ class Source:
 
     def _config_path(self, part: str) -> Path:
         return self.folder / PARTS[part][2] / "config.json"
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index of shards names, in order. Raises InvalidModel."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise InvalidModel(f"{index} is damaged: it has no weight_map")
+    paths = [inside(index.parent, name) for name in sorted(set(names.values()))]
+    for path in paths:
+        if not path.is_file():
+            raise InvalidModel(f"{index.parent} lacks {path.name}, which {index.name} names")
+    return paths
