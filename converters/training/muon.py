@@ -2,9 +2,9 @@
 
     M <- mu M + G,    W <- W - lr * 0.2 sqrt(max(rows, columns)) * NS5(G + mu M)
 
-NS5 is five Newton-Schulz steps towards the nearest orthogonal matrix, in bfloat16; the factor makes the update as large
-as AdamW's (Liu et al. 2025, arXiv:2502.16982), so that both take one learning rate. A convolution is the matrix
-[out, in * k * k]. Embeddings, first and last layers, norms and biases are left to AdamW.
+NS5 is five Newton-Schulz steps towards the nearest orthogonal matrix; the factor makes the update as large as AdamW's
+(Liu et al. 2025, arXiv:2502.16982), so that both take one learning rate. A convolution is the matrix [out, in * k * k].
+Embeddings, first and last layers, norms and biases are left to AdamW.
 """
 
 from __future__ import annotations
@@ -29,15 +29,25 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
 
 
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrices of a batch [N, rows, columns], roughly: singular values in 0.7 to 1.2."""
+    """The nearest (semi-)orthogonal matrices of a batch [N, rows, columns], roughly: singular values in 0.7 to 1.2.
+
+    A step is x <- P x with P = a + b S + c S^2 and S = x x^T. All P are polynomials of the first S, so they commute and
+    S <- P S P; the long side of x is met twice in all instead of twice a step, which for 3x3 convolutions is 2.5 times
+    less work. The Gram matrix squares the condition number, hence float32.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g.bfloat16()
-    wide = x.shape[-2] <= x.shape[-1]
-    x = x if wide else x.mT
+    wide = g.shape[-2] <= g.shape[-1]
+    x = g.float() if wide else g.float().mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        s = x @ x.mT
-        x = a * x + (b * s + c * s @ s) @ x
+    s = x @ x.mT
+    unit = torch.eye(s.shape[-1], device=s.device)
+    product = unit
+    for step in range(steps):
+        p = a * unit + s @ (b * unit + c * s)
+        product = p @ product
+        if step < steps - 1:
+            s = p @ s @ p
+    x = product @ x
     result: Tensor = x if wide else x.mT
     return result
 
@@ -64,7 +74,7 @@ class Muon(torch.optim.Optimizer):
                     assert p.grad is not None
                     state["momentum"].mul_(group["momentum"]).add_(p.grad)
                     updates.append(p.grad.add(state["momentum"], alpha=group["momentum"]).flatten(1))
-                steps = orthogonalise(torch.stack(updates)).float()
+                steps = orthogonalise(torch.stack(updates))
                 scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
                 for p, update in zip(parameters, steps, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])

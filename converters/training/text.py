@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from edge_sd.errors import InvalidRequest
+
 from .data import Artwork
 
 MAX_LENGTH = 32
@@ -80,9 +82,12 @@ def load_tokenizer(work: Path) -> Any:
     return CLIPTokenizer.from_pretrained(work / "tokenizer")
 
 
-def build(tokenizer: Any) -> Any:
+def build(work: Path, tokenizer: Any) -> Any:
+    """The text model of `work`/text_encoder to go on from, or a new one."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    if (work / "text_encoder/config.json").is_file():
+        return CLIPTextModel.from_pretrained(work / "text_encoder")
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -91,7 +96,22 @@ def build(tokenizer: Any) -> Any:
     return CLIPTextModel(CLIPTextConfig(**CONFIG, vocab_size=len(tokenizer), **ids))
 
 
+def load_final(work: Path) -> Any:
+    """The text encoder with its wider vocabulary, if it was taught one (`widen`). Raises InvalidRequest."""
+    from transformers import CLIPTextModel
+
+    for folder in ("text_encoder_wide", "text_encoder"):
+        if (work / folder / "config.json").is_file():
+            return CLIPTextModel.from_pretrained(work / folder)
+    raise InvalidRequest(f"{work} holds no text encoder; train it first: edge-sd train unet --work {work}")
+
+
 def tokenize(tokenizer: Any, captions: list[str]) -> Any:
     """int64 [B, 32], padded with the end token as Stable Diffusion's pipelines do."""
     padded = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt")
     return padded.input_ids
+
+
+def length(ids: Any) -> int:
+    """How many of a caption's int64 [32] tokens come before the padding: up to its end token, that one included."""
+    return int((ids == ids[-1]).int().argmax()) + 1 if bool((ids == ids[-1]).any()) else len(ids)
