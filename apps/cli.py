@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_sd import __version__
-from edge_sd.errors import EdgeSDError, InvalidRequest, MissingExtra
+from edge_sd.errors import EdgeSDError, InvalidRequest
+
+from . import compare, train
 
 if TYPE_CHECKING:
     from edge_sd.request import Request, Result
@@ -31,9 +33,9 @@ app = typer.Typer(
     help='Stable Diffusion on the machine in front of you. Without any download: edge-sd generate "a red apple"',
 )
 models = typer.Typer(no_args_is_help=True, help="The models on this machine.")
-train = typer.Typer(no_args_is_help=True, help="Make the embedded model again, from artwork to weights.")
 app.add_typer(models, name="models")
-app.add_typer(train, name="train")
+app.add_typer(train.app, name="train")
+app.add_typer(compare.app, name="compare")
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -191,7 +193,7 @@ def convert(
 
     recipe = recipe_named(precision)
     require_extra()
-    _hush_libraries()
+    hush_libraries()
     with _conversion_progress(quiet or as_json) as report:
         made = build(source, bundle, to, recipe, report)
     name = f"{to}-{recipe.name}"
@@ -225,7 +227,7 @@ def _conversion_progress(silent: bool) -> Iterator[Any]:
         yield lambda what, share: bar.update(task, description=what, completed=share)
 
 
-def _hush_libraries() -> None:
+def hush_libraries() -> None:
     """Keep other libraries' bars and advice out of our output; their errors still come as exceptions."""
     import logging
     import os
@@ -299,93 +301,3 @@ def models_verify(model: Annotated[str, typer.Argument(help="A name or a folder.
         raise typer.Exit(1)
     count = len(bundle.files) + sum(len(variant.files) for variant in bundle.variants.values())
     print(f"{bundle.name}: {count} files as the manifest says")
-
-
-Work = Annotated[Path, typer.Option(help="Where artwork, checkpoints and logs are kept.")]
-Minutes = Annotated[float | None, typer.Option(help="How long to train.")]
-Steps = Annotated[int | None, typer.Option(help="Or how many steps.")]
-TorchDevice = Annotated[str, typer.Option(help="cpu or cuda")]
-
-
-@contextmanager
-def _training() -> Iterator[None]:
-    from importlib.util import find_spec
-
-    if not all(find_spec(name) for name in ("torch", "diffusers", "transformers", "resvg_py")):
-        raise MissingExtra("training", "train")
-    _hush_libraries()
-    yield
-
-
-def _budget(steps: int | None, minutes: float | None) -> Any:
-    from edge_sd.converters.training.loop import Budget
-
-    if (steps is None) == (minutes is None):
-        raise InvalidRequest("give either --steps or --minutes")
-    return Budget(steps, minutes)
-
-
-@train.command("data")
-def train_data(work: Work = Path("training-work")) -> None:
-    """Install the artwork from npm and rasterise it."""
-    with _training():
-        from edge_sd.converters.training import data
-
-        data.prepare(work)
-
-
-@train.command("autoencoder")
-def train_autoencoder(
-    work: Work = Path("training-work"),
-    minutes: Minutes = None,
-    steps: Steps = None,
-    device: TorchDevice = "cpu",
-    seed: int = 0,
-) -> None:
-    """Train the autoencoder; resumes where it stopped."""
-    with _training():
-        from edge_sd.converters.training import autoencoder
-
-        autoencoder.train(work, _budget(steps, minutes), device=device, seed=seed)
-
-
-@train.command("decoder")
-def train_decoder(
-    work: Work = Path("training-work"),
-    minutes: Minutes = None,
-    steps: Steps = None,
-    device: TorchDevice = "cpu",
-    seed: int = 0,
-) -> None:
-    """Sharpen the decoder behind the finished encoder; the latents stay what they are."""
-    with _training():
-        from edge_sd.converters.training import autoencoder
-
-        autoencoder.train_decoder(work, _budget(steps, minutes), device=device, seed=seed)
-
-
-@train.command("unet")
-def train_unet(
-    work: Work = Path("training-work"),
-    minutes: Minutes = None,
-    steps: Steps = None,
-    device: TorchDevice = "cpu",
-    seed: int = 0,
-) -> None:
-    """Train the UNet and the text encoder together; resumes where it stopped."""
-    with _training():
-        from edge_sd.converters.training import unet
-
-        unet.train(work, _budget(steps, minutes), device=device, seed=seed)
-
-
-@train.command("publish")
-def train_publish(
-    target: Annotated[Path, typer.Argument(help="The folder of the embedded model.")],
-    work: Work = Path("training-work"),
-) -> None:
-    """Round to float16, convert, and write the model's folder with its card."""
-    with _training():
-        from edge_sd.converters.training import publish
-
-        publish.publish(work, target)

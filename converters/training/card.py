@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+from . import figure
 from .data import BACKGROUNDS, PACKAGES, STYLES, Artwork, core_vocabulary
 from .loop import Row
 
 TWELVE = ["slice of pizza", "cat face", "red apple", "rocket", "cactus", "grinning face", "umbrella", "mushroom",
           "hamburger", "red heart", "dog face", "snowman"]  # fmt: skip
+
+# log -> the command that wrote it, and what it trains.
+STAGES = {
+    "vae": ("autoencoder", "autoencoder, AutoencoderKL (32, 64, 128, 128), batches of 16 crops, then of 4 pictures"),
+    "unet": ("unet", "UNet (64, 128, 224) and CLIP text encoder (4 layers of 192), batches of 48, v-prediction"),
+    "text": ("text", "text encoder, a wider vocabulary from a sentence model"),
+    "decoder": ("decoder", "the autoencoder's decoder alone, batches of 4 pictures"),
+    "controlnet": ("controlnet", "ControlNet, batches of 24"),
+    "lcm": ("distill", "consistency distillation, LoRA of rank 32, batches of 24"),
+    "taesd": ("taesd", "tiny autoencoder, AutoencoderTiny of width 32, batches of 8"),
+    "evaluator": ("evaluator", "judge, batches of 64 drawings"),
+}
+PARTS = {
+    "text_encoder": "`text_encoder`, `tokenizer`: CLIP's text model, 4 layers of 192, byte-pair tokens. A sentence "
+    "model taught it nouns that no caption holds.",
+    "unet": "`unet`: UNet2DConditionModel (64, 128, 224) with cross-attention to the text, 13.6 M parameters, predicts "
+    "v; guided by its own answer to an empty caption.",
+    "vae": "`vae`: AutoencoderKL, 128x128 pixels to 16x16x4 latents and back.",
+    "controlnet": "`controlnet`: a trainable copy of the UNet's encoder that follows lines, tied to the locked UNet by "
+    "zero convolutions.",
+    "lcm": "`lcm`: a LoRA that draws in four steps, or one, without guidance (variant `openvino-fp16-lcm`).",
+    "vae_tiny": "`vae_tiny`: AutoencoderTiny, previews at a tenth of the decoder's work.",
+    "evaluator": "`evaluator`: the judge, a small network on pixels that never saw a generated picture; it names "
+    "concept, style and background and gives a CLIP score.",
+}
+EVALUATION = """\
+## Measured
+
+A judge trained on the artwork alone names what generated pictures show (`edge-sd train eval`). "artwork" are the
+drawings themselves through the autoencoder: the judge's own best score. Held out are (concept, style) pairs that
+training never saw; unseen are 100 prompts in words that no caption holds.
+
+{table}
+
+Memory or new? Below each of 24 pictures as they came, the training drawing that is nearest to it. Most are that
+drawing's memory: the model was shown one drawing for each pair, and drawing it again is what it was asked for. New are
+the backgrounds, and the pairs it never saw.
+
+![pictures and the nearest training drawing](nearest.png)
+"""
 
 # What is true of the committed weights alone; a new version replaces it.
 LOOKS = """\
@@ -28,19 +71,28 @@ pipeline_tag: text-to-image
 
 # emoji
 
-A small Stable Diffusion, trained from scratch: text encoder, UNet with cross-attention, autoencoder of factor 8, at
-128x128 pixels. It ships inside edge-sd so that a first picture needs no download, and is the real model of every test
-and benchmark there. diffusers loads this folder as it is.
+A small Stable Diffusion, trained from scratch, at 128x128 pixels. It ships inside edge-sd so that a first picture needs
+no download, and is the real model of every test and benchmark there. diffusers loads this folder as it is.
 
 ![samples](samples.png)
 
 Rows: {styles}. Columns: {columns}. Twenty DDIM steps, guidance 4, seeds 0 to 47, as they came.
 
+## What it is made of
+
+{parts}
+
+![forward and reverse diffusion](diffusion.png)
+
+Above, the forward process q(x_t | x_0): a drawing's latents at ten noise levels, decoded. Below, the way back from the
+last of them, p(x_s | x_t, text), ten DDIM steps under the drawing's caption. The noise held nothing of the drawing any
+more: what comes back was read from the caption.
+
 ## What it knows
 
 {concepts} everyday concepts (`converters/training/concepts.txt`) in four styles ({styles}) on twelve backgrounds
 ({backgrounds}). Prompts in the order of the captions work best: "a red apple, glossy style, blue background". Without a
-background it draws on white.
+background it draws on white. "mirrored" and "off center" are words that it knows, too.
 
 ## What it can't do
 
@@ -51,6 +103,7 @@ that were held out for a concept are guesses. It knows no scenes, no counts, no 
 no text, and few words beyond its captions'. Larger sizes than 128x128 repeat or distort shapes. It is no model for
 judging what Stable Diffusion can do; it is one for judging whether a machine runs it right.
 
+{evaluation}
 ## Data and licences
 
 | style | npm package | licence |
@@ -73,11 +126,12 @@ out of the autoencoder's: every 50th drawing.
 Matrices by Muon, the rest by AdamW.
 {history}
 
-Seeds 0. bfloat16 autocast, two cores of a server CPU with AMX, no GPU. To make it again:
+To make it again from nothing, or from this model (`edge-sd train start emoji`):
 
     edge-sd train data
 {commands}
     edge-sd train publish FOLDER
+    edge-sd train eval FOLDER
 
 A budget in minutes ends after other steps on another machine; `--steps` with the numbers of the table does not.
 
@@ -86,17 +140,18 @@ A budget in minutes ends after other steps on another machine; `--steps` with th
 
 
 def write_card(work: Path, target: Path) -> None:
-    """Write README.md, curves.svg, samples.png and held_out.txt into the model's folder."""
+    """Write README.md, its pictures and held_out.txt into the model's folder; with the figures, if it was evaluated."""
     artwork = Artwork(work)
     held_out = list(artwork.pairs(held_out=True))
     (target / "held_out.txt").write_text("".join(f"{label}, {style}\n" for label, style in held_out), "utf-8")
     logs: dict[str, list[Row]] = {
         name: json.loads((work / f"{name}.log.json").read_text())
-        for name in ("vae", "unet", "decoder")
+        for name in STAGES
         if (work / f"{name}.log.json").is_file()
     }
     (target / "curves.svg").write_text(curves(logs), "utf-8")
     _samples(target)
+    figure.write(target, artwork, target / "diffusion.png")
     text = CARD.format(
         styles=", ".join(STYLES),
         columns=", ".join(TWELVE),
@@ -111,40 +166,59 @@ def write_card(work: Path, target: Path) -> None:
         history=HISTORY,
         looks=LOOKS,
         commands="\n".join(_commands(logs)),
+        parts="\n".join(f"- {line}" for folder, line in PARTS.items() if (target / folder).is_dir()),
+        evaluation=_evaluation(work, target),
     )
     (target / "README.md").write_text(text, "utf-8")
 
 
 def _commands(logs: dict[str, list[Row]]) -> list[str]:
-    words = {"vae": "autoencoder", "unet": "unet", "decoder": "decoder"}
-    return [
-        f"    edge-sd train {words[name]} --minutes {max(row['minutes'] for row in rows):.0f}"
-        for name, rows in logs.items()
-    ]
+    return [f"    edge-sd train {STAGES[name][0]} --steps {_last(rows)['step']:.0f}" for name, rows in logs.items()]
+
+
+def _last(rows: list[Row]) -> Row:
+    return [row for row in rows if "loss" in row][-1]
 
 
 def _recipe(logs: dict[str, list[Row]]) -> str:
     """A table of what was trained, for how long, and where it ended."""
-    what = {
-        "vae": "autoencoder, AutoencoderKL (32, 64, 128, 128), batches of 16 crops, then of 4 pictures",
-        "decoder": "its decoder alone, batches of 4 pictures",
-        "unet": "UNet (64, 128, 224) and CLIP text encoder (4 layers of 192), batches of 32, v-prediction",
-    }
     lines = ["| part | steps | minutes | at the end |", "| --- | --- | --- | --- |"]
     for name, rows in logs.items():
-        last = [row for row in rows if "loss" in row][-1]
+        last = _last(rows)
         end = f"loss {last['loss']:.3f}"
         measured = [row["psnr"] for row in rows if "psnr" in row]
         if measured:
-            end += f", {measured[-1]:.1f} dB on held-out drawings"
-        lines.append(f"| {what[name]} | {last['step']:.0f} | {last['minutes']:.0f} | {end} |")
+            end += f", {measured[-1]:.1f} dB on pictures not trained on"
+        lines.append(f"| {STAGES[name][1]} | {last['step']:.0f} | {last['minutes']:.0f} | {end} |")
     return "\n".join(lines)
+
+
+def _evaluation(work: Path, target: Path) -> str:
+    """The figures of `edge-sd train eval`, and a training drawing beside each of some pictures."""
+    if not (target / "evaluation.json").is_file():
+        return ""
+    rows = json.loads((target / "evaluation.json").read_text("utf-8"))
+    if (work / "evaluation/nearest.png").is_file():
+        shutil.copyfile(work / "evaluation/nearest.png", target / "nearest.png")
+    return EVALUATION.format(table=_table(rows))
+
+
+def _table(rows: dict[str, Any]) -> str:
+    """The figures as a table in Markdown."""
+    lines = ["| pictures of | count | top-1 | top-5 | style | background | CLIP score |", "|" + " --- |" * 7]
+    for name, row in rows.items():
+        if "top1" in row:
+            shares = ["" if row[key] is None else f"{row[key]:.0%}" for key in ("top1", "top5", "style", "background")]
+            lines.append(f"| {name} | {row['count']} | {' | '.join(shares)} | {row['clip']:.2f} |")
+    f1 = rows["control"]["f1"]
+    return "\n".join([*lines, "", f"Edges of controlled pictures against their sketch: F1 {f1:.2f}."])
 
 
 def curves(logs: dict[str, list[Row]]) -> str:
     """The losses over minutes as a small SVG, each scaled to its own largest value after the first minutes."""
     width, height, left, bottom = 640, 260, 16, 28
-    colours = {"vae": "#3366cc", "unet": "#cc3333", "decoder": "#339966"}
+    palette = ("#cc3333", "#3366cc", "#339966", "#996633", "#663399", "#cc9900", "#009999", "#666666")
+    colours = dict(zip(STAGES, palette, strict=True))
     longest = max(row["minutes"] for rows in logs.values() for row in rows)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tarfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from edge_sd import ModelBundle, Pipeline, Request
-from edge_sd.converters.training import autoencoder, data, diffusion, publish, unet
+from edge_sd.converters.parity import psnr
+from edge_sd.converters.training import (
+    autoencoder,
+    card,
+    codes,
+    controlnet,
+    data,
+    diffusion,
+    distill,
+    evaluate,
+    evaluator,
+    latents,
+    publish,
+    start,
+    taesd,
+    unet,
+    widen,
+)
 from edge_sd.converters.training.loop import Budget, Run, learning_rate
+from edge_sd.converters.training.publish import FEW_STEPS, MANY_STEPS
+from edge_sd.converters.training.shards import ShardLatents, pictures
 from edge_sd.errors import InvalidRequest
 
 LABELS = ["red apple", "rocket", "cat face"]
@@ -20,9 +44,12 @@ LABELS = ["red apple", "rocket", "cat face"]
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A prepared folder of three concepts: coloured discs in place of artwork."""
-    monkeypatch.setattr(data, "core_vocabulary", lambda: LABELS)
-    monkeypatch.setattr("edge_sd.converters.training.card.core_vocabulary", lambda: LABELS)
-    monkeypatch.setattr(unet, "VARIANTS", 2)
+    for module in (data, card, evaluate, evaluator, widen):
+        monkeypatch.setattr(module, "core_vocabulary", lambda: LABELS)
+    monkeypatch.setattr(latents, "VARIANTS", 2)
+    # The word list is an npm package of 30 MB; these are its lines for some words.
+    definitions = {"jalapeno": "hot green or red pepper", "tabby": "a cat with a grey coat", "steeple": "a tall tower"}
+    monkeypatch.setattr(widen, "nouns", lambda: definitions | {"missile": "a rocket carrying a warhead"})
     folder = tmp_path / "work"
     folder.mkdir()
     rows, columns = np.indices((data.SIZE, data.SIZE)) - data.SIZE / 2
@@ -37,23 +64,187 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_the_recipe_runs_from_artwork_to_a_picture(work: Path, tmp_path: Path) -> None:
-    autoencoder.train(work, Budget(steps=2))
-    unet.train(work, Budget(steps=2))
-    autoencoder.train_decoder(work, Budget(steps=2))
-    publish.publish(work, tmp_path / "model")
-    bundle = ModelBundle.open(tmp_path / "model")
+def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: Path) -> None:
+    stages = (autoencoder.train, unet.train, widen.train, autoencoder.train_decoder, controlnet.train, distill.train,
+              taesd.train, evaluator.train)  # fmt: skip
+    for stage in stages:
+        stage(work, Budget(steps=2))
+    model = tmp_path / "model"
+    publish.publish(work, model)
+    bundle = ModelBundle.open(model)
     assert bundle.verify() == []
-    assert bundle.variants["openvino-fp16"].artifacts["unet"].weights[0] == "unet/diffusion_pytorch_model.safetensors"
-    constants = tmp_path / "model/openvino-fp16/unet/openvino_model.constants"
-    assert constants.stat().st_size < 10_000, "the weights stand in the safetensors file alone"
-    with Pipeline.open(tmp_path / "model") as pipeline:
+    shards = [name for name in bundle.variants[MANY_STEPS].artifacts["unet"].weights if name.endswith(".safetensors")]
+    assert len(shards) > 1
+    assert max(path.stat().st_size for path in model.rglob("*.*")) < 25e6
+    constants = model / "openvino-fp16/unet/openvino_model.constants"
+    assert constants.stat().st_size < 10_000, "the weights stand in the safetensors files alone"
+
+    with Pipeline.open(model) as pipeline:
         assert pipeline.generate(Request("red apple", seed=0, steps=2)).pictures[0].image.size == (128, 128)
-    card = (tmp_path / "model/README.md").read_text()
-    assert "| 2 |" in card
-    assert (tmp_path / "model/held_out.txt").read_text().count("\n") == sum(
+    with Pipeline.open(model, variant=FEW_STEPS) as pipeline:
+        settings = pipeline.generate(Request("red apple", seed=0)).pictures[0].settings
+        assert (settings.steps, settings.guidance, settings.sampler) == (4, 1, "lcm")
+
+    rows = evaluate.evaluate(model, work, pictures=3)
+    assert rows["seen, 20 steps"]["count"] == 3
+    assert rows["unseen, 4 steps"]["count"] == 4, "prompts of concepts that this model was taught"
+    assert 0 <= rows["control"]["f1"] <= 1
+    card.write_card(work, model)
+    text_of_card = (model / "README.md").read_text()
+    assert "| 2 |" in text_of_card
+    assert "held out, 1 step" in text_of_card
+    assert (model / "held_out.txt").read_text().count("\n") == sum(
         data.is_held_out(label, style) for label in LABELS for style in data.STYLES
     )
+    codes_of = codes.compare(model, work, tmp_path / "codes.png")
+    assert set(codes_of) == {"the noisy picture itself", "patch PCA", "picture PCA", "autoencoder"}
+
+
+@pytest.mark.slow
+def test_the_published_parts_are_what_diffusers_loads(emoji: Path) -> None:
+    """The few-step variant here, and the LoRA as diffusers applies it: one picture."""
+    from diffusers import AutoencoderTiny, ControlNetModel, LCMScheduler, StableDiffusionPipeline
+
+    theirs = StableDiffusionPipeline.from_pretrained(emoji, torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.load_lora_weights(emoji / "lcm")
+    theirs.scheduler = LCMScheduler.from_config(theirs.scheduler.config)
+    with Pipeline.open(emoji, variant=FEW_STEPS) as pipeline:
+        picture = pipeline.generate(Request("a red apple, glossy style", seed=7)).pictures[0]
+    one = theirs(
+        picture.settings.prompt, num_inference_steps=4, guidance_scale=1.0, height=128, width=128,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]  # fmt: skip
+    assert psnr(np.asarray(picture.image), np.asarray(one), 255) > 35
+    ControlNetModel.from_pretrained(emoji / "controlnet")
+    AutoencoderTiny.from_pretrained(emoji / "vae_tiny")
+
+
+def test_no_word_of_the_unseen_prompts_stands_in_a_caption(artwork_words: set[str]) -> None:
+    asked = evaluate.unseen_subjects(data.core_vocabulary())
+    assert len(asked) == 100
+    assert {subject.concept for subject in asked} <= set(data.core_vocabulary())
+    for subject in asked:
+        name = subject.prompt.split(", ")[0].removeprefix("a ")
+        assert not set(name.split()) & artwork_words, subject.prompt
+
+
+@pytest.fixture(scope="session")
+def artwork_words() -> set[str]:
+    """Every word that a caption can hold: labels, plain names and keywords of the core vocabulary, from a kept list."""
+    words = set((Path(__file__).parents[1] / "data/caption_words.txt").read_text("utf-8").split())
+    labels = {word for label in data.core_vocabulary() for word in label.lower().replace("-", " ").split()}
+    assert labels <= words
+    return words
+
+
+def test_training_from_shards_and_from_artwork_is_one_code(work: Path, tmp_path: Path) -> None:
+    autoencoder.train(work, Budget(steps=1))
+    with tarfile.open(tmp_path / "pictures-000.tar", "w") as shard:
+        for n in range(4):
+            image = BytesIO()
+            Image.new("RGB", (40, 30), (60 * n, 0, 90)).save(image, "PNG")
+            for ending, content in (("png", image.getvalue()), ("txt", b"a plain colour")):
+                entry = tarfile.TarInfo(f"{n}.{ending}")
+                entry.size = len(content)
+                shard.addfile(entry, BytesIO(content))
+    pattern = str(tmp_path / "pictures-{000..000}.tar")
+    vae = autoencoder.load(work)
+    z, captions, _ = ShardLatents(pattern, vae, "cpu", 0).batch(6, np.random.default_rng(0))
+    assert z.shape == (6, 4, 16, 16)
+    assert set(captions) <= {"a plain colour", ""}
+    unet.train(work, Budget(steps=1), shards=pattern)
+    assert (work / "unet/config.json").is_file()
+    with pytest.raises(InvalidRequest, match="shards"):
+        next(pictures(str(tmp_path / "none-{0..1}.tar"), 0))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Under accelerate each draws its own batch, gradients are averaged, and one writes: weights stay equal."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    options = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2))
+    assert first["weight"] == pytest.approx(second["weight"])
+    assert first["seen"] != second["seen"]
+    # The mean of both processes' gradients, worked out alone.
+    assert first["gradient"] == pytest.approx((first["own"] + second["own"]) / 2, rel=1e-5)
+
+
+TWO_PROCESSES = """
+import json, sys
+from pathlib import Path
+import torch
+from edge_sd.converters.training.loop import Budget, Run
+
+folder = Path(sys.argv[1])
+torch.manual_seed(0)
+line = torch.nn.Linear(1, 1, bias=False)
+run = Run("line", folder, {"line": line}, Budget(steps=3), peak=0.1)
+seen, own = [], []
+
+def loss_of(step):
+    x = torch.tensor([[float(run.rng(0).uniform(1, 2)) + step]])
+    seen.append(float(x))
+    loss = (line(x) - 1).square().mean()
+    if step == 0:
+        own.append(float(torch.autograd.grad(loss, line.weight, retain_graph=True)[0]))
+    return loss, {}
+
+reduced = []
+average = run._average_gradients
+def averaged():
+    average()
+    reduced.append(float(line.weight.grad))
+run._average_gradients = averaged
+run.train(loss_of, every=100)
+row = {"weight": float(line.weight), "seen": seen, "own": own[0], "gradient": reduced[0]}
+(folder / f"{run.processes.process_index}.json").write_text(json.dumps(row))
+"""
+
+
+def test_pca_is_numpy_s_and_no_code_of_its_size_is_nearer() -> None:
+    x = torch.randn(60, 12, generator=torch.Generator().manual_seed(0)) @ torch.randn(12, 12)
+    wide = torch.randn(10, 50, generator=torch.Generator().manual_seed(1))
+    for rows, count in ((x, 4), (wide, 6)):
+        u, s, vt = np.linalg.svd((rows - rows.mean(0)).numpy(), full_matrices=False)
+        best = rows.mean(0).numpy() + (u[:, :count] * s[:count]) @ vt[:count]
+        torch.testing.assert_close(
+            codes.PCA.fit(rows, count).round_trip(rows), torch.from_numpy(best), atol=1e-3, rtol=0
+        )
+    pictures_ = torch.randn(2, 3, 16, 24)
+    torch.testing.assert_close(codes.from_patches(codes.to_patches(pictures_), pictures_.shape), pictures_)
+
+
+def test_the_consistency_function_is_the_picture_at_t_0_and_lcm_schedulers() -> None:
+    from diffusers import LCMScheduler
+
+    theirs = LCMScheduler(**diffusion.SCHEDULE)
+    generator = torch.Generator().manual_seed(0)
+    x, v = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
+    abar = diffusion.alphas_cumprod()
+    torch.testing.assert_close(distill.consistency(x, torch.tensor([0, 0]), v, abar), x)
+    theirs.set_timesteps(4)
+    for time in theirs.timesteps:
+        ours = distill.consistency(x, time.expand(2), v, abar)
+        torch.testing.assert_close(ours, theirs.step(v, time, x, return_dict=False)[1], atol=1e-4, rtol=1e-3)
+        theirs._step_index = None
+
+
+def test_states_of_captions_are_compared_place_by_place() -> None:
+    states = torch.arange(8.0)[:, None].repeat(1, 3)
+    known, new = torch.tensor([9, 1, 2, 5, 0, 0, 0, 0]), torch.tensor([9, 1, 3, 4, 5, 0, 0, 0])
+    assert float(widen.difference(states, states, known, known)) == 0
+    moved = states.clone()
+    moved[4:] = states[3:7]  # the same states, one place later
+    moved[2:4] = torch.tensor([[1.0], [3.0]]).repeat(1, 3)  # two tokens with the mean of the one they stand for
+    assert float(widen.difference(moved, states, new, known)) == 0
+    moved[5] += 1
+    assert float(widen.difference(moved, states, new, known)) > 0
 
 
 def test_a_stage_before_its_turn_names_the_one_that_is_missing(work: Path, tmp_path: Path) -> None:
@@ -88,6 +279,17 @@ def test_one_pair_in_ten_is_held_out_and_the_file_lists_them(emoji: Path) -> Non
     assert 0.07 < len(held_out) / len(pairs) < 0.13
     listed = [tuple(line.rsplit(", ", 1)) for line in (emoji / "held_out.txt").read_text("utf-8").splitlines()]
     assert listed == held_out
+
+
+def test_a_published_model_is_a_start(work: Path, emoji: Path) -> None:
+    """The next steps of a training go on from the weights of a model that was published."""
+    start.start_from(emoji, work)
+    unet.train(work, Budget(steps=1))
+    ours, published = unet.build(work), unet.build(emoji)
+    difference = max(float((a - b).abs().max()) for a, b in zip(ours.parameters(), published.parameters(), strict=True))
+    assert 0 < difference < 0.01
+    with pytest.raises(InvalidRequest, match="already holds"):
+        start.start_from(emoji, work)
 
 
 def test_a_shifted_drawing_leaves_nothing_on_the_other_side() -> None:

@@ -1,0 +1,244 @@
+"""What the published model can do, in figures: generated pictures, named by a judge that never saw one (`evaluator`).
+
+    seen        the concept of pictures of trained (concept, style) pairs: top-1, top-5; their style and background
+    held out    the same for pairs that training never saw
+    unseen      100 prompts in words that no caption holds (unseen_prompts.txt): the meant concept among the first five
+    control     F1 of the picture's edges and the sketch it was told to follow, within 2 pixels
+
+each for twenty guided steps and, but for the last, for the few-step variant's four steps and one. The judge itself is
+measured first, on the artwork through the autoencoder: its best possible score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from edge_sd.edges import canny, edge_f1
+from edge_sd.pipeline import Pipeline
+from edge_sd.request import Request
+
+from . import controlnet, evaluator
+from .data import BACKGROUNDS, STYLES, Artwork, core_vocabulary
+from .publish import FEW_STEPS, MANY_STEPS
+
+Report = Callable[[str], None]
+# Pictures that share their steps: small ones run faster together.
+TOGETHER = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a picture was asked to show."""
+
+    prompt: str
+    concept: str
+    style: str | None = None
+    background: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares, 0 to 1, over `count` pictures; None where nothing was asked for."""
+
+    count: int
+    top1: float
+    top5: float
+    style: float | None
+    background: float | None
+    clip: float
+
+
+def subjects(artwork: Artwork, *, held_out: bool, count: int, seed: int) -> list[Subject]:
+    """`count` pairs in random order (again from the start where there are fewer), each on some background."""
+    rng = np.random.default_rng([seed, held_out])
+    pairs = list(artwork.pairs(held_out=held_out))
+    order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])[:count]
+    chosen = []
+    for n in order:
+        label, style = pairs[int(n)]
+        background = str(rng.choice(list(BACKGROUNDS)))
+        chosen.append(Subject(f"{label}, {style} style, {background} background", label, style, background))
+    return chosen
+
+
+def unseen_subjects(labels: list[str]) -> list[Subject]:
+    """The prompts of unseen_prompts.txt that mean one of the concepts `labels`."""
+    rows = Path(__file__).with_name("unseen_prompts.txt").read_text("utf-8").splitlines()
+    pairs = [row.split(" | ") for row in rows if row and not row.startswith("#")]
+    return [Subject(prompt, concept) for prompt, concept in pairs if concept in labels]
+
+
+def draw(pipeline: Pipeline, wanted: list[Subject], **settings: Any) -> list[Image.Image]:
+    """One picture of each, seeds 0, 1, 2, …"""
+    return [
+        pipeline.generate(Request(subject.prompt, seed=seed, **settings)).pictures[0].image
+        for seed, subject in enumerate(wanted)
+    ]
+
+
+class Judge:
+    """The evaluator and its text side."""
+
+    def __init__(self, model: Path) -> None:
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        self.network, self.config = evaluator.load(model / "evaluator")
+        self.encoder = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32).eval()
+        self.tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
+
+    @torch.no_grad()
+    def score(self, images: list[Image.Image], wanted: list[Subject]) -> tuple[Score, NDArray[np.bool_]]:
+        """The score, and which pictures the judge named right at first."""
+        from . import text
+
+        outputs = [self.network(some) for some in evaluator.as_tensor(images).split(50)]
+        concept, style, background, image = (torch.cat(rows) for rows in zip(*outputs, strict=True))
+        ids = text.tokenize(self.tokenizer, [subject.prompt for subject in wanted])
+        prompts = self.network.embed_text(self.encoder(ids).pooler_output)
+        meant = torch.tensor([self.config["labels"].index(subject.concept) for subject in wanted])
+        ranked = concept.topk(5).indices == meant[:, None]
+
+        def share(logits: torch.Tensor, names: list[str], asked: list[str | None]) -> float | None:
+            known = [n for n, name in enumerate(asked) if name is not None]
+            if not known:
+                return None
+            right = logits.argmax(1)[known] == torch.tensor([names.index(str(asked[n])) for n in known])
+            return float(right.float().mean())
+
+        score = Score(
+            count=len(wanted),
+            top1=float(ranked[:, 0].float().mean()),
+            top5=float(ranked.any(1).float().mean()),
+            style=share(style, self.config["style_names"], [subject.style for subject in wanted]),
+            background=share(background, self.config["background_names"], [subject.background for subject in wanted]),
+            clip=float((image * prompts).sum(1).mean()),
+        )
+        return score, ranked[:, 0].numpy()
+
+
+def evaluate(model: Path, work: Path, *, pictures: int = 1000, report: Report = print) -> dict[str, Any]:
+    """All figures, also written to `model`/evaluation.json; pictures to look at go to `work`/evaluation."""
+    artwork, judge = Artwork(work), Judge(model)
+    folder = work / "evaluation"
+    folder.mkdir(exist_ok=True)
+    sets = {
+        "seen": subjects(artwork, held_out=False, count=pictures, seed=0),
+        "held out": subjects(artwork, held_out=True, count=max(1, pictures // 5), seed=0),
+        "unseen": unseen_subjects(judge.config["labels"]),
+    }
+    rows: dict[str, Any] = {}
+
+    def keep(name: str, images: list[Image.Image], wanted: list[Subject]) -> None:
+        score, _ = judge.score(images, wanted)
+        rows[name] = score.__dict__
+        report(f"{name:24} {_line(score)}")
+        _contact_sheet(images[:96], folder / f"{name.replace(', ', '-').replace(' ', '-')}.png")
+
+    best = sets["seen"][:200]
+    keep("artwork", through_the_autoencoder(model, artwork, best), best)
+    with Pipeline.open(model, variant=MANY_STEPS) as pipeline:
+        for name, wanted in sets.items():
+            images = draw(pipeline, wanted)
+            keep(f"{name}, 20 steps", images, wanted)
+            if name == "seen":
+                nearest_sheet(images[:24], wanted[:24], artwork, folder / "nearest.png")
+    with Pipeline.open(model, variant=FEW_STEPS) as pipeline:
+        for steps in (4, 1):
+            for name, wanted in sets.items():
+                keep(f"{name}, {steps} step{'s' * (steps > 1)}", draw(pipeline, wanted, steps=steps), wanted)
+    rows["control"] = {"f1": controlled_f1(model, work, folder, count=max(1, pictures // 10))}
+    report(f"{'control':24} edges F1 {rows['control']['f1']:.2f}")
+    (model / "evaluation.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    return rows
+
+
+def _line(score: Score) -> str:
+    parts = [f"{score.count:5} pictures", f"top-1 {score.top1:.1%}", f"top-5 {score.top5:.1%}"]
+    if score.style is not None:
+        parts += [f"style {score.style:.1%}", f"background {score.background:.1%}"]
+    return "  ".join([*parts, f"CLIP {score.clip:.2f}"])
+
+
+@torch.no_grad()
+def through_the_autoencoder(model: Path, artwork: Artwork, wanted: list[Subject]) -> list[Image.Image]:
+    """The drawings themselves, encoded and decoded: the best that a UNet could do."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32)
+    pictures = [
+        artwork.picture(subject.concept, str(subject.style), BACKGROUNDS[str(subject.background)]) for subject in wanted
+    ]
+    x = torch.from_numpy(np.stack(pictures))
+    return [_image(y) for some in x.split(8) for y in vae.decode(vae.encode(some).latent_dist.mean).sample.numpy()]
+
+
+def _image(x: NDArray[np.float32]) -> Image.Image:
+    """A picture of float32 [3, H, W] in [-1, 1]."""
+    return Image.fromarray(((np.clip(x, -1, 1) + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 0))
+
+
+def nearest_sheet(images: list[Image.Image], wanted: list[Subject], artwork: Artwork, path: Path) -> None:
+    """Each picture above the training drawing that is nearest to it, by mean squared difference on its background."""
+    trained = list(artwork.pairs())
+    sheet = Image.new("RGB", (64 * len(images), 128))
+    for n, (image, subject) in enumerate(zip(images, wanted, strict=True)):
+        small = np.asarray(image.resize((64, 64)), np.float32)
+        colour = BACKGROUNDS[subject.background or "white"]
+        drawings = [_image(artwork.picture(label, style, colour)).resize((64, 64)) for label, style in trained]
+        distance = [float(((np.asarray(drawing, np.float32) - small) ** 2).mean()) for drawing in drawings]
+        sheet.paste(image.resize((64, 64)), (64 * n, 0))
+        sheet.paste(drawings[int(np.argmin(distance))], (64 * n, 64))
+    sheet.save(path)
+
+
+def _contact_sheet(images: list[Image.Image], path: Path, columns: int = 16) -> None:
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (64 * columns, 64 * rows), "white")
+    for n, image in enumerate(images):
+        sheet.paste(image.resize((64, 64)), (n % columns * 64, n // columns * 64))
+    sheet.save(path)
+
+
+@torch.no_grad()
+def controlled_f1(model: Path, work: Path, folder: Path, *, count: int, steps: int = 20) -> float:
+    """Mean F1 of edges over `count` pictures, each of one concept and told to follow another one's outline.
+
+    The sketch is a held-out drawing's silhouette; the edges of the result are those of the figure against its
+    background: what differs from the picture's border colour.
+    """
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+    artwork = Artwork(work)
+    net = ControlNetModel.from_pretrained(model / "controlnet", torch_dtype=torch.float32)
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(
+        model, controlnet=net, torch_dtype=torch.float32, safety_checker=None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    rng = np.random.default_rng(0)
+    shapes, concepts = list(artwork.pairs(held_out=True)), core_vocabulary()
+    scores, rows = [], []
+    for start in range(0, count, TOGETHER):
+        some = range(start, min(start + TOGETHER, count))
+        sketches = [controlnet.outline(artwork.silhouette(*shapes[int(rng.integers(len(shapes)))])) for _ in some]
+        prompts = [
+            f"{concepts[int(rng.integers(len(concepts)))]}, {list(STYLES)[int(rng.integers(len(STYLES)))]} style"
+            for _ in some
+        ]
+        images = pipe(
+            prompts, image=controlnet.as_condition(sketches), num_inference_steps=steps, guidance_scale=4.0,
+            generator=[torch.Generator().manual_seed(n) for n in some], height=128, width=128,
+        ).images  # fmt: skip
+        for sketch, image in zip(sketches, images, strict=True):
+            scores.append(edge_f1(canny(np.asarray(image)), sketch))
+            rows += [Image.fromarray(sketch).convert("RGB"), image]
+    _contact_sheet(rows[:96], folder / "control.png")
+    return float(np.mean(scores))

