@@ -84,13 +84,18 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Variant:
-    """One backend's form of the model in one precision; `source` is the hash of the weights that it was made from."""
+    """One backend's form of the model in one precision.
+
+    source    the hash of the weights that it was made from
+    compute   the device that its arithmetic was arranged for ("ane", "gpu"), where a backend tells them apart
+    """
 
     backend: str
     precision: str
     artifacts: dict[str, Artifact]
     files: dict[str, FileRecord] = field(default_factory=dict)
     source: str = ""
+    compute: str = ""
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -339,7 +344,12 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
         }
         files = {path: FileRecord(**record) for path, record in entry["files"].items()}
         variants[name] = Variant(
-            str(entry["backend"]), str(entry["precision"]), artifacts, files, str(entry.get("source", ""))
+            str(entry["backend"]),
+            str(entry["precision"]),
+            artifacts,
+            files,
+            str(entry.get("source", "")),
+            str(entry.get("compute", "")),
         )
     shared = {path: FileRecord(**record) for path, record in document["files"].items()}
     return ModelBundle(root, facts, variants, shared)

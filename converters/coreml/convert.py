@@ -67,6 +67,11 @@ def save(model: Any, path: Path) -> None:
     """Write the package. Raises ConversionError for what the disk refuses."""
     try:
         model.save(str(path))
+        # A debugger's file for another runtime, as large as the graph; it is no part of a package.
+        (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+        for file in path.rglob("*"):
+            # The library writes the graph through a private temporary file and leaves it unreadable to others.
+            file.chmod(0o755 if file.is_dir() else 0o644)
     except Exception as error:  # The storage library raises RuntimeError, the rest OSError.
         raise ConversionError(f"{path} could not be written: {str(error).strip().splitlines()[-1]}") from error
 

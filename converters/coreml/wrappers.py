@@ -1,6 +1,7 @@
 """One torch module per component in Apple's layout: names, shapes and dtypes as Swift programs expect them.
 
-`wrap` takes the stock model; the form of its attention is the caller's business (`ane.rewrite`).
+`wrap` takes the wrappers that every backend starts from; the form of attention is the caller's business
+(`ane.rewrite`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from edge_sd.bundle import Facts
-
-from ..wrappers import TextEncoder as StockTextEncoder
-from ..wrappers import VAEDecoder, VAEEncoder
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class AppleComponent:
 class TextEncoder(nn.Module):
     """input_ids [1, S] float32 -> last_hidden_state [1, S, C], pooled_outputs [1, C]."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.inner = StockTextEncoder(model)
+        self.inner = inner
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         out = self.inner(input_ids.to(torch.int32))
@@ -116,26 +114,29 @@ def _context(encoder_hidden_states: Tensor, channel_first: bool) -> Tensor:
     return encoder_hidden_states if channel_first else encoder_hidden_states.squeeze(2).transpose(1, 2)
 
 
-def wrap(part: str, model: Any, facts: Facts, sizes: Sizes, channel_first: bool = False) -> AppleComponent:
-    """Wrap a loaded stock model (or its Neural Engine form, `channel_first`) as a component of Apple's layout.
+def wrap(part: str, stock: Any, facts: Facts, sizes: Sizes, channel_first: bool = False) -> AppleComponent:
+    """A component of Apple's layout.
 
-    part   text_encoder, unet, controlled_unet, controlnet, vae_decoder, vae_encoder or tiny_decoder
+    part            text_encoder, unet, controlled_unet, controlnet, vae_decoder, vae_encoder or tiny_decoder
+    stock           the part's wrapper (converters.wrappers); for a ControlNet or a tiny decoder diffusers' own model
+    channel_first   its attention takes the text as (B, C, 1, S): `ane.rewrite` was there
     """
+    model = getattr(stock, "model", stock)
     space = facts.latents
     h, w = sizes.height // space.factor, sizes.width // space.factor
     if part == "text_encoder":
         ids = torch.ones(1, facts.max_tokens)
         names = ("last_hidden_state", "pooled_outputs")
-        return AppleComponent("TextEncoder", TextEncoder(model), {"input_ids": ids}, names, frozenset({"input_ids"}))
+        return AppleComponent("TextEncoder", TextEncoder(stock), {"input_ids": ids}, names, frozenset({"input_ids"}))
     if part == "vae_decoder":
         z = {"z": torch.zeros(1, space.channels, h, w)}
-        return AppleComponent("VAEDecoder", _Renamed(VAEDecoder(model)), z, ("image",))
+        return AppleComponent("VAEDecoder", _Renamed(stock), z, ("image",))
     if part == "tiny_decoder":
         z = {"z": torch.zeros(1, space.channels, h, w)}
-        return AppleComponent("TinyDecoder", TinyDecoder(model), z, ("image",))
+        return AppleComponent("TinyDecoder", TinyDecoder(stock), z, ("image",))
     if part == "vae_encoder":
         x = {"x": torch.zeros(1, 3, sizes.height, sizes.width)}
-        return AppleComponent("VAEEncoder", _Renamed(VAEEncoder(model)), x, ("latent",))
+        return AppleComponent("VAEEncoder", _Renamed(stock), x, ("latent",))
     example = {
         "sample": torch.zeros(sizes.batch, space.channels, h, w),
         "timestep": torch.ones(sizes.batch),
