@@ -53,8 +53,8 @@ def require_extra() -> None:
 def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecipe, report: Report) -> ModelBundle:
     """Add the variant `FORM-RECIPE` of `source` to the bundle in `target`, which is made if it is not there.
 
-    `form` is a backend's name where nothing else is wished. `report(what, share)` is told what is being done and how much is done, 0 to 1. A variant that is there already,
-    made from the same source and whole, is left as it is.
+    `form` is a backend's name where nothing else is wished. `report(what, share)` is told what is being done and how
+    much is done, 0 to 1. A variant that is there already, made from the same source and whole, is left as it is.
 
     Raises InvalidModel (source), InvalidRequest (what the form cannot be), ParityError or ConversionError; the bundle
     is then as it was.

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_sd.bundle import Facts, Parity
 from edge_sd.errors import InvalidRequest, choices
@@ -15,7 +15,9 @@ from edge_sd.foreign import GRAPH
 from .parity import Recording
 from .recipes import QuantRecipe
 from .sources import Source
-from .wrappers import Wrapped
+
+if TYPE_CHECKING:
+    from .wrappers import Wrapped
 
 TARGETS = ("openvino", "coreml")
 # Random-weight models of 512 pixels would take minutes here; the arithmetic is the same on fewer pixels.

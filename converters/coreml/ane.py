@@ -76,8 +76,8 @@ class Block(nn.Module):
         if self.attn2 is not None and self.norm2 is not None:
             normed = self.norm2(x)
             x = x + self.attn2(normed, normed if context is None else context)
-        x = x + self.ff(self.norm3(x))
-        return x
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
 
 
 class SplitAttention(nn.Module):
@@ -91,7 +91,9 @@ class SplitAttention(nn.Module):
             if getattr(stock, name, None) is not None
         ]
         if strange or stock.residual_connection or stock.rescale_output_factor != 1:
-            raise ConversionError(f"the Neural Engine form knows no attention with {', '.join(strange) or 'a residual'}")
+            raise ConversionError(
+                f"the Neural Engine form knows no attention with {', '.join(strange) or 'a residual'}"
+            )
         self.heads = stock.heads
         self.to_q, self.to_k, self.to_v = (pointwise(each) for each in (stock.to_q, stock.to_k, stock.to_v))
         self.to_out = pointwise(stock.to_out[0])

@@ -7,11 +7,13 @@ numpy 2.4. A target decides which operations and compressions are legal; what a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_sd.errors import ConversionError, InvalidRequest, choices
 
-from .wrappers import AppleComponent
+if TYPE_CHECKING:
+    from .wrappers import AppleComponent
+
 
 # Each target and the macOS of the same year, oldest first. Older ones know no float16 inputs.
 TARGETS = {"iOS16": "macOS13", "iOS17": "macOS14", "iOS18": "macOS15", "iOS26": "macOS26"}

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_sd.apple import LAYOUTS, call
 from edge_sd.bundle import Facts, Parity
@@ -17,7 +17,9 @@ from ..forms import Made
 from ..parity import Recording, measure
 from ..recipes import QuantRecipe
 from ..sources import Source
-from ..wrappers import Wrapped
+
+if TYPE_CHECKING:
+    from ..wrappers import Wrapped
 
 COMPUTE = ("ane", "gpu")
 # The fused attention of the GPU's form is an operation since iOS18; the Neural Engine's needs nothing newer, and
@@ -104,7 +106,9 @@ class CoreMLForm:
         except DeviceError as error:
             raise ConversionError(f"{made.graph} cannot be measured: {error}") from error
         if program.overflow is not None:
-            raise ConversionError(f"{made.graph} overflows float16: {program.overflow}; nothing was added to the bundle")
+            raise ConversionError(
+                f"{made.graph} overflows float16: {program.overflow}; nothing was added to the bundle"
+            )
         return parity
 
     def finish(self, source: Source, staging: Path) -> None:

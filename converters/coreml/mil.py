@@ -74,8 +74,9 @@ class Program:
             if name not in inputs:
                 raise DeviceError(f"{self.path.name} needs the input {name!r}")
             if inputs[name].shape != kind.shape:
+                found = inputs[name].shape
                 raise DeviceError(
-                    f"{self.path.name} takes {name} of shape {kind.shape}, fixed at conversion; got {inputs[name].shape}"
+                    f"{self.path.name} takes {name} of shape {kind.shape}, fixed at conversion; got {found}"
                 )
             values[name] = self._rounded(torch.from_numpy(np.array(inputs[name])), kind)
         with torch.no_grad():
@@ -119,7 +120,10 @@ class Program:
             return x.half().float() if self.mode == "fp16" else x.float()
         if kind.dtype == "float32":
             return x.float()
-        return x.to(getattr(torch, kind.dtype, x.dtype))
+        if kind.dtype == "bool":
+            return x.bool()
+        # Every integer that a network computes with fits, and torch has few operations for the others.
+        return x.int()
 
     def _value(self, given: str | Lazy, values: dict[str, Any]) -> Any:
         if isinstance(given, Lazy):

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -131,9 +132,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @op
-def matmul(
-    x: Tensor, y: Tensor, transpose_x: Tensor | bool = False, transpose_y: Tensor | bool = False
-) -> Tensor:
+def matmul(x: Tensor, y: Tensor, transpose_x: Tensor | bool = False, transpose_y: Tensor | bool = False) -> Tensor:
     return (x.mT if bool(transpose_x) else x) @ (y.mT if bool(transpose_y) else y)
 
 
@@ -143,9 +142,7 @@ def einsum(values: Sequence[Tensor], equation: str) -> Tensor:
 
 
 @op
-def scaled_dot_product_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
-) -> Tensor:
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask)
 
 
@@ -244,7 +241,9 @@ OPS |= {
 
 
 @op
-def reduce_argmax(x: Tensor, axis: Tensor | int = -1, keep_dims: Tensor | bool = False) -> Tensor:
+def reduce_argmax(
+    x: Tensor, axis: Tensor | int = -1, keep_dims: Tensor | bool = False, output_dtype: str = "int32"
+) -> Tensor:
     """The first of equal maxima, as Core ML and numpy have it; torch promises none."""
     dim = int(axis) % x.ndim
     best = x == x.amax(dim, keepdim=True)
@@ -341,7 +340,7 @@ def slice_by_index(
         else:
             where.append(slice(None if from_start[n] else first, None if to_end[n] else last, step))
     # torch knows no negative steps; numpy does.
-    return torch.from_numpy(x.numpy()[tuple(where)].copy())
+    return torch.from_numpy(np.array(x.numpy()[tuple(where)]))
 
 
 @op
@@ -358,8 +357,6 @@ def pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Tensor | f
     pairs = [(amounts[n], amounts[n + 1]) for n in range(0, len(amounts), 2)]
     if mode == "constant":
         return F.pad(x, [each for pair in reversed(pairs) for each in pair], value=number(constant_val))
-    import numpy as np
-
     widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs
     kind = "edge" if mode == "replicate" else "reflect"
     return torch.from_numpy(np.pad(x.numpy(), widths, mode=kind))  # type: ignore[call-overload]

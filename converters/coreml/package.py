@@ -1,9 +1,9 @@
 """A `.mlpackage` on disk: its functions as plain data, its constants as numpy arrays.
 
-    Unet.mlpackage/Manifest.json                                which file is the model
-    Unet.mlpackage/Data/com.apple.CoreML/model.mlmodel          protobuf (coremltools' mlmodel/format)
-    Unet.mlpackage/Data/com.apple.CoreML/weights/weight.bin     blobs: a 64-byte header, then for each a 64-byte
-                                                                record (0xDEADBEEF, type, bytes, offset) and its data
+Unet.mlpackage/Manifest.json                                which file is the model
+Unet.mlpackage/Data/com.apple.CoreML/model.mlmodel          protobuf (coremltools' mlmodel/format)
+Unet.mlpackage/Data/com.apple.CoreML/weights/weight.bin     blobs: a 64-byte header, then for each a 64-byte
+                                                            record (0xDEADBEEF, type, bytes, offset) and its data
 """
 
 from __future__ import annotations
@@ -91,9 +91,7 @@ class Package:
         try:
             document = decode("Model", model.read_bytes())
             program = document["mlProgram"]
-            functions = {
-                name: _function(body, _Weights(model.parent)) for name, body in program["functions"].items()
-            }
+            functions = {name: _function(body, _Weights(model.parent)) for name, body in program["functions"].items()}
         except OSError as error:
             raise InvalidModel(f"{model} cannot be read ({error.strerror})") from error
         except WireError as error:

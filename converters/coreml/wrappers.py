@@ -146,7 +146,8 @@ def wrap(part: str, stock: Any, facts: Facts, sizes: Sizes, channel_first: bool 
         return AppleComponent("Unet", Unet(model, channel_first), example, ("noise_pred",))
     if part == "controlled_unet":
         residuals = {
-            f"additional_residual_{n}": torch.zeros(shape) for n, shape in enumerate(residual_shapes(model, sizes, h, w))
+            f"additional_residual_{n}": torch.zeros(shape)
+            for n, shape in enumerate(residual_shapes(model, sizes, h, w))
         }
         return AppleComponent("ControlledUnet", Unet(model, channel_first), example | residuals, ("noise_pred",))
     assert part == "controlnet", part

@@ -41,7 +41,7 @@ class CoreMLBackend:
 
     def devices(self) -> list[Device]:
         if sys.platform != "darwin":
-            return [Device(REFERENCE, self.name, "Core ML packages computed by torch: exact in numerics, slow")]
+            return [Device(REFERENCE, self.name, "Core ML packages computed by torch with float16 rounding: slow")]
         return [
             Device("ane", self.name, "Apple Neural Engine (Core ML)"),
             Device("gpu", self.name, "Apple GPU (Core ML)"),
