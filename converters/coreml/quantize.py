@@ -46,11 +46,7 @@ def compress(model: Any, recipe: QuantRecipe, target: str) -> Any:
 
 def _infinite(model: Any) -> list[str]:
     """The names of constants that hold a NaN or an infinity."""
-    found = []
-    for function in model._mil_program.functions.values():
-        for operation in function.find_ops(op_type="const"):
-            value = operation.outputs[0].val
-            floats = isinstance(value, np.ndarray) and value.dtype in (np.float16, np.float32)
-            if floats and not np.isfinite(value).all():
-                found.append(operation.name)
-    return found
+    import coremltools.optimize.coreml as cto
+
+    constants = cto.get_weights_metadata(model, weight_threshold=SMALLEST)
+    return [name for name, each in constants.items() if not np.isfinite(each.val).all()]
