@@ -129,9 +129,7 @@ def test_a_controlnet_and_the_unet_that_listens_to_it(facts: Any, tmp_path: Path
     unet = small_unet(attention_head_dim=2)
     controlled = wrappers.wrap("controlled_unet", ane.rewrite(unet), facts, SIZES, channel_first=True)
     assert through_the_executor(controlled, "iOS16", tmp_path)["noise_pred"] > 45
-    net = randomized(
-        ControlNetModel(attention_head_dim=2, conditioning_embedding_out_channels=(8, 8, 16, 16), **SMALL)
-    )
+    net = randomized(ControlNetModel(attention_head_dim=2, conditioning_embedding_out_channels=(8, 8, 16, 16), **SMALL))
     component = wrappers.wrap("controlnet", ane.rewrite(net), facts, SIZES, channel_first=True)
     measured = through_the_executor(component, "iOS16", tmp_path)
     assert min(measured.values()) > 45
@@ -181,7 +179,11 @@ def test_grouped_channels_have_palettes_of_their_own(tmp_path: Path) -> None:
 
     weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float16)
     weight[16:] *= np.float16(0.01)
-    plain = build_package(tmp_path / "plain.mlpackage", lambda mb, x: mb.linear(x=x, weight=weight, name="out"))
+
+    def body(mb: Any, x: Any) -> Any:
+        return mb.linear(x=x, weight=weight, name="out")
+
+    plain = build_package(tmp_path / "plain.mlpackage", body, "iOS18")
     x = {"x": np.eye(2, 64, dtype=np.float16)}
     errors = {}
     for name in ("p4", "p4g16"):
@@ -197,7 +199,7 @@ def test_a_mask_of_infinities_survives_a_palette(tmp_path: Path) -> None:
     import coremltools as ct
 
     mask = np.where(np.tri(64, dtype=bool), 0, -np.inf).astype(np.float16)
-    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float16)
+    weight = (np.random.default_rng(0).normal(size=(64, 64)) / 8).astype(np.float16)
 
     def body(mb: Any, x: Any) -> Any:
         scores = mb.expand_dims(x=mb.linear(x=x, weight=weight), axes=[1])
@@ -209,7 +211,7 @@ def test_a_mask_of_infinities_survives_a_palette(tmp_path: Path) -> None:
     x = {"x": np.ones((2, 64), np.float16)}
     found = Program.open(tmp_path / "p6.mlpackage").predict(x)["out"]
     assert np.isfinite(found).all()
-    assert np.abs(found - Program.open(plain).predict(x)["out"]).max() < 0.2
+    assert np.abs(found - Program.open(plain).predict(x)["out"]).max() < 0.1
     assert (found[:, 0, 1:] == 0).all()
 
 

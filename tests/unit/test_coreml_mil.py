@@ -19,24 +19,19 @@ WEIGHT = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
 DATA = "Data/com.apple.CoreML"
 
 
-def build(path: Path, body: Any, shape: tuple[int, ...] = (2, 64), fp16: bool = True) -> Path:
-    """A package of one function x -> body(mb, x)."""
+def build(path: Path, body: Any, target: str = "iOS16") -> Path:
+    """A package of one function x [2, 64] float16 -> body(mb, x)."""
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types
 
-    kind = types.fp16 if fp16 else types.fp32
+    opset = getattr(ct.target, target)
 
-    @mb.program(input_specs=[mb.TensorSpec(shape, kind)], opset_version=ct.target.iOS16)
+    @mb.program(input_specs=[mb.TensorSpec((2, 64), types.fp16)], opset_version=opset)
     def program(x: Any) -> Any:
         return body(mb, x)
 
-    model = ct.convert(
-        program,
-        minimum_deployment_target=ct.target.iOS16,
-        compute_precision=ct.precision.FLOAT16 if fp16 else ct.precision.FLOAT32,
-        skip_model_load=True,
-    )
+    model = ct.convert(program, minimum_deployment_target=opset, skip_model_load=True)
     model.save(str(path))
     return path
 
@@ -72,7 +67,8 @@ def test_a_package_is_read_and_run(plain: Path) -> None:
 def test_the_result_is_coremltools_own_inference(plain: Path) -> None:
     """coremltools evaluates operations whose inputs are constants; the same numbers must come out of ours."""
     from coremltools.converters.mil import Builder as mb
-    from coremltools.converters.mil.mil import Function, Program as Mil
+    from coremltools.converters.mil.mil import Function
+    from coremltools.converters.mil.mil import Program as Mil
 
     program = Mil()
     with Function({}) as function:

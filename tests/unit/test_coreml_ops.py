@@ -49,7 +49,7 @@ class Case:
 
     def wanted(self) -> Any:
         # Our own references take inputs by name, numpy's functions by place.
-        named = isinstance(self.reference, FunctionType)
+        named = isinstance(self.reference, FunctionType) and self.reference.__module__ == __name__
         return self.reference(**self.inputs) if named else self.reference(*self.inputs.values())
 
 
@@ -112,7 +112,7 @@ CASES: dict[str, list[Case]] = {
     "rsqrt": [Case({"x": POSITIVE, "epsilon": np.float32(0.5)}, lambda x, epsilon: 1 / np.sqrt(x + epsilon))],
     "inverse": [Case({"x": POSITIVE}, lambda x: 1 / (x + 1e-4))],
     "log": [Case({"x": POSITIVE}, np.log)],
-    "clip": [Case({"x": X, "alpha": np.float32(-0.5), "beta": np.float32(0.3)}, lambda x, alpha, beta: np.clip(x, alpha, beta))],
+    "clip": [Case({"x": X, "alpha": np.float32(-0.5), "beta": np.float32(0.3)}, np.clip)],
     "leaky_relu": [Case({"x": X, "alpha": np.float32(0.2)}, lambda x, alpha: np.where(x > 0, x, alpha * x))],
     "gelu": [
         Case({"x": X, "mode": "EXACT"}, lambda x, mode: x * (1 + erf(x / math.sqrt(2))) / 2),
@@ -214,7 +214,8 @@ CASES: dict[str, list[Case]] = {
         Case({"x": X, "begin": integers(0, 1, 0), "size": integers(1, -1, 2)}, lambda x, **_: x[:1, 1:, :2])
     ],
     "band_part": [
-        Case({"x": floats(4, 5), "lower": np.int32(1), "upper": np.int32(2)}, lambda x, **_: np.tril(np.triu(x, -1), 2)),
+        Case({"x": floats(4, 5), "lower": np.int32(1), "upper": np.int32(2)},
+             lambda x, **_: np.tril(np.triu(x, -1), 2)),
         Case({"x": floats(4, 5), "lower": np.int32(-1), "upper": np.int32(0)}, lambda x, **_: np.tril(x)),
     ],
     "gather_nd": [
