@@ -95,7 +95,7 @@ def generate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = None,
     model: Annotated[str, typer.Option(help="A name (edge-sd models list) or a folder.")] = "emoji",
     variant: Annotated[str | None, typer.Option(help="A variant of the model (edge-sd models show).")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, …")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, ane, coreml-reference, …")] = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -182,21 +182,31 @@ def _report(result: Result, paths: list[Path]) -> dict[str, Any]:
 def convert(
     source: Annotated[str, typer.Argument(help="A diffusers folder with safetensors, or an installed model.")],
     bundle: Annotated[Path, typer.Argument(help="The bundle to make, or to add the variant to.")],
-    to: Annotated[str, typer.Option(help="openvino")] = "openvino",
-    precision: Annotated[str, typer.Option(help="How weights are stored: fp32, fp16, int8, int4.")] = "fp16",
+    to: Annotated[str, typer.Option(help="openvino, coreml")] = "openvino",
+    precision: Annotated[
+        str, typer.Option(help="How weights are stored: fp32, fp16, int8, int4; Core ML: fp16, int8, p8, p6, p4, …")
+    ] = "fp16",
+    compute: Annotated[str | None, typer.Option(help="Core ML: ane (Neural Engine) or gpu.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="Core ML: pixels, fixed. Default: the model's.")] = (
+        None
+    ),
+    target: Annotated[str | None, typer.Option(help="Core ML: the oldest system to run on, iOS16 or macOS13 …")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Convert a model's weights, measure them against torch, and add them to a bundle."""
-    from edge_sd.converters.build import build, require_extra
+    from edge_sd.converters.build import build, require_extra, variant_name
+    from edge_sd.converters.forms import form_named
     from edge_sd.converters.recipes import recipe_named
 
-    recipe = recipe_named(precision)
+    width, height = _parse_size(size)
+    form = form_named(to, compute=compute, target=target, width=width, height=height)
+    recipe = recipe_named(precision, form.recipes)
     require_extra()
     hush_libraries()
     with _conversion_progress(quiet or as_json) as report:
-        made = build(source, bundle, to, recipe, report)
-    name = f"{to}-{recipe.name}"
+        made = build(source, bundle, form, recipe, report)
+    name = variant_name(form, recipe)
     variant = made.variant(name)
     rows = {
         part: {"psnr": artifact.parity.psnr, "max_error": artifact.parity.max_error}
@@ -236,6 +246,7 @@ def hush_libraries() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     from diffusers.utils import logging as diffusers_logging

@@ -1,4 +1,4 @@
-"""Source + target -> bundle. Resumable, atomic, and every component measured before the variant is listed.
+"""Source + form -> bundle. Resumable, atomic, and every component measured before the variant is listed.
 
 A variant is made in `BUNDLE/.NAME.partial/`, a component at a time, so that only one is in memory. Each finished one
 leaves a record there; a conversion that was stopped skips what is recorded. When all are there and close enough to
@@ -33,13 +33,12 @@ from edge_sd.bundle import (
     write_atomically,
 )
 from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, ParityError, choices
-from edge_sd.foreign import GRAPH
 from edge_sd.text import TextTokenizer, read_vocabulary
 
+from .forms import Form, Made, form_named
 from .recipes import QuantRecipe
 from .sources import PARTS, Source
 
-TARGETS = ("openvino",)
 Report = Callable[[str, float], None]
 
 
@@ -51,19 +50,22 @@ def require_extra() -> None:
         raise MissingExtra("converting models", "convert")
 
 
-def build(source: Path | str, target: Path, backend: str, recipe: QuantRecipe, report: Report) -> ModelBundle:
-    """Add the variant `BACKEND-RECIPE` of `source` to the bundle in `target`, which is made if it is not there.
+def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecipe, report: Report) -> ModelBundle:
+    """Add the variant `FORM-RECIPE` of `source` to the bundle in `target`, which is made if it is not there.
 
-    `report(what, share)` is told what is being done and how much is done, 0 to 1. A variant that is there already,
-    made from the same source and whole, is left as it is.
+    `form` is a backend's name where nothing else is wished. `report(what, share)` is told what is being done and how
+    much is done, 0 to 1. A variant that is there already, made from the same source and whole, is left as it is.
 
-    Raises InvalidModel (source), ParityError or ConversionError; the bundle is then as it was.
+    Raises InvalidModel (source), InvalidRequest (what the form cannot be), ParityError or ConversionError; the bundle
+    is then as it was.
     """
-    if backend not in TARGETS:
-        raise InvalidRequest(f"unknown target {backend!r}; valid: {choices(TARGETS)}")
+    form = form_named(form) if isinstance(form, str) else form
+    if recipe.name not in form.recipes:
+        raise InvalidRequest(f"{form.name} has no precision {recipe.name!r}; valid: {choices(form.recipes)}")
     require_extra()
     opened = Source.open(source)
-    name = f"{backend}-{recipe.name}"
+    form.check(opened, recipe)
+    name = variant_name(form, recipe)
     with _translate_os_errors(target), _locked(target):
         fingerprint = opened.fingerprint()
         bundle = _existing(target, opened, name)
@@ -75,8 +77,8 @@ def build(source: Path | str, target: Path, backend: str, recipe: QuantRecipe, r
         staging = target / f".{name}.partial"
         with _hidden_if_fresh(target, staging):
             _check_space(opened, recipe, target)
-            artifacts = _make_parts(opened, fingerprint, recipe, staging, name, report)
-            _copy_companions(opened, staging)
+            artifacts = _make_parts(opened, fingerprint, form, recipe, staging, report)
+            form.finish(opened, staging)
             report("flushing to disk", 0.98)
             files = {f"{name}/{path.relative_to(staging).as_posix()}": _flushed(path) for path in _files(staging)}
             shared = _publish_tokenizer(opened, target)
@@ -86,11 +88,17 @@ def build(source: Path | str, target: Path, backend: str, recipe: QuantRecipe, r
                 replace(bundle, variants=others).write_manifest()
             shutil.rmtree(target / name, ignore_errors=True)
             os.replace(staging, target / name)
-            variants = {**others, name: Variant(backend, recipe.name, artifacts, files, fingerprint)}
+            made = Variant(form.backend, recipe.name, artifacts, files, fingerprint, form.compute)
+            variants = {**others, name: made}
             bundle = replace(bundle, variants=variants, files=shared)
             bundle.write_manifest()
     report(f"{name} is ready", 1.0)
     return bundle
+
+
+def variant_name(form: Form, recipe: QuantRecipe) -> str:
+    """What the manifest calls this form in this recipe."""
+    return f"{form.name}-{recipe.name}"
 
 
 @contextlib.contextmanager
@@ -161,10 +169,11 @@ def _check_space(source: Source, recipe: QuantRecipe, target: Path) -> None:
 
 
 def _make_parts(
-    source: Source, fingerprint: str, recipe: QuantRecipe, staging: Path, name: str, report: Report
+    source: Source, fingerprint: str, form: Form, recipe: QuantRecipe, staging: Path, report: Report
 ) -> dict[str, Artifact]:
+    name = variant_name(form, recipe)
     state_path = staging / ".state.json"
-    state = _resume(state_path, staging, {"source": fingerprint, "recipe": asdict(recipe)})
+    state = _resume(state_path, staging, {"source": fingerprint, "recipe": asdict(recipe), "form": repr(form)})
     tokenizer = TextTokenizer(source.folder / "tokenizer", source.facts.max_tokens)
     artifacts: dict[str, Artifact] = {}
     returned: dict[str, Any] = {}
@@ -174,16 +183,17 @@ def _make_parts(
             returned[part] = np.load(kept)
         else:
             report(f"{name}: {part}", n / len(PARTS))
-            row, returned[part] = _make_part(source, recipe, part, staging, tokenizer, returned)
+            row, returned[part] = _make_part(source, form, recipe, part, staging, tokenizer, returned)
             np.save(kept, returned[part])
             state["parts"][part] = row
             write_atomically(state_path, json.dumps(state).encode())
         row = state["parts"][part]
+        made = Made(**row["made"])
         artifacts[part] = Artifact(
-            graph=f"{name}/{part}/{GRAPH}",
-            weights=(f"{name}/{part}/{Path(GRAPH).stem}.bin",),
-            inputs=tuple(row["inputs"]),
-            outputs=tuple(row["outputs"]),
+            graph=f"{name}/{made.graph}",
+            weights=tuple(f"{name}/{weights}" for weights in made.weights),
+            inputs=tuple(made.inputs),
+            outputs=tuple(made.outputs),
             parity=Parity(**row["parity"]),
         )
     for part in PARTS:
@@ -193,7 +203,7 @@ def _make_parts(
 
 
 def _resume(state_path: Path, staging: Path, key: dict[str, Any]) -> dict[str, Any]:
-    """The state of an interrupted run for the same source and recipe, its files still whole; else an empty one."""
+    """The state of an interrupted run for the same source and wish, its files still whole; else an empty one."""
     empty: dict[str, Any] = {"key": key, "parts": {}}
     try:
         state: dict[str, Any] = json.loads(state_path.read_text("utf-8"))
@@ -210,41 +220,31 @@ def _resume(state_path: Path, staging: Path, key: dict[str, Any]) -> dict[str, A
 
 
 def _make_part(
-    source: Source, recipe: QuantRecipe, part: str, staging: Path, tokenizer: TextTokenizer, before: dict[str, Any]
+    source: Source,
+    form: Form,
+    recipe: QuantRecipe,
+    part: str,
+    staging: Path,
+    tokenizer: TextTokenizer,
+    before: dict[str, Any],
 ) -> tuple[dict[str, Any], Any]:
     """Convert one component and measure it; its row for the state file, and what the next component needs of it."""
-    from . import openvino
     from .parity import TorchComponent, record
     from .wrappers import wrap
 
     wrapped = wrap(part, source.load(part), source.facts)
     component = TorchComponent(wrapped.module, wrapped.outputs)
-    result = record(part, component, source.facts, tokenizer, before)
-    folder = staging / part
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    openvino.convert(wrapped, recipe, folder, source.facts.schedule.prediction_type)
-    (folder / "config.json").write_text(json.dumps(source.config(part), indent=2), "utf-8")
-    names = {"inputs": list(wrapped.example), "outputs": list(wrapped.outputs)}
+    result = record(part, component, source.facts, tokenizer, before, form.latents(source.facts))
+    made = form.convert(wrapped, source, recipe, staging)
     del wrapped, component.module
-    parity = openvino.measure_parity(folder, component.recording)
+    parity = form.measure(part, made, staging, component.recording)
     if not parity.psnr >= recipe.floor:
         raise ParityError(
             f"{part} in {recipe.name} reaches {parity.psnr:.1f} dB against torch float32, "
             f"its floor is {recipe.floor:g} dB; nothing was added to the bundle"
         )
-    files = {f"{part}/{path.name}": asdict(record_file(path)) for path in sorted(folder.iterdir())}
-    return {**names, "parity": asdict(parity), "files": files}, result
-
-
-def _copy_companions(source: Source, staging: Path) -> None:
-    """What other programs look for beside the graphs: the index, the scheduler, the tokenizer in two forms."""
-    from . import openvino
-
-    for folder in ("scheduler", "tokenizer"):
-        shutil.copytree(source.folder / folder, staging / folder, dirs_exist_ok=True)
-    shutil.copyfile(source.folder / "model_index.json", staging / "model_index.json")
-    openvino.convert_tokenizer(source.folder / "tokenizer", staging / "tokenizer")
+    files = {path.relative_to(staging).as_posix(): asdict(record_file(path)) for path in _files(staging / made.place)}
+    return {"made": asdict(made), "parity": asdict(parity), "files": files}, result
 
 
 def _publish_tokenizer(source: Source, target: Path) -> dict[str, FileRecord]:

@@ -17,8 +17,6 @@ from edge_sd.text import TextTokenizer
 
 PROMPT = "a red apple, glossy style"
 STEPS = 4
-# Random-weight models of 512 pixels would take minutes here; the arithmetic is the same on fewer pixels.
-LARGEST_SIDE = 32
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], Arrays]
@@ -60,9 +58,14 @@ class TorchComponent:
 
 
 def record(
-    part: str, component: TorchComponent, facts: Facts, tokenizer: TextTokenizer, before: Mapping[str, Any]
+    part: str,
+    component: TorchComponent,
+    facts: Facts,
+    tokenizer: TextTokenizer,
+    before: Mapping[str, Any],
+    latents: tuple[int, int],
 ) -> Any:
-    """Run one component's share of a small picture in torch; returns what the next component needs.
+    """Run one component's share of a picture of `latents` (h, w) in torch; returns what the next component needs.
 
     Components come in the order of the pipeline, one in memory at a time: `before` holds what earlier ones returned.
     """
@@ -71,11 +74,9 @@ def record(
         return component(input_ids=ids)["last_hidden_state"]
     if part == "unet":
         component.bind(encoder_hidden_states=before["text_encoder"])
-        h = min(facts.defaults.height // facts.latents.factor, LARGEST_SIDE)
-        w = min(facts.defaults.width // facts.latents.factor, LARGEST_SIDE)
         sampler, noise = SAMPLERS["euler"], TorchNoise(0)
         levels = sampler.levels(facts.schedule, STEPS)
-        x = sampler.start(noise.normal((1, facts.latents.channels, h, w)), levels, facts.schedule)
+        x = sampler.start(noise.normal((1, facts.latents.channels, *latents)), levels, facts.schedule)
         denoiser = Denoiser(component, facts.schedule.prediction_type, facts.defaults.guidance)
         *_, last = sampler.run(denoiser, x, levels, noise.normal)
         return last.latents
@@ -86,10 +87,10 @@ def record(
 
 
 def measure(run: Runner, recording: Recording) -> Parity:
-    """The worst PSNR over the outputs, each against the range of its reference, and the largest error of all."""
+    """The worst PSNR over the outputs of `run`, each against its reference's range, and the largest error of all."""
     worst, largest = np.inf, 0.0
     results = [run(inputs) for inputs in recording.inputs]
-    for name in recording.outputs[0]:
+    for name in results[0]:
         reference = np.concatenate([output[name].ravel() for output in recording.outputs]).astype(np.float64)
         found = np.concatenate([np.asarray(result[name]).ravel() for result in results]).astype(np.float64)
         worst = min(worst, psnr(found, reference))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,14 +13,17 @@ from edge_sd.errors import InvalidRequest, choices
 class QuantRecipe:
     """A named way of storing weights.
 
-    bits     32 and 16 are floating point, 8 and 4 integers with a scale per output channel (8) or per group (4)
-    floor    PSNR in dB against torch float32 that every component must reach
+    bits        32 and 16 are floating point, fewer are integers with a scale (8: per output channel, 4: per group),
+                or, with `palette`, indices of a table that k-means made
+    floor       PSNR in dB against torch float32 that every component must reach
+    group_size  the channels or inputs that share a scale or a table; None is the whole channel or tensor
     """
 
     name: str
-    bits: Literal[32, 16, 8, 4]
+    bits: Literal[32, 16, 8, 6, 4, 2, 1]
     floor: float
     group_size: int | None = None
+    palette: bool = False
 
 
 RECIPES = {
@@ -29,11 +33,18 @@ RECIPES = {
         QuantRecipe("fp16", 16, floor=45.0),
         QuantRecipe("int8", 8, floor=30.0),
         QuantRecipe("int4", 4, floor=15.0, group_size=32),
+        QuantRecipe("p8", 8, floor=35.0, palette=True),
+        QuantRecipe("p6", 6, floor=30.0, palette=True),
+        QuantRecipe("p4", 4, floor=15.0, palette=True),
+        QuantRecipe("p4g16", 4, floor=18.0, group_size=16, palette=True),
+        QuantRecipe("p2", 2, floor=5.0, palette=True),
+        QuantRecipe("p1", 1, floor=0.0, palette=True),
     )
 }
 
 
-def recipe_named(name: str) -> QuantRecipe:
-    if name not in RECIPES:
-        raise InvalidRequest(f"unknown precision {name!r}; valid: {choices(RECIPES)}")
+def recipe_named(name: str, offered: Iterable[str] = RECIPES) -> QuantRecipe:
+    """The recipe of that name out of those `offered`. Raises InvalidRequest listing them."""
+    if name not in offered:
+        raise InvalidRequest(f"unknown precision {name!r}; valid: {choices(offered)}")
     return RECIPES[name]

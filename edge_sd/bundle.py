@@ -88,8 +88,9 @@ class Artifact:
 class Variant:
     """One backend's form of the model in one precision.
 
-    `source` is the hash of the weights that it was made from; `defaults` stand in for the model's where they differ,
-    as those of a few-step variant do.
+    source     the hash of the weights that it was made from
+    compute    the device that its arithmetic was arranged for ("ane", "gpu"), where a backend tells them apart
+    defaults   stand in for the model's where they differ, as those of a few-step variant do
     """
 
     backend: str
@@ -97,6 +98,7 @@ class Variant:
     artifacts: dict[str, Artifact]
     files: dict[str, FileRecord] = field(default_factory=dict)
     source: str = ""
+    compute: str = ""
     defaults: Defaults | None = None
 
     def size(self) -> int:
@@ -356,6 +358,7 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
             artifacts,
             files,
             str(entry.get("source", "")),
+            str(entry.get("compute", "")),
             Defaults(**entry["defaults"]) if entry.get("defaults") else None,
         )
     shared = {path: FileRecord(**record) for path, record in document["files"].items()}

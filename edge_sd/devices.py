@@ -9,7 +9,7 @@ from .bundle import ModelBundle
 from .errors import DeviceError, MissingExtra, VariantNotFound, choices
 
 # For a device that nobody has measured yet: the smallest form that is still near lossless comes first.
-PRECISIONS = ("fp16", "as exported", "fp32", "int8", "int4")
+PRECISIONS = ("fp16", "as exported", "fp32", "p8", "int8", "p6", "mixed", "p4", "int4", "p2", "p1")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def choose(bundle: ModelBundle, devices: list[Device], wish: str = "auto", varia
         devices = sorted(devices, key=lambda device: device.name != "cpu")
         reasons.append("the CPU comes first until another device has been measured here")
     for device in devices:
-        for name in candidates:
+        # A form that was arranged for this very device goes before those for others.
+        for name in sorted(candidates, key=lambda name: bundle.variants[name].compute not in ("", device.name)):
             if bundle.variants[name].backend == device.backend:
                 if variant is None:
                     reasons.append(f"{bundle.variants[name].precision} is the first precision offered for it")

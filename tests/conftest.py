@@ -93,3 +93,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> ModelBu
     target = tmp_path_factory.mktemp("bundle") / "miniature"
     convert(miniature, target, "fp32")
     return convert(miniature, target, "fp16")
+
+
+@pytest.fixture(scope="session")
+def coreml_bundle(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> ModelBundle:
+    """The miniature for the Neural Engine in fp16."""
+    from edge_sd.converters.build import build
+    from edge_sd.converters.forms import form_named
+    from edge_sd.converters.recipes import RECIPES
+
+    target = tmp_path_factory.mktemp("coreml") / "miniature"
+    return build(miniature, target, form_named("coreml"), RECIPES["fp16"], lambda what, share: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import DeviceError, choices
 from .base import Backend, Component, Device
 
-NAMES = ("openvino",)
+NAMES = ("openvino", "coreml")
 
 __all__ = ["Backend", "Component", "Device", "NAMES", "backend"]
 
@@ -16,4 +16,8 @@ def backend(name: str) -> Backend:
         from .openvino import OpenVINOBackend
 
         return OpenVINOBackend()
+    if name == "coreml":
+        from .coreml import CoreMLBackend
+
+        return CoreMLBackend()
     raise DeviceError(f"no backend {name!r}; valid: {choices(NAMES)}")

@@ -80,7 +80,7 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
         (["generate", "x", "--sampler", "best"], "valid: ddim"),
         (["generate", "x", "--model", "best"], "installed: emoji"),
         (["generate", "x", "--variant", "best"], "it has: openvino-fp16"),
-        (["generate", "x", "--device", "best"], "valid: auto, cpu"),
+        (["generate", "x", "--device", "best"], "valid: auto, coreml-reference, cpu"),
         (["generate", "x", "-o", "no/x.png"], "'no' does not exist"),
         (["generate", "x", "-o", "x.txt"], "valid endings"),
         (["generate", "x", "--flavour", "sweet"], "--flavour"),
@@ -89,7 +89,7 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
         (["models", "show", "best"], "installed: emoji"),
         (["convert", ".", "b"], "not a diffusers folder"),
         (["convert", "emoji", "b", "--precision", "int3"], "valid: fp16, fp32, int4, int8"),
-        (["convert", "emoji", "b", "--to", "onnx"], "valid: openvino"),
+        (["convert", "emoji", "b", "--to", "onnx"], "valid: coreml, openvino"),
         (["convert", "emoji", "no/b"], "does not exist"),
     ],
 )

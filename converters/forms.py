@@ -1,0 +1,125 @@
+"""A form: what a model is converted to. All that `build` needs of a backend, so that it knows none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edge_sd.bundle import Facts, Parity
+from edge_sd.errors import InvalidRequest, choices
+from edge_sd.foreign import GRAPH
+
+from .parity import Recording
+from .recipes import QuantRecipe
+from .sources import Source
+
+if TYPE_CHECKING:
+    from .wrappers import Wrapped
+
+TARGETS = ("openvino", "coreml")
+# Random-weight models of 512 pixels would take minutes here; the arithmetic is the same on fewer pixels.
+LARGEST_SIDE = 32
+
+
+@dataclass(frozen=True)
+class Made:
+    """One written component: paths are relative to the variant's folder, `place` holds all its files."""
+
+    place: str
+    graph: str
+    weights: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Form(Protocol):
+    """Methods raise InvalidRequest (a wish that cannot be), MissingExtra or ConversionError."""
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def name(self) -> str:
+        """The variant's name without its recipe."""
+
+    @property
+    def compute(self) -> str:
+        """The device that the arithmetic is arranged for, or ""."""
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """The names of the recipes that this form can store."""
+
+    def check(self, source: Source, recipe: QuantRecipe) -> None:
+        """Refuse what cannot be, before any work."""
+
+    def latents(self, facts: Facts) -> tuple[int, int]:
+        """Height and width of the latents on which parity is measured."""
+
+    def convert(self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path) -> Made:
+        """Write one component into `staging`; `wrapped` may be changed on the way."""
+
+    def measure(self, part: str, made: Made, staging: Path, recording: Recording) -> Parity:
+        """Parity of a written component, the same on every machine."""
+
+    def finish(self, source: Source, staging: Path) -> None:
+        """Write what other programs look for beside the components."""
+
+
+@dataclass(frozen=True)
+class OpenVINOForm:
+    """The layout of optimum-intel; shapes stay open."""
+
+    backend: str = "openvino"
+    name: str = "openvino"
+    compute: str = ""
+    recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "int4")
+
+    def check(self, source: Source, recipe: QuantRecipe) -> None:
+        return
+
+    def latents(self, facts: Facts) -> tuple[int, int]:
+        factor = facts.latents.factor
+        return min(facts.defaults.height // factor, LARGEST_SIDE), min(facts.defaults.width // factor, LARGEST_SIDE)
+
+    def convert(self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path) -> Made:
+        from . import openvino
+
+        part = wrapped.part
+        folder = staging / part
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        openvino.convert(wrapped, recipe, folder, source.facts.schedule.prediction_type)
+        (folder / "config.json").write_text(json.dumps(source.config(part), indent=2), "utf-8")
+        weights = f"{part}/{Path(GRAPH).stem}.bin"
+        return Made(part, f"{part}/{GRAPH}", (weights,), tuple(wrapped.example), wrapped.outputs)
+
+    def measure(self, part: str, made: Made, staging: Path, recording: Recording) -> Parity:
+        from . import openvino
+
+        return openvino.measure_parity(staging / made.place, recording)
+
+    def finish(self, source: Source, staging: Path) -> None:
+        """The index, the scheduler, the tokenizer in two forms."""
+        from . import openvino
+
+        for folder in ("scheduler", "tokenizer"):
+            shutil.copytree(source.folder / folder, staging / folder, dirs_exist_ok=True)
+        shutil.copyfile(source.folder / "model_index.json", staging / "model_index.json")
+        openvino.convert_tokenizer(source.folder / "tokenizer", staging / "tokenizer")
+
+
+def form_named(name: str, **wishes: Any) -> Form:
+    """The form for a backend's name; `wishes` are the fields of its class. Raises InvalidRequest."""
+    if name == "openvino":
+        if given := sorted(key for key, value in wishes.items() if value is not None):
+            raise InvalidRequest(f"openvino takes no {', '.join(given)}: its variants run everywhere, in any size")
+        return OpenVINOForm()
+    if name == "coreml":
+        from .coreml.form import CoreMLForm
+
+        return CoreMLForm(**{key: value for key, value in wishes.items() if value is not None})
+    raise InvalidRequest(f"unknown target {name!r}; valid: {choices(TARGETS)}")

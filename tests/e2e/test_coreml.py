@@ -1,0 +1,137 @@
+"""Core ML from the command line: convert, draw by the reference, and the mistakes people make."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_sd import Pipeline, Request
+from edge_sd.bundle import ModelBundle
+from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest
+
+from ..conftest import convert
+from .test_cli import edge_sd
+
+
+def picture_psnr(one: Image.Image, other: Image.Image) -> float:
+    error = np.mean((np.asarray(one, float) - np.asarray(other, float)) ** 2)
+    return float(10 * np.log10(255**2 / error))
+
+
+def test_the_same_seed_draws_the_same_picture_on_both_backends(
+    coreml_bundle: ModelBundle, miniature: Path, tmp_path: Path
+) -> None:
+    """One bundle with a variant of each; OpenVINO in float32, the reference in float16."""
+    target = tmp_path / "b"
+    shutil.copytree(coreml_bundle.root, target)
+    assert sorted(convert(miniature, target, "fp32").variants) == ["coreml-ane-fp16", "openvino-fp32"]
+    for guidance in (1.0, 5.0):
+        request = Request("a red apple", seed=7, steps=4, guidance=guidance)
+        images = []
+        for device in ("cpu", "coreml-reference"):
+            with Pipeline.open(target, device) as pipeline:
+                images.append(pipeline.generate(request).pictures[0].image)
+        assert picture_psnr(*images) > 35
+    with Pipeline.open(target, "coreml-reference") as pipeline, pytest.raises(InvalidRequest, match="draws 64x64 only"):
+        pipeline.generate(Request("a red apple", seed=7, width=128, height=64))
+
+
+def test_the_reference_is_a_device_of_the_command_line(coreml_bundle: ModelBundle, tmp_path: Path) -> None:
+    done = edge_sd("generate", "a cat", "--model", str(coreml_bundle.root), "--device", "coreml-reference",
+                   "--seed", "1", "--steps", "2", "-o", "x.png", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "computed by torch with float16 rounding: slow" in done.stderr
+    assert os.listdir(tmp_path) == ["x.png"]
+
+
+def test_a_damaged_or_missing_component_is_an_error(coreml_bundle: ModelBundle, tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    shutil.copytree(coreml_bundle.root, target)
+    weights = target / "coreml-ane-fp16/Unet.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with Pipeline.open(target, "coreml-reference") as pipeline, pytest.raises(InvalidModel, match=r"weight\.bin has"):
+        pipeline.generate(Request("a cat", seed=1))
+    variant = coreml_bundle.variant("coreml-ane-fp16")
+    less = {part: artifact for part, artifact in variant.artifacts.items() if part != "unet"}
+    opened = ModelBundle.open(target)
+    replace(opened, variants={"coreml-ane-fp16": replace(variant, artifacts=less)}).write_manifest()
+    with pytest.raises(InvalidModel, match="has no unet"):
+        Pipeline.open(target, "coreml-reference")
+
+
+def test_real_execution_is_for_macs(coreml_bundle: ModelBundle) -> None:
+    with pytest.raises(DeviceError, match=r"no device 'ane' here; valid: .*coreml-reference"):
+        Pipeline.open(coreml_bundle.root, "ane")
+
+
+def test_a_failed_core_ml_variant_leaves_the_bundle_as_it_was(
+    bundle: ModelBundle, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge_sd.converters.build import build
+    from edge_sd.converters.coreml import convert as conversion
+    from edge_sd.converters.forms import form_named
+    from edge_sd.converters.recipes import RECIPES
+    from edge_sd.errors import ConversionError
+
+    target = tmp_path / "b"
+    shutil.copytree(bundle.root, target)
+
+    def full(model: object, path: Path) -> None:
+        path.mkdir()
+        raise ConversionError(f"{path} could not be written: No space left on device")
+
+    monkeypatch.setattr(conversion, "save", full)
+    with pytest.raises(ConversionError, match="No space left"):
+        build(miniature, target, form_named("coreml"), RECIPES["fp16"], lambda what, share: None)
+    assert ModelBundle.open(target).variants == bundle.variants
+    assert ModelBundle.open(target).verify() == []
+    assert not [name for name in os.listdir(target) if name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--to", "coreml", "--compute", "npu"], "valid: ane, gpu"),
+        (["--to", "coreml", "--compute", "gpu", "--target", "iOS17"], "needs the target iOS18 (macOS15)"),
+        (["--to", "coreml", "--precision", "int4"], "valid: fp16, int8, p1"),
+        (["--to", "coreml", "--size", "100"], "not a multiple of 32"),
+        (["--to", "openvino", "--compute", "ane"], "openvino takes no compute"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path: Path, options: list[str], said: str) -> None:
+    done = edge_sd("convert", "emoji", "b", *options, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_coremltools_there_is_the_install_line(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\nreal = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'coremltools' else real(name, *a)\n"
+    )
+    done = edge_sd("convert", "emoji", "b", "--to", "coreml", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert 'pip install "edge-sd[coreml]"' in done.stderr
+
+
+@pytest.mark.slow
+def test_the_embedded_model_becomes_a_picture(emoji: Path, tmp_path: Path) -> None:
+    done = edge_sd("convert", "emoji", "b", "--to", "coreml", "--compute", "ane", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "b\n"), done.stderr
+    for part, artifact in ModelBundle.open(tmp_path / "b").variant("coreml-ane-fp16").artifacts.items():
+        assert artifact.parity is not None, part
+        assert artifact.parity.psnr >= 45
+    request = Request("a red apple, glossy style", seed=7)
+    images = []
+    for model, device in ((emoji, "cpu"), (tmp_path / "b", "coreml-reference")):
+        with Pipeline.open(model, device) as pipeline:
+            images.append(pipeline.generate(request).pictures[0].image)
+    assert picture_psnr(*images) > 35

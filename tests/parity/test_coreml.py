@@ -1,0 +1,270 @@
+"""Core ML packages as they are on disk: what Apple's programs expect of them, and what the executor makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edge_sd.bundle import ModelBundle
+from edge_sd.converters.coreml import ane, convert, quantize, wrappers
+from edge_sd.converters.coreml.mil import Program
+from edge_sd.converters.parity import psnr
+from edge_sd.converters.recipes import RECIPES
+from edge_sd.errors import ConversionError, InvalidRequest, ParityError
+
+from ..unit.test_coreml_ane import SMALL, randomized
+from ..unit.test_coreml_mil import build as build_package
+
+HALF, FLOAT = 65552, 65568  # FeatureTypes.proto: FLOAT16, FLOAT32
+
+
+def ports(package: Path) -> tuple[dict[str, tuple[int, list[int]]], dict[str, tuple[int, list[int]]]]:
+    """Inputs and outputs as coremltools reads them."""
+    import coremltools as ct
+
+    description = ct.utils.load_spec(str(package)).description
+    inputs, outputs = (
+        {each.name: (each.type.multiArrayType.dataType, list(each.type.multiArrayType.shape)) for each in side}
+        for side in (description.input, description.output)
+    )
+    return inputs, outputs
+
+
+def test_every_package_has_apples_names_shapes_and_types(coreml_bundle: ModelBundle) -> None:
+    folder = coreml_bundle.root / "coreml-ane-fp16"
+    assert ports(folder / "TextEncoder.mlpackage") == (
+        {"input_ids": (FLOAT, [1, 32])},
+        {"last_hidden_state": (FLOAT, [1, 32, 32]), "pooled_outputs": (FLOAT, [1, 32])},
+    )
+    assert ports(folder / "Unet.mlpackage") == (
+        {
+            "sample": (HALF, [2, 4, 8, 8]),
+            "timestep": (HALF, [2]),
+            "encoder_hidden_states": (HALF, [2, 32, 1, 32]),
+        },
+        {"noise_pred": (FLOAT, [2, 4, 8, 8])},
+    )
+    assert ports(folder / "VAEDecoder.mlpackage") == ({"z": (HALF, [1, 4, 8, 8])}, {"image": (FLOAT, [1, 3, 64, 64])})
+    assert ports(folder / "VAEEncoder.mlpackage") == ({"x": (HALF, [1, 3, 64, 64])}, {"latent": (FLOAT, [1, 8, 8, 8])})
+    vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
+    assert vocabulary["<|startoftext|>"] >= 0
+    assert (folder / "merges.txt").read_text("utf-8").startswith("#version: 0.2\n")
+    assert sorted(path.name for path in (folder / "Unet.mlpackage").iterdir()) == ["Data", "Manifest.json"]
+
+
+def test_the_neural_engines_unet_is_known_as_such(coreml_bundle: ModelBundle) -> None:
+    """Swift programs look for the einsum of iOS16; linear layers and wide attention would leave the engine."""
+    import coremltools as ct
+
+    spec = ct.utils.load_spec(str(coreml_bundle.root / "coreml-ane-fp16/Unet.mlpackage"))
+    assert spec.specificationVersion == ct.target.iOS16
+    block = next(iter(spec.mlProgram.functions["main"].block_specializations.values()))
+    kinds = [operation.type for operation in block.operations]
+    assert kinds.count("einsum") > 8
+    assert not {"linear", "matmul", "scaled_dot_product_attention"} & set(kinds)
+
+
+def test_every_component_is_near_torch_and_the_manifest_says_so(coreml_bundle: ModelBundle) -> None:
+    variant = coreml_bundle.variant("coreml-ane-fp16")
+    assert (variant.backend, variant.precision, variant.compute) == ("coreml", "fp16", "ane")
+    assert set(variant.artifacts) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+    for part, artifact in variant.artifacts.items():
+        assert artifact.parity is not None
+        assert 45 <= artifact.parity.psnr < 120, part
+    assert coreml_bundle.verify() == []
+
+
+def through_the_executor(component: wrappers.AppleComponent, target: str, folder: Path) -> dict[str, float]:
+    """PSNR of each output, in fp16 mode, on random inputs of the example's shapes."""
+    package = folder / f"{component.name}-{target}.mlpackage"
+    convert.save(convert.convert(component, target), package)
+    torch.manual_seed(3)
+    given = {
+        name: torch.full_like(value, 441.0) if name == "timestep" else torch.randn_like(value).half().float()
+        for name, value in component.example.items()
+    }
+    with torch.no_grad():
+        wanted = component.module(*given.values())
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    program = Program.open(package)
+    found = program.predict({name: value.numpy() for name, value in given.items()})
+    assert program.overflow is None
+    assert set(found) == set(component.outputs)
+    return {name: psnr(found[name], value.numpy()) for name, value in zip(component.outputs, wanted, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def facts(emoji: Path) -> Any:
+    from dataclasses import replace
+
+    return replace(ModelBundle.open(emoji).facts, max_tokens=9)
+
+
+SIZES = wrappers.Sizes(64, 64)
+
+
+def small_unet(**options: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return randomized(UNet2DConditionModel(up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **SMALL, **options))
+
+
+def test_the_gpus_unet_is_fused_attention_and_near_torch(facts: Any, tmp_path: Path) -> None:
+    """Of SD 2's shape: linear projections, heads of one width."""
+    unet = small_unet(attention_head_dim=(2, 4), use_linear_projection=True)
+    component = wrappers.wrap("unet", unet, facts, SIZES)
+    assert through_the_executor(component, "iOS18", tmp_path)["noise_pred"] > 45
+    graph = (tmp_path / "Unet-iOS18.mlpackage/Data/com.apple.CoreML/model.mlmodel").read_bytes()
+    assert b"scaled_dot_product_attention" in graph
+
+
+def test_a_controlnet_and_the_unet_that_listens_to_it(facts: Any, tmp_path: Path) -> None:
+    from diffusers import ControlNetModel
+
+    unet = small_unet(attention_head_dim=2)
+    controlled = wrappers.wrap("controlled_unet", ane.rewrite(unet), facts, SIZES, channel_first=True)
+    assert through_the_executor(controlled, "iOS16", tmp_path)["noise_pred"] > 45
+    net = randomized(ControlNetModel(attention_head_dim=2, conditioning_embedding_out_channels=(8, 8, 16, 16), **SMALL))
+    component = wrappers.wrap("controlnet", ane.rewrite(net), facts, SIZES, channel_first=True)
+    measured = through_the_executor(component, "iOS16", tmp_path)
+    assert min(measured.values()) > 45
+    inputs, _ = ports(tmp_path / "ControlNet-iOS16.mlpackage")
+    assert inputs["controlnet_cond"] == (HALF, [2, 3, 64, 64])
+    # What one gives out, the other takes in.
+    _, given = ports(tmp_path / "ControlNet-iOS16.mlpackage")
+    taken, _ = ports(tmp_path / "ControlledUnet-iOS16.mlpackage")
+    residuals = {name: shape for name, (_, shape) in taken.items() if name.startswith("additional_residual_")}
+    assert residuals == {name: shape for name, (_, shape) in given.items()}
+
+
+def test_a_tiny_decoder(facts: Any, tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    ).eval()
+    component = wrappers.wrap("tiny_decoder", tiny, facts, SIZES)
+    assert through_the_executor(component, "iOS16", tmp_path)["image"] > 45
+
+
+@pytest.mark.parametrize("recipe", ["p8", "p6", "p4", "p2", "p1", "int8"])
+def test_smaller_weights_stay_as_near_as_their_bits_allow(tmp_path: Path, recipe: str) -> None:
+    """A linear layer of 64x64 normal weights: about 6 dB a bit, and the bytes that were promised."""
+    import coremltools as ct
+
+    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float16)
+    plain = build_package(tmp_path / "plain.mlpackage", lambda mb, x: mb.linear(x=x, weight=weight, name="out"))
+    model = quantize.compress(ct.models.MLModel(str(plain), skip_model_load=True), RECIPES[recipe], "iOS16")
+    convert.save(model, tmp_path / "small.mlpackage")
+    x = {"x": np.random.default_rng(1).normal(size=(2, 64)).astype(np.float16)}
+    wanted = x["x"].astype(np.float32) @ weight.astype(np.float32).T
+    found = Program.open(tmp_path / "small.mlpackage").predict(x)["out"]
+    bits = RECIPES[recipe].bits
+    assert psnr(found, wanted) > min(60, 6 * bits + 5)
+    stored = (tmp_path / "small.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size
+    assert stored < 64 * 64 * bits / 8 + 2**bits * 2 + 1024
+
+
+def test_grouped_channels_have_palettes_of_their_own(tmp_path: Path) -> None:
+    import coremltools as ct
+
+    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float16)
+    weight[16:] *= np.float16(0.01)
+
+    def body(mb: Any, x: Any) -> Any:
+        return mb.linear(x=x, weight=weight, name="out")
+
+    plain = build_package(tmp_path / "plain.mlpackage", body, "iOS18")
+    x = {"x": np.eye(2, 64, dtype=np.float16)}
+    errors = {}
+    for name in ("p4", "p4g16"):
+        model = ct.models.MLModel(str(plain), skip_model_load=True)
+        convert.save(quantize.compress(model, RECIPES[name], "iOS18"), tmp_path / f"{name}.mlpackage")
+        found = Program.open(tmp_path / f"{name}.mlpackage").predict(x)["out"][:, 16:]
+        errors[name] = np.abs(found - weight.T[:2, 16:]).max()
+    assert errors["p4g16"] < errors["p4"] / 5
+
+
+def test_a_mask_of_infinities_survives_a_palette(tmp_path: Path) -> None:
+    """k-means would make a NaN of it, and the text encoder's pictures black."""
+    import coremltools as ct
+
+    mask = np.where(np.tri(64, dtype=bool), 0, -np.inf).astype(np.float16)
+    weight = (np.random.default_rng(0).normal(size=(64, 64)) / 8).astype(np.float16)
+
+    def body(mb: Any, x: Any) -> Any:
+        scores = mb.expand_dims(x=mb.linear(x=x, weight=weight), axes=[1])
+        return mb.softmax(x=mb.add(x=scores, y=mask), axis=-1, name="out")
+
+    plain = build_package(tmp_path / "plain.mlpackage", body)
+    model = ct.models.MLModel(str(plain), skip_model_load=True)
+    convert.save(quantize.compress(model, RECIPES["p6"], "iOS16"), tmp_path / "p6.mlpackage")
+    x = {"x": np.ones((2, 64), np.float16)}
+    found = Program.open(tmp_path / "p6.mlpackage").predict(x)["out"]
+    assert np.isfinite(found).all()
+    assert np.abs(found - Program.open(plain).predict(x)["out"]).max() < 0.1
+    assert (found[:, 0, 1:] == 0).all()
+
+
+def test_a_component_that_overflows_float16_fails_the_conversion(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder's first block multiplies by 1e5, in float32 all is well."""
+    from edge_sd.converters import wrappers as stock
+    from edge_sd.converters.build import build
+    from edge_sd.converters.forms import form_named
+
+    real = stock.TextEncoder.forward
+
+    def overflowing(self: Any, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        hidden, pooled, *rest = real(self, input_ids)
+        return hidden * 3e4 * 30 / 9e5, pooled, *rest
+
+    monkeypatch.setattr(stock.TextEncoder, "forward", overflowing)
+    with pytest.raises(ConversionError, match=r"TextEncoder\.mlpackage overflows float16: mul .* reaches") as caught:
+        build(miniature, tmp_path / "b", form_named("coreml"), RECIPES["fp16"], lambda what, share: None)
+    assert not isinstance(caught.value, ParityError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_that_cannot_be_converted_is_one_error_with_its_name() -> None:
+    class Strange(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.qr(x)[0]
+
+    component = wrappers.AppleComponent("Strange", Strange(), {"x": torch.ones(3, 3)}, ("y",))
+    with pytest.raises(ConversionError, match="Strange could not be converted") as caught:
+        convert.convert(component, "iOS16")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "recipe", "message"),
+    [
+        ({"compute": "npu"}, "fp16", "unknown compute 'npu'; valid: ane, gpu"),
+        ({"target": "iOS15"}, "fp16", "unknown deployment target 'iOS15'; valid: iOS16"),
+        ({"compute": "gpu", "target": "macOS13"}, "fp16", r"fused attention .* needs the target iOS18 \(macOS15\)"),
+        ({}, "p4g16", r"a palette for each group .* needs the target iOS18 \(macOS15\) or newer, not iOS16"),
+        ({"width": 100, "height": 64}, "fp16", "width 100 is not a multiple of 16"),
+        ({"width": 64, "height": 8}, "fp16", "height 8 is not a multiple of 16"),
+        ({}, "fp32", "coreml-ane has no precision 'fp32'; valid: fp16"),
+    ],
+)
+def test_a_wish_that_cannot_be_is_refused_before_any_work(
+    miniature: Path, tmp_path: Path, wishes: dict[str, Any], recipe: str, message: str
+) -> None:
+    from edge_sd.converters.build import build
+    from edge_sd.converters.forms import form_named
+
+    with pytest.raises(InvalidRequest, match=message):
+        build(miniature, tmp_path / "b", form_named("coreml", **wishes), RECIPES[recipe], lambda what, share: None)
+    assert list(tmp_path.iterdir()) == []
