@@ -34,7 +34,7 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.
            "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv"]  # fmt: skip
 RANK = 32
 STEPS, GUIDANCE = 20, 4.0
-BATCH = 24
+BATCH = 16
 TARGET_DECAY = 0.95
 
 
