@@ -21,7 +21,7 @@ STAGES = {
     "text": ("text", "text encoder, a wider vocabulary from a sentence model"),
     "decoder": ("decoder", "the autoencoder's decoder alone, batches of 4 pictures"),
     "controlnet": ("controlnet", "ControlNet, batches of 24"),
-    "lcm": ("distill", "consistency distillation, LoRA of rank 32, batches of 16"),
+    "lcm": ("distill", "consistency distillation, LoRA of rank 16, batches of 16"),
     "taesd": ("taesd", "tiny autoencoder, AutoencoderTiny of width 32, batches of 8"),
     "evaluator": ("evaluator", "judge, batches of 64 drawings"),
 }
@@ -212,8 +212,8 @@ def _table(rows: dict[str, Any]) -> str:
             lines.append(f"| {name} | {row['count']} | {' | '.join(shares)} | {row['clip']:.2f} |")
     lined, outlined = rows["control"]["lines"], rows["control"]["outlines"]
     control = f"""\
-Pictures of the ControlNet against the sketch that they were told to follow, F1 of edges within 2 pixels: {lined:.2f} with
-all lines of a held-out drawing under its own name, {outlined:.2f} with its outline under another thing's name."""
+Pictures of the ControlNet against the sketch that they were told to follow, F1 of edges within 2 pixels: {lined:.2f}
+with all lines of a held-out drawing under its own name, {outlined:.2f} with its outline under another thing's name."""
     return "\n".join([*lines, "", control])
 
 

@@ -126,13 +126,16 @@ class Judge:
 
 
 def evaluate(model: Path, work: Path, *, pictures: int = 1000, report: Report = print) -> dict[str, Any]:
-    """All figures, also written to `model`/evaluation.json; pictures to look at go to `work`/evaluation."""
+    """All figures, also written to `model`/evaluation.json; pictures to look at go to `work`/evaluation.
+
+    Of `pictures`, seven in ten are of trained pairs and two of held-out ones; the last tenth are the unseen prompts.
+    """
     artwork, judge = Artwork(work), Judge(model)
     folder = work / "evaluation"
     folder.mkdir(exist_ok=True)
     sets = {
-        "seen": subjects(artwork, held_out=False, count=pictures, seed=0),
-        "held out": subjects(artwork, held_out=True, count=max(1, pictures // 5), seed=0),
+        "seen": subjects(artwork, held_out=False, count=max(1, pictures * 7 // 10), seed=0),
+        "held out": subjects(artwork, held_out=True, count=max(1, pictures * 2 // 10), seed=0),
         "unseen": unseen_subjects(judge.config["labels"]),
     }
     rows: dict[str, Any] = {}

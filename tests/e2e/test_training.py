@@ -85,7 +85,7 @@ def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: 
         settings = pipeline.generate(Request("red apple", seed=0)).pictures[0].settings
         assert (settings.steps, settings.guidance, settings.sampler) == (4, 1, "lcm")
 
-    rows = evaluate.evaluate(model, work, pictures=3)
+    rows = evaluate.evaluate(model, work, pictures=5)
     assert rows["seen, 20 steps"]["count"] == 3
     assert rows["unseen, 4 steps"]["count"] == 4, "prompts of concepts that this model was taught"
     assert all(0 <= rows["control"][kind] <= 1 for kind in ("lines", "outlines"))
