@@ -107,8 +107,9 @@ def _know_alias() -> None:
     if "alias" in _TORCH_OPS_REGISTRY.name_to_func_mapping:
         return
 
-    @register_torch_op
     def alias(context: Any, node: Any) -> None:
         from coremltools.converters.mil import Builder
 
         context.add(Builder.identity(x=context[node.inputs[0]], name=node.name))
+
+    register_torch_op(alias)
