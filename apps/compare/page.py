@@ -97,7 +97,8 @@ def _slider(rows: list[dict[str, Any]], shots: list[dict[str, Any]]) -> str:
     )
     return (
         "<h2>Two side by side</h2><div class=slider><div class=choices>"
-        f"<label>left <select id=left>{options(0)}</select></label><label>right <select id=right>{options(len(rows) - 1)}</select></label>"
+        f"<label>left <select id=left>{options(0)}</select></label>"
+        f"<label>right <select id=right>{options(len(rows) - 1)}</select></label>"
         f"<label>picture <select id=shot>{of_shots}</select></label></div>"
         "<div class=stage><img id=below alt=right><img id=above alt=left><hr></div>"
         "<input id=divide type=range min=0 max=100 value=50 aria-label='where left ends and right begins'></div>"

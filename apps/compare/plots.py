@@ -73,7 +73,7 @@ class _Frame:
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers, 1, 2 or 5 times a power of ten apart, from below `low` to above `high`."""
-    if not high > low:
+    if high - low < 1e-9 * max(1.0, abs(low), abs(high)):
         low, high = low - 1, high + 1
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
