@@ -8,9 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .pictures import DIFFERENCE, data_uri, shown_rows, shown_shots
+from .pictures import DIFFERENCE, SHOTS, data_uri, shown_rows, shown_shots
 from .plots import Plot, svg
 from .report import floors, plots, swaps, table, where
+from .score import WORST
 
 HERE = Path(__file__).parent
 
@@ -119,15 +120,15 @@ def _picture(n: int, row: dict[str, Any], shot: dict[str, Any], caption: str) ->
 
 def _grid(rows: list[dict[str, Any]], shots: list[dict[str, Any]]) -> str:
     lines = []
-    for shot in shots[:12]:
+    for shot in shots[:SHOTS]:
         strip = "".join(_picture(n, row, shot, row["name"]) for n, row in enumerate(rows))
-        lines.append(
-            f"<h3>{escape(shot['prompt'])} <small>seed {shot['seed']}</small></h3><div class=strip>{strip}</div>"
-        )
+        heading = f"<h3>{escape(shot['prompt'])} <small>seed {shot['seed']}</small></h3>"
+        lines.append(f"<section>{heading}<div class=strip>{strip}</div></section>")
     if not lines:
         return ""
-    label = f"differences from the reference, {DIFFERENCE} times brighter"
-    return f"<h2>Pictures</h2><label><input type=checkbox id=difference> {label}</label>{''.join(lines)}"
+    what = f"differences from the reference, {DIFFERENCE} times brighter"
+    label = f"<label><input type=checkbox id=difference> {what}</label>"
+    return f"<h2>Pictures</h2>{label}<div class=grid>{''.join(lines)}</div>"
 
 
 def _worst(report: dict[str, Any], rows: list[dict[str, Any]], shots: list[dict[str, Any]]) -> str:
@@ -137,7 +138,7 @@ def _worst(report: dict[str, Any], rows: list[dict[str, Any]], shots: list[dict[
         if worst := row.get("worst"):
             strip = "".join(_picture(n, row, by_name[name], by_name[name]["prompt"]) for name in worst)
             lines.append(f"<h3>{escape(row['name'])}</h3><div class=strip>{strip}</div>")
-    return f"<details><summary>The worst {5} of each variant</summary>{''.join(lines)}</details>" if lines else ""
+    return f"<details><summary>The worst {WORST} of each variant</summary>{''.join(lines)}</details>" if lines else ""
 
 
 def _tables(report: dict[str, Any]) -> str:

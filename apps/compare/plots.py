@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 # Observable's categorical colours: each is readable on white and on black.
 COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e", "#97bbf5", "#9498a0")
 WIDTH, HEIGHT = 420, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 40, 14, 28, 40
 FONT = 12
 
 

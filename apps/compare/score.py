@@ -24,8 +24,8 @@ CEILING = 100.0
 WORST = 5
 
 METRICS = {
-    "latent_psnr": "PSNR of the last latents; its peak is the range (max - min) of the reference's latents",
-    "psnr": "PSNR of the 8-bit pictures over all pixels and channels; its peak is 255",
+    "latent_psnr": "PSNR of the last latents; the peak is the range (max - min) of the reference's; 100 dB at most",
+    "psnr": "PSNR of the 8-bit pictures over all pixels and channels; the peak is 255; equal pictures count as 100 dB",
     "ssim": "SSIM (Wang 2004): Gaussian window of 11 x 11, sigma 1.5, the mean over channels",
     "ms_ssim": "MS-SSIM (Wang 2003): as many of its five scales as fit, weights scaled to 1 (four at 128 pixels)",
     "agreement": "share of pictures in which the judge names the same concept as in the reference's",
