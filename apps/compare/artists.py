@@ -71,7 +71,8 @@ class Ours:
     def draw(self, request: Request) -> Drawing:
         settings = self.pipeline.resolve(request)
         levels = SAMPLERS[settings.sampler].levels(self.pipeline.bundle.facts.schedule, settings.steps)
-        latents, seconds = [], []
+        latents: list[NDArray[np.float32]] = []
+        seconds: list[float] = []
         started = time.perf_counter()
         for step in self.pipeline.steps(request):
             seconds.append(time.perf_counter() - started)
@@ -103,7 +104,7 @@ def _as_diffusers(
         return x
     # PNDM's first two evaluations reach the same level.
     reached = [levels[1]] * (total - len(levels) + 1) + levels[1:]
-    return x * np.float32(reached[index].alpha)
+    return np.asarray(x * reached[index].alpha, np.float32)
 
 
 def _shared(settings: Settings) -> dict[str, Any]:
@@ -142,7 +143,8 @@ class Diffusers:
         sampler = SAMPLERS[settings.sampler]
         kind = getattr(diffusers, sampler.diffusers_class)
         self.pipe.scheduler = kind.from_config(self.config, **sampler.diffusers_options)
-        latents, ends = [], [time.perf_counter()]
+        latents: list[NDArray[np.float32]] = []
+        ends = [time.perf_counter()]
 
         def keep(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
             ends.append(time.perf_counter())

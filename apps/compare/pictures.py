@@ -74,4 +74,5 @@ def _small(image: Image.Image, side: int) -> Image.Image:
 
 
 def _difference(a: Image.Image, b: Image.Image) -> Image.Image:
-    return ImageChops.difference(a, b).point(lambda value: min(255, value * DIFFERENCE))
+    brighter = [min(255, value * DIFFERENCE) for value in range(256)]
+    return ImageChops.difference(a, b).point(brighter * 3)

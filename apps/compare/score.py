@@ -97,16 +97,16 @@ class Scorer:
 
 def compare_pictures(found: Path, reference: Path) -> dict[str, float]:
     """The metrics of two drawings STEM.png with their STEM.npy. Raises ValueError where they are of other sizes."""
-    pixels = [_pixels(path) for path in (found, reference)]
-    if pixels[0].shape != pixels[1].shape:
-        (h, w, _), (height, width, _) = pixels[0].shape, pixels[1].shape
+    own, theirs = _pixels(found), _pixels(reference)
+    if own.shape != theirs.shape:
+        (h, w, _), (height, width, _) = own.shape, theirs.shape
         raise ValueError(f"it draws {w}x{h} and what it is compared with {width}x{height}; give --size")
     last = [np.load(path.with_suffix(".npy"), mmap_mode="r")[-1] for path in (found, reference)]
     return {
         "latent_psnr": round(decibels(psnr(last[0], last[1])), 3),
-        "psnr": round(decibels(psnr(pixels[0], pixels[1], PEAK)), 3),
-        "ssim": round(ssim(*pixels), 5),
-        "ms_ssim": round(ms_ssim(*pixels), 5),
+        "psnr": round(decibels(psnr(own, theirs, PEAK)), 3),
+        "ssim": round(ssim(own, theirs), 5),
+        "ms_ssim": round(ms_ssim(own, theirs), 5),
     }
 
 

@@ -79,7 +79,8 @@ def make(
     require_extra()
     hush_libraries()
     folder.mkdir(exist_ok=True)
-    made, failed = None, {}
+    made = None
+    failed: dict[str, str] = {}
     for recipe in sweep.recipes:
         try:
             made = build(source, folder / "bundle", sweep.form, recipe, report)

@@ -123,7 +123,11 @@ def test_stopped_and_started_again_it_goes_on_and_finds_the_same(tmp_path: Path)
     (tmp_path / "prompts.txt").write_text("a red apple\na cat\n")
     arguments = ["compare", "emoji", *SHORT, "--reference", "openvino-fp16", "--json"]
     command = [sys.executable, "-m", "edge_sd", *arguments, "--report", "stopped"]
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background jobs ignore SIGINT, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while not (drawn := list((tmp_path / "stopped").rglob("*.png"))):
         assert first.poll() is None, first.communicate()
         time.sleep(0.02)
