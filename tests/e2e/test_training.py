@@ -34,7 +34,7 @@ from edge_sd.converters.training import (
     widen,
 )
 from edge_sd.converters.training.loop import Budget, Run, learning_rate
-from edge_sd.converters.training.publish import FEW_STEPS, MANY_STEPS
+from edge_sd.converters.training.publish import COREML, FEW_STEPS, MANY_STEPS
 from edge_sd.converters.training.shards import ShardLatents, pictures
 from edge_sd.errors import InvalidRequest
 
@@ -80,6 +80,12 @@ def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: 
     constants = model / "openvino-fp16/unet/openvino_model.constants"
     assert constants.stat().st_size < 10_000, "the weights stand in the safetensors files alone"
 
+    packages = model / COREML
+    assert sum(path.stat().st_size for path in packages.rglob("*.constants")) < 100_000
+    assert sum(path.stat().st_size for path in packages.rglob("*") if path.is_file()) < 3e6
+
+    with Pipeline.open(model, "coreml-reference") as pipeline:
+        assert pipeline.generate(Request("red apple", seed=0, steps=1)).pictures[0].variant == COREML
     with Pipeline.open(model) as pipeline:
         assert pipeline.generate(Request("red apple", seed=0, steps=2)).pictures[0].image.size == (128, 128)
     with Pipeline.open(model, variant=FEW_STEPS) as pipeline:
