@@ -20,6 +20,7 @@ from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest
 
 from . import compare, train
+from .macos import commands as macos
 
 if TYPE_CHECKING:
     from edge_sd.request import Request, Result
@@ -36,6 +37,7 @@ models = typer.Typer(no_args_is_help=True, help="The models on this machine.")
 app.add_typer(models, name="models")
 app.add_typer(train.app, name="train")
 app.add_typer(compare.app, name="compare")
+app.add_typer(macos.app, name="macos")
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -106,7 +108,7 @@ def generate(
 
     width, height = _parse_size(size)
     request = Request(prompt, negative, width, height, steps, guidance, seed, sampler, count)
-    path = output if output is not None else _free_name(prompt)
+    path = output if output is not None else free_name(prompt)
     check_output(path)
     with Pipeline.open(model, device, variant) as pipeline:
         pipeline.resolve(request)  # A mistake is told before anything else is.
@@ -134,13 +136,13 @@ def _parse_size(size: str | None) -> tuple[int | None, int | None]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def _free_name(prompt: str) -> Path:
-    """A name made of the prompt that no file here has yet."""
+def free_name(prompt: str, folder: Path = Path()) -> Path:
+    """A name made of the prompt that no file in `folder` has yet."""
     stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "picture"
-    path, n = Path(f"{stem}.png"), 1
+    path, n = folder / f"{stem}.png", 1
     while path.exists() or path.with_stem(f"{path.stem}-1").exists():
         n += 1
-        path = Path(f"{stem}-{n}.png")
+        path = folder / f"{stem}-{n}.png"
     return path
 
 
