@@ -88,7 +88,7 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
                 replace(bundle, variants=others).write_manifest()
             shutil.rmtree(target / name, ignore_errors=True)
             os.replace(staging, target / name)
-            made = Variant(form.backend, recipe.name, artifacts, files, fingerprint, form.compute)
+            made = Variant(form.backend, recipe.name, artifacts, files, fingerprint, form.compute, target=form.lowest)
             variants = {**others, name: made}
             bundle = replace(bundle, variants=variants, files=shared)
             bundle.write_manifest()

@@ -91,6 +91,7 @@ class Variant:
     source     the hash of the weights that it was made from
     compute    the device that its arithmetic was arranged for ("ane", "gpu"), where a backend tells them apart
     defaults   stand in for the model's where they differ, as those of a few-step variant do
+    target     the oldest system that runs it ("iOS18", "macOS13"); "" is any that its backend runs on
     """
 
     backend: str
@@ -100,10 +101,19 @@ class Variant:
     source: str = ""
     compute: str = ""
     defaults: Defaults | None = None
+    target: str = ""
 
     def size(self) -> int:
         """Bytes on disk."""
         return sum(record.bytes for record in self.files.values())
+
+    def part_size(self, part: str) -> int:
+        """Bytes on disk of one component: its graph (a file, or the folder of a package) and its weights."""
+        artifact = self.artifacts.get(part)
+        if artifact is None:
+            return 0
+        own = {artifact.graph, *artifact.weights, artifact.lora}
+        return sum(r.bytes for name, r in self.files.items() if name in own or name.startswith(f"{artifact.graph}/"))
 
 
 @dataclass(frozen=True)
@@ -360,6 +370,7 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
             str(entry.get("source", "")),
             str(entry.get("compute", "")),
             Defaults(**entry["defaults"]) if entry.get("defaults") else None,
+            str(entry.get("target", "")),
         )
     shared = {path: FileRecord(**record) for path, record in document["files"].items()}
     return ModelBundle(root, facts, variants, shared)
