@@ -121,7 +121,7 @@ def publish(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="The folder of a published model.")],
     work: Work = WORK,
-    pictures: Annotated[int, typer.Option(min=1, help="How many of trained pairs; a fifth as many of others.")] = 1000,
+    pictures: Annotated[int, typer.Option(min=1, help="How many to draw and grade; few-step ones come on top.")] = 1000,
 ) -> None:
     """Let the judge grade the model's pictures, and write the figures into its card."""
     with training_libraries():

@@ -50,7 +50,7 @@ class Transformer(nn.Module):
 
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> tuple[Tensor]:
         """Called as the stock module is: (B, C, H, W) and the context (B, C', 1, S), a tuple of one in return."""
-        b, _, h, w = hidden_states.shape
+        b, h, w = hidden_states.shape[0], *hidden_states.shape[2:]
         x = self.proj_in(self.norm(hidden_states).reshape(b, -1, 1, h * w))
         for block in self.blocks:
             x = block(x, encoder_hidden_states)

@@ -59,10 +59,7 @@ def convert(component: AppleComponent, target: str) -> Any:
             skip_model_load=True,
         )
     except Exception as error:  # Both libraries raise whatever they stumble over.
-        lines = str(error).strip().splitlines()
-        raise ConversionError(
-            f"{component.name} could not be converted: {lines[0] if lines else type(error).__name__}"
-        ) from error
+        raise ConversionError(f"{component.name} could not be converted: {first_line(error)}") from error
 
 
 def save(model: Any, path: Path) -> None:
@@ -75,7 +72,13 @@ def save(model: Any, path: Path) -> None:
             # The library writes the graph through a private temporary file and leaves it unreadable to others.
             file.chmod(0o755 if file.is_dir() else 0o644)
     except Exception as error:  # The storage library raises RuntimeError, the rest OSError.
-        raise ConversionError(f"{path} could not be written: {str(error).strip().splitlines()[-1]}") from error
+        raise ConversionError(f"{path} could not be written: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, as one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 class _FloatSixteen:
@@ -104,8 +107,9 @@ def _know_alias() -> None:
     if "alias" in _TORCH_OPS_REGISTRY.name_to_func_mapping:
         return
 
-    @register_torch_op
     def alias(context: Any, node: Any) -> None:
         from coremltools.converters.mil import Builder
 
         context.add(Builder.identity(x=context[node.inputs[0]], name=node.name))
+
+    register_torch_op(alias)

@@ -49,8 +49,9 @@ class CoreMLForm:
 
     @property
     def name(self) -> str:
-        """coreml-ane; a size or target that was asked for is part of it."""
+        """coreml-ane; a size that was asked for is part of it, and a target that is not the usual one."""
         wishes = [f"{self.width}x{self.height}" if self.width else "", self.target or ""]
+        wishes = [wish for wish in wishes if wish != LOWEST[self.compute]]
         return "-".join(["coreml", self.compute, *(wish.lower() for wish in wishes if wish)])
 
     @property

@@ -296,9 +296,9 @@ def split(
     x: Tensor, axis: Tensor, num_splits: Tensor | None = None, split_sizes: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     if split_sizes is not None:
-        return x.split(numbers(split_sizes), int(axis))
+        return tuple(x.split(numbers(split_sizes), int(axis)))
     assert num_splits is not None
-    return x.split(x.shape[int(axis)] // int(num_splits), int(axis))
+    return tuple(x.split(x.shape[int(axis)] // int(num_splits), int(axis)))
 
 
 @op

@@ -132,7 +132,7 @@ class _Weights:
                 raise InvalidModel(f"{path} cannot be read ({error})") from error
         data = self._files[name]
         try:
-            sentinel, _, size, start = struct.unpack_from("<IIQQ", data[offset : offset + 64])
+            sentinel, _, size, start = struct.unpack_from("<IIQQ", data[offset : offset + 64].tobytes())
         except struct.error as error:
             raise InvalidModel(f"{self.folder / name}: no blob at {offset}") from error
         if sentinel != SENTINEL or start + size > len(data):
@@ -151,10 +151,9 @@ def unpack(data: NDArray[np.uint8], kind: TensorType) -> NDArray[Any]:
     bits = int(kind.dtype.lstrip("uint"))
     if len(data) * 8 < count * bits:
         raise InvalidModel(f"a constant of {kind.dtype} {kind.shape} has only {len(data)} bytes")
-    each = unpack_bits(data, bits, count)
-    if kind.dtype.startswith("int"):
-        each = (each.astype(np.int8) ^ (1 << (bits - 1))) - (1 << (bits - 1))
-    return each.reshape(kind.shape)
+    each = unpack_bits(data, bits, count).reshape(kind.shape)
+    sign = 1 << (bits - 1)
+    return (each.astype(np.int8) ^ sign) - sign if kind.dtype.startswith("int") else each
 
 
 def unpack_bits(data: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:

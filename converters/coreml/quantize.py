@@ -9,7 +9,7 @@ import numpy as np
 from edge_sd.errors import ConversionError
 
 from ..recipes import QuantRecipe
-from .convert import require_target
+from .convert import first_line, require_target
 
 # Smaller constants stay as they are: biases, norms and tables of shapes are few bytes and need their digits.
 SMALLEST = 2048
@@ -41,7 +41,7 @@ def compress(model: Any, recipe: QuantRecipe, target: str) -> Any:
     try:
         return apply(model, config)
     except Exception as error:  # The library raises whatever it stumbles over.
-        raise ConversionError(f"weights could not be stored as {recipe.name}: {str(error).splitlines()[0]}") from error
+        raise ConversionError(f"weights could not be stored as {recipe.name}: {first_line(error)}") from error
 
 
 def _infinite(model: Any) -> list[str]:

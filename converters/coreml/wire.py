@@ -132,7 +132,8 @@ def _single(kind: str, value: Any) -> Any:
 
 def _list(kind: str, wire: int, value: Any) -> list[Any]:
     if kind in ("f4", "f8"):
-        return np.frombuffer(value, f"<{kind}").tolist()
+        floats: list[float] = np.frombuffer(value, f"<{kind}").tolist()
+        return floats
     if kind == "int":
         if wire == 0:
             return [_signed(value)]

@@ -21,7 +21,7 @@ STAGES = {
     "text": ("text", "text encoder, a wider vocabulary from a sentence model"),
     "decoder": ("decoder", "the autoencoder's decoder alone, batches of 4 pictures"),
     "controlnet": ("controlnet", "ControlNet, batches of 24"),
-    "lcm": ("distill", "consistency distillation, LoRA of rank 32, batches of 24"),
+    "lcm": ("distill", "consistency distillation, LoRA of rank 16, batches of 16"),
     "taesd": ("taesd", "tiny autoencoder, AutoencoderTiny of width 32, batches of 8"),
     "evaluator": ("evaluator", "judge, batches of 64 drawings"),
 }
@@ -210,8 +210,11 @@ def _table(rows: dict[str, Any]) -> str:
         if "top1" in row:
             shares = ["" if row[key] is None else f"{row[key]:.0%}" for key in ("top1", "top5", "style", "background")]
             lines.append(f"| {name} | {row['count']} | {' | '.join(shares)} | {row['clip']:.2f} |")
-    f1 = rows["control"]["f1"]
-    return "\n".join([*lines, "", f"Edges of controlled pictures against their sketch: F1 {f1:.2f}."])
+    lined, outlined = rows["control"]["lines"], rows["control"]["outlines"]
+    control = f"""\
+Pictures of the ControlNet against the sketch that they were told to follow, F1 of edges within 2 pixels: {lined:.2f}
+with all lines of a held-out drawing under its own name, {outlined:.2f} with its outline under another thing's name."""
+    return "\n".join([*lines, "", control])
 
 
 def curves(logs: dict[str, list[Row]]) -> str:

@@ -32,9 +32,9 @@ from .loop import Budget, Run, autocast
 # Layers that get a low-rank difference: all of the UNet's matrices but its first and last.
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
            "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv"]  # fmt: skip
-RANK = 32
+RANK = 16
 STEPS, GUIDANCE = 20, 4.0
-BATCH = 24
+BATCH = 16
 TARGET_DECAY = 0.95
 
 

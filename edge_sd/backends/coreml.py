@@ -6,8 +6,8 @@ operation by operation with float16 rounding. It tells what a device would draw,
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from ..apple import LAYOUTS, Layout, call
-from ..bundle import Artifact, ModelBundle, Variant, models_home
+from ..bundle import Artifact, ModelBundle, Variant, hash_file, models_home
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
 from .base import Array, Component, Device, Shapes
 
 REFERENCE = "coreml-reference"
 UNITS = {"ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
-# The converters register the executor under this group, since the runtime may not import them.
+# Where an installed package offers something that runs .mlpackages: our own executor, which the runtime cannot know.
 EXECUTORS = "edge_sd.executors"
 
 
@@ -58,7 +58,7 @@ class CoreMLBackend:
             program = _open_executor(package)
         else:
             hashes = [r.sha256 for name, r in sorted(variant.files.items()) if name.startswith(f"{artifact.graph}/")]
-            program = CompiledProgram(package, "".join(hashes), UNITS[device.name])
+            program = CompiledProgram(package, hashes, UNITS[device.name])
         component = CoreMLComponent(artifact.graph, program, LAYOUTS[part])
         component.check(shapes, bundle.facts.latents.factor)
         return component
@@ -118,36 +118,31 @@ class CompiledProgram:
     Written against coremltools' documented contract and tested against a stand-in of it; it has not run on a Mac.
     """
 
-    def __init__(self, package: Path, key: str, units: str) -> None:
+    def __init__(self, package: Path, hashes: list[str], units: str) -> None:
         import coremltools as ct
 
         try:
             spec = ct.utils.load_spec(str(package))
             self.inputs = {each.name: _port(each.type.multiArrayType) for each in spec.description.input}
-            compiled = self._compiled(package, key)
+            hashes = hashes or [hash_file(path) for path in sorted(package.rglob("*")) if path.is_file()]
+            compiled = self._compiled(package, hashlib.sha256("".join(hashes).encode()).hexdigest()[:16])
             self.model = ct.models.CompiledMLModel(str(compiled), getattr(ct.ComputeUnit, units))
         except (RuntimeError, OSError, ValueError) as error:
             raise DeviceError(f"Core ML refused {package.name}: {str(error).strip()[:300]}") from error
 
     def _compiled(self, package: Path, key: str) -> Path:
-        import hashlib
-
         import coremltools as ct
 
         home = models_home().parent / "compiled"
-        kept = home / f"{package.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.mlmodelc"
-        if not key or not kept.is_dir():
-            home.mkdir(parents=True, exist_ok=True)
-            beside = Path(tempfile.mkdtemp(dir=home, prefix=f".{package.stem}-"))
-            try:
-                made = ct.models.utils.compile_model(str(package), str(beside / kept.name))
-                if not key:
-                    return Path(made)
-                if not kept.is_dir():
-                    os.replace(made, kept)
-            finally:
-                if key:
-                    shutil.rmtree(beside, ignore_errors=True)
+        kept = home / f"{package.stem}-{key}.mlmodelc"
+        if kept.is_dir():
+            return kept
+        home.mkdir(parents=True, exist_ok=True)
+        # Compiled beside and renamed: whoever finds it finds it whole, and two at once make one.
+        with tempfile.TemporaryDirectory(dir=home, prefix=f".{package.stem}-") as beside:
+            made = ct.models.utils.compile_model(str(package), str(Path(beside) / kept.name))
+            if not kept.is_dir():
+                os.replace(made, kept)
         return kept
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:

@@ -42,14 +42,6 @@ def test_the_same_seed_draws_the_same_picture_on_both_backends(
         pipeline.generate(Request("a red apple", seed=7, width=128, height=64))
 
 
-def test_the_reference_is_a_device_of_the_command_line(coreml_bundle: ModelBundle, tmp_path: Path) -> None:
-    done = edge_sd("generate", "a cat", "--model", str(coreml_bundle.root), "--device", "coreml-reference",
-                   "--seed", "1", "--steps", "2", "-o", "x.png", cwd=tmp_path)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "computed by torch with float16 rounding: slow" in done.stderr
-    assert os.listdir(tmp_path) == ["x.png"]
-
-
 def test_a_damaged_or_missing_component_is_an_error(coreml_bundle: ModelBundle, tmp_path: Path) -> None:
     target = tmp_path / "b"
     shutil.copytree(coreml_bundle.root, target)
