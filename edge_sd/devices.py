@@ -1,4 +1,4 @@
-"""DevicePlan: which variant of each component runs where, and why. Choosing is a pure function of facts.
+"""Which variant of each component runs where, and why. Choosing is a pure function of facts; it returns a DevicePlan.
 
 Of every backend that takes part one variant is used. All combinations of variants and devices are weighed by what they
 cost: measured on this machine where they were (`tuning`), estimated where not (`estimates`), less those that a rule
@@ -8,17 +8,17 @@ speaks against (`rules`), within the memory that is free. The plan keeps the nex
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
-from .backends import Device
+from .backends.base import Device
 from .bundle import ModelBundle
 from .errors import DeviceError, InvalidRequest, VariantNotFound, choices
-from .estimates import BACKEND_BYTES, INVISIBLE, PARTS, Estimate, calls, energy, estimate
+from .estimates import BACKEND_BYTES, INVISIBLE, PARTS, calls, energy, estimate
 from .machine import Machine
 from .measurements import Measurements, place_of
+from .plan import DevicePlan, Placement, Rejected
 from .rules import Objection, objections
 
 # The least quality in dB that each preference takes while there is better; the next floor counts where nothing fits.
@@ -30,116 +30,6 @@ PREFERENCES: dict[str, tuple[float, ...]] = {
 }
 # Of free memory, what a plan may take; of all memory, where free memory is not known.
 SHARE_OF_FREE, SHARE_OF_ALL = 0.9, 0.6
-ARITHMETIC = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class Placement:
-    """A component's variant and device, what it is expected to cost there, and why it is there."""
-
-    variant: str
-    device: Device
-    cost: Estimate
-    measured: bool = False
-    reason: str = ""
-
-    def explain(self) -> str:
-        told = "measured here" if self.measured else "estimated"
-        words = f"{ARITHMETIC[self.cost.arithmetic]}, {told} {self.cost.seconds:.2g} s"
-        return "; ".join(filter(None, [f"{self.variant} on {self.device.name}: {words}", self.reason]))
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A variant, a device, or a component of the one on the other, that was not chosen."""
-
-    what: str
-    why: str
-
-
-@dataclass(frozen=True)
-class DevicePlan:
-    """A place for each component, the reasons in words, and what was rejected.
-
-    spares     the next best places of each component, best first
-    need       bytes expected, by pool: "" is the machine's memory, others are devices with their own
-    tight      nothing fits into the free memory; this is the smallest
-    """
-
-    parts: dict[str, Placement]
-    reasons: tuple[str, ...]
-    rejected: tuple[Rejected, ...] = ()
-    spares: dict[str, tuple[Placement, ...]] = field(default_factory=dict)
-    need: dict[str, int] = field(default_factory=dict)
-    tight: bool = False
-    preference: str = "speed"
-    machine: Machine = field(default_factory=Machine)
-
-    @property
-    def variant(self) -> str:
-        """The UNet's, whose name and hash a picture carries."""
-        return self.parts["unet"].variant
-
-    @property
-    def device(self) -> Device:
-        """The UNet's: where nearly all of the time goes."""
-        return self.parts["unet"].device
-
-    @property
-    def seconds(self) -> float:
-        """To a first picture, loading included."""
-        return sum(placement.cost.seconds for placement in self.parts.values())
-
-    def summary(self) -> str:
-        """One line: the UNet's place, those of the others where they differ, the reasons."""
-        others = [f"{part} on {p.device.name}" for part, p in self.parts.items() if p.device != self.device]
-        where = f"{self.variant} on {self.device.name} ({self.device.description})"
-        return f"{', '.join([where, *others])}: {'; '.join(self.reasons)}"
-
-    def explain(self) -> str:
-        """All of it: each component's place, and what was rejected and why."""
-        lines = [self.summary()]
-        lines += [f"  {part:13} {placement.explain()}" for part, placement in self.parts.items()]
-        for pool, need in sorted(self.need.items()):
-            lines.append(f"  memory        about {need / 2**20:.0f} MiB" + (f" of {pool}" if pool else ""))
-        lines += [f"  not {row.what}: {row.why}" for row in self.rejected]
-        return "\n".join(lines)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "preference": self.preference,
-            "parts": {
-                part: {"variant": p.variant, "device": p.device.name, "backend": p.device.backend,
-                       "arithmetic": ARITHMETIC[p.cost.arithmetic], "measured": p.measured,
-                       "load_seconds": round(p.cost.load, 4), "picture_seconds": round(p.cost.draw, 4),
-                       "quality_db": round(p.cost.quality, 1), "reason": p.reason}
-                for part, p in self.parts.items()
-            },
-            "reasons": list(self.reasons),
-            "memory_bytes": self.need,
-            "tight": self.tight,
-            "rejected": [{"what": row.what, "why": row.why} for row in self.rejected],
-        }  # fmt: skip
-
-    def fall_back(self, part: str, why: str, numerical: bool = False) -> DevicePlan | None:
-        """The plan with `part` at its next place; None where there is none. `numerical`: it returned no numbers.
-
-        What overflowed float16 does so elsewhere too, so a wider type goes first then.
-        """
-        spares = self.spares.get(part, ())
-        if not spares:
-            return None
-        wide = [spare for spare in spares if spare.cost.arithmetic != "f16"] if numerical else []
-        chosen = (wide or list(spares))[0]
-        failed = self.parts[part]
-        told = f"{part} moved from {failed.variant} on {failed.device.name} to {chosen.variant} on {chosen.device.name}"
-        return replace(
-            self,
-            parts={**self.parts, part: replace(chosen, reason=f"{failed.device.name} failed: {why}")},
-            reasons=(*self.reasons, f"{told}: {why}"),
-            spares={**self.spares, part: tuple(spare for spare in spares if spare is not chosen)},
-        )
 
 
 @dataclass(frozen=True)
@@ -186,7 +76,7 @@ def choose(
         for option in _options(bundle, name, device, machine, measured or {}, (wish, variant))
     ]
     allowed = _allowed(options, wish)
-    plans = [replace(plan, preference=preference, machine=machine) for plan in _combinations(allowed)]
+    plans = [replace(plan, preference=preference) for plan in _combinations(allowed)]
     if not plans:
         raise _nothing(bundle, devices, options, wish)
     budget = _budget(machine, devices)
@@ -224,25 +114,40 @@ def _options(
         yield _Option(part, Placement(name, device, cost, timed), against)
 
 
+def plausible(bundle: ModelBundle, devices: Sequence[Device], machine: Machine) -> dict[str, list[Placement]]:
+    """Each component's every place that no rule speaks against and that fits into memory by itself; estimates only."""
+    budget = _budget(machine, devices)
+    found: dict[str, list[Placement]] = {part: [] for part in PARTS}
+    for name in sorted(bundle.variants):
+        for device in sorted(devices, key=place_of):
+            if device.backend == bundle.variants[name].backend:
+                for option in _options(bundle, name, device, machine, {}, ("auto", None)):
+                    if option.objection is None and _fits(_need([option.placement]), budget):
+                        found[option.part].append(option.placement)
+    return found
+
+
 def _allowed(options: list[_Option], wish: str) -> dict[str, list[Placement]]:
     """For each component where it may go: without objection, or, where there is nothing else, against a mild one."""
     allowed = {}
     for part in PARTS:
         mine = [option for option in options if option.part == part]
         free = [option.placement for option in mine if option.objection is None]
-        mild = [
-            replace(option.placement, reason=f"there is nothing better; {option.objection.why}")
-            for option in mine
-            if option.objection is not None and not option.objection.final and not option.objection.unless
-        ]
         if wish == "auto":
-            allowed[part] = free or mild
+            allowed[part] = free or _despite(mine, "there is nothing better")
             continue
         there = [placement for placement in free if placement.device.name == wish]
-        against = [replace(p, reason=p.reason.replace("there is nothing better", "asked for"))
-                   for p in mild if p.device.name == wish]  # fmt: skip
-        allowed[part] = there or against if part == "unet" else there or free or against
+        against = _despite([option for option in mine if option.placement.device.name == wish], "asked for")
+        allowed[part] = (there or against) if part == "unet" else (there or free or against)
     return allowed
+
+
+def _despite(options: list[_Option], because: str) -> list[Placement]:
+    return [
+        replace(option.placement, reason=f"{because}, though: {option.objection.why}")
+        for option in options
+        if option.objection is not None and not option.objection.final and not option.objection.unless
+    ]
 
 
 def _combinations(allowed: Mapping[str, list[Placement]]) -> Iterator[DevicePlan]:
@@ -305,15 +210,11 @@ def _best(plans: list[DevicePlan], budget: Mapping[str, float], preference: str)
         return min(good, key=lambda plan: (_size(plan), -_quality(plan), plan.seconds, _names(plan)))
     if preference == "quality":
         return min(good, key=lambda plan: (-round(_quality(plan)), plan.seconds, _size(plan), _names(plan)))
-    cost = _energy if preference == "battery" else _seconds
+    cost: Callable[[DevicePlan], float] = _energy if preference == "battery" else lambda plan: plan.seconds
     # Estimates are rough: within a tenth, what is nearer to the original goes first.
     limit = min(cost(plan) for plan in good) * 1.1 + 0.1
     near = [plan for plan in good if cost(plan) <= limit]
     return min(near, key=lambda plan: (-round(_quality(plan)), cost(plan), _size(plan), _names(plan)))
-
-
-def _seconds(plan: DevicePlan) -> float:
-    return plan.seconds
 
 
 def _spares(

@@ -26,8 +26,8 @@ UNKNOWN_BITS, UNKNOWN_PSNR = 16, 25.0
 ARITHMETIC_PSNR = {"f32": 100.0, "f16": 55.0, "bf16": 42.0}
 INVISIBLE = 50.0
 
-# Every library, its graphs and Python itself.
-BACKEND_BYTES = 150 << 20
+# A backend's library and its graphs, in memory and to import.
+BACKEND_BYTES, BACKEND_SECONDS = 150 << 20, 0.5
 # Seconds to open a component on a kind of device, and bytes of weights compiled in a second after that.
 LOADING = {
     ("openvino", "cpu"): (0.15, 1.5e9), ("openvino", "gpu"): (3.0, 3e8), ("openvino", "npu"): (8.0, 1.5e8),
@@ -133,7 +133,8 @@ def flops_per_second(device: Device, machine: Machine, arithmetic: str) -> float
 
 def _intel_gpu(device: Device) -> float:
     if device.memory:
-        return 20e12
+        # A card says how much memory it has and not how many cores; the two go together.
+        return 20e12 * min(1.0, device.memory / (16 << 30))
     if "GPU_HW_MATMUL" in device.features:
         return 8e12
     version = next((match for f in device.features if (match := re.search(r"arch=v(\d+)\.(\d+)", f))), None)

@@ -17,26 +17,37 @@ from .errors import DeviceError, NumericalError
 FLAT = 1e-3
 
 
+ADVICE = "; try a variant in fp32"
+# What a place may raise that another may not.
+FAILURES = (DeviceError, NumericalError, MemoryError)
+
+
 def fault(outputs: dict[str, Array]) -> str:
     """What is wrong with a component's outputs, or ""."""
     for value in outputs.values():
         if not np.isfinite(value).all():
-            return "it returned NaN or infinity"
+            return "returned NaN or infinity"
         if value.size > 1 and float(np.ptp(value)) < FLAT:
-            return "it returned nothing but one value"
+            return "returned one flat value"
     return ""
 
 
+def reason(error: BaseException) -> str:
+    """The error in words, less advice for those who have nowhere to go; Python's own MemoryError has none."""
+    return str(error).removesuffix(ADVICE) or "out of memory"
+
+
 class Guarded:
-    """`component`, and then whatever `reload` returns, as often as `move` finds another place.
+    """`component`, called `name` in messages, and then whatever `reload` returns, as often as there is another place.
 
     move     (why, numerical) -> whether there is another place; plans it
     reload   loads at the planned place; may raise DeviceError
     """
 
     def __init__(
-        self, component: Component, move: Callable[[str, bool], bool], reload: Callable[[], Component]
+        self, name: str, component: Component, move: Callable[[str, bool], bool], reload: Callable[[], Component]
     ) -> None:
+        self.name = name
         self._component: Component | None = component
         self._move, self._reload = move, reload
         self._bound: dict[str, Array] = {}
@@ -47,29 +58,26 @@ class Guarded:
             self._component.bind(**constants)
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
-        """Run; a result that is no numbers and has nowhere to go is returned as it is, for the caller to judge."""
+        """Run, here or elsewhere. Raises DeviceError or NumericalError where there is nowhere left to go."""
         while True:
-            assert self._component is not None, "the component was closed"
-            outputs, error = None, None
             try:
-                outputs = self._component(**inputs)
-                why = fault(outputs)
-            except (DeviceError, NumericalError, MemoryError) as raised:
-                error, why = raised, str(raised) or "out of memory"
-            if outputs is not None and not why:
-                return outputs
-            if not self._move(why, not isinstance(error, (DeviceError, MemoryError))):
-                if outputs is None:
-                    assert error is not None
-                    raise error if not isinstance(error, MemoryError) else DeviceError("out of memory") from error
-                return outputs
-            self._go_on()
+                return self._run(inputs)
+            except FAILURES as error:
+                if not self._move(reason(error), isinstance(error, NumericalError)):
+                    if isinstance(error, MemoryError):
+                        raise DeviceError(f"{self.name}: out of memory") from error
+                    raise
+            # The memory is given back first: the next place may need it.
+            self.close()
+            self._component = self._reload()
+            self._component.bind(**self._bound)
 
-    def _go_on(self) -> None:
-        # The memory is given back first: the next place may need it.
-        self.close()
-        self._component = self._reload()
-        self._component.bind(**self._bound)
+    def _run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        assert self._component is not None, f"{self.name} was closed"
+        outputs = self._component(**inputs)
+        if why := fault(outputs):
+            raise NumericalError(f"the {self.name} {why}{ADVICE}")
+        return outputs
 
     def close(self) -> None:
         if self._component is not None:

@@ -24,7 +24,7 @@ from .denoiser import Denoiser
 from .devices import DevicePlan, choose
 from .errors import DeviceError, InvalidModel, InvalidRequest, NumericalError
 from .estimates import PARTS
-from .fallback import Guarded
+from .fallback import FAILURES, Guarded, reason
 from .machine import this_machine
 from .measurements import remembered
 from .noise import TorchNoise
@@ -95,8 +95,11 @@ class Pipeline:
                 variant = self.bundle.variant(placement.variant)
                 try:
                     return self.backend.load(self.bundle, variant, variant.artifacts[part], placement.device, shapes)
-                except DeviceError as error:
-                    if not move(str(error), False):
+                except (*FAILURES, InvalidRequest) as error:
+                    # InvalidRequest: a package of fixed size can't draw this one; another variant may.
+                    if not move(reason(error), isinstance(error, NumericalError)):
+                        if isinstance(error, MemoryError):
+                            raise DeviceError(f"{part}: out of memory") from error
                         raise
 
         def move(why: str, numerical: bool) -> bool:
@@ -107,7 +110,7 @@ class Pipeline:
                     self.plan = plan
             return plan is not None
 
-        return Guarded(load(), move, load)
+        return Guarded(part.replace("_", " "), load(), move, load)
 
     def _shapes(self, settings: Settings) -> dict[str, Shapes]:
         space, tokens = self.bundle.facts.latents, self.bundle.facts.max_tokens
@@ -162,8 +165,6 @@ class Pipeline:
         prompts = [settings.negative, settings.prompt] if settings.guided else [settings.prompt]
         ids = np.concatenate([tokenizer(prompt).ids for prompt in prompts])
         context = self._components["text_encoder"][1](input_ids=ids)["last_hidden_state"]
-        if not np.isfinite(context).all():
-            raise NumericalError("the text encoder returned NaN or infinity; try a variant in fp32")
         unet.bind(encoder_hidden_states=context)
 
     def tokenizer(self) -> TextTokenizer:

@@ -29,7 +29,7 @@ class OpenVINOBackend:
     def devices(self) -> list[Device]:
         found = []
         for name in self.core.available_devices:
-            description = str(self.core.get_property(name, "FULL_DEVICE_NAME"))
+            description = str(self._told(name, "FULL_DEVICE_NAME") or name)
             features = frozenset(map(str, self._told(name, "OPTIMIZATION_CAPABILITIES") or ()))
             architecture = str(self._told(name, "DEVICE_ARCHITECTURE") or "")
             own = "DISCRETE" in str(self._told(name, "DEVICE_TYPE"))
