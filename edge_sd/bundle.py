@@ -198,7 +198,8 @@ class ModelBundle:
         """Ten hex digits that name the exact files of a variant; written into every picture."""
         digest = hashlib.sha256()
         for path, record in sorted({**self.files, **self.variant(variant).files}.items()):
-            digest.update(f"{path}\0{record.sha256}\n".encode())
+            # Folders that others wrote have no hashes; their sizes tell most of them apart.
+            digest.update(f"{path}\0{record.sha256 or record.bytes}\n".encode())
         return digest.hexdigest()[:10]
 
     def write_manifest(self) -> None:

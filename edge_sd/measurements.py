@@ -38,8 +38,9 @@ class Measured:
     failure: str = ""
 
 
-# (part, variant, place) -> what was measured; a place is "backend:device".
-Measurements = Mapping[tuple[str, str, str], Measured]
+# (part, variant, place); a place is "backend:device".
+Row = tuple[str, str, str]
+Measurements = Mapping[Row, Measured]
 
 
 def place_of(device: Device) -> str:

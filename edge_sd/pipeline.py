@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .autoencoder import decode
 from .backends import AllBackends, Backend, Component
 from .backends.base import Shapes
-from .bundle import ModelBundle
+from .bundle import Facts, ModelBundle
 from .denoiser import Denoiser
 from .devices import DevicePlan, choose
 from .errors import DeviceError, InvalidModel, InvalidRequest, NumericalError
@@ -31,6 +31,21 @@ from .noise import TorchNoise
 from .request import MAX_SEED, Picture, Request, Result, Settings
 from .samplers import SAMPLERS, Step
 from .text import TextTokenizer
+
+
+def shapes_of(facts: Facts, width: int, height: int, batch: int) -> dict[str, Shapes]:
+    """The inputs of each component for a picture of width x height pixels; `batch` is 2 with guidance."""
+    space, tokens = facts.latents, facts.max_tokens
+    h, w = height // space.factor, width // space.factor
+    return {
+        "text_encoder": {"input_ids": (batch, tokens)},
+        "unet": {
+            "sample": (batch, space.channels, h, w),
+            "timestep": (1,),
+            "encoder_hidden_states": (batch, tokens, facts.text_width),
+        },
+        "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
+    }
 
 
 @dataclass
@@ -50,11 +65,18 @@ class Pipeline:
 
     @classmethod
     def open(
-        cls, model: str | Path = "emoji", device: str = "auto", variant: str | None = None, preference: str = "speed"
+        cls,
+        model: str | Path = "emoji",
+        device: str = "auto",
+        variant: str | None = None,
+        preference: str = "speed",
+        tell: Callable[[str], None] | None = None,
     ) -> Pipeline:
         """Open a model by name or folder; `device` is "auto", "cpu", "gpu", …; `variant` one of the model's.
 
-        `preference` is "speed", "quality", "battery" or "memory", for what is left open.
+        `preference` is "speed", "quality", "battery" or "memory", for what is left open. With `tell`, devices between
+        which estimates do not decide are measured at first use, for at most `tuning.FIRST_USE` seconds; it gets the
+        line that says so.
         Raises ModelNotFound, InvalidModel, VariantNotFound, DeviceError, MissingExtra or InvalidRequest.
         """
         bundle = ModelBundle.open(model)
@@ -64,6 +86,12 @@ class Pipeline:
         devices = backends.devices()
         measured, _ = remembered(bundle, devices, machine)
         plan = choose(bundle, devices, device, variant, machine=machine, preference=preference, measured=measured)
+        if tell is not None and device == "auto" and variant is None:
+            from .tuning import first_use
+
+            if found := first_use(bundle, devices, machine, plan, measured, tell):
+                measured = {**measured, **found}
+                plan = choose(bundle, devices, machine=machine, preference=preference, measured=measured)
         for part, placement in plan.parts.items():
             if part not in bundle.variant(placement.variant).artifacts:
                 raise InvalidModel(f"{bundle.name}: variant {placement.variant} has no {part}")
@@ -113,18 +141,7 @@ class Pipeline:
         return Guarded(part.replace("_", " "), load(), move, load)
 
     def _shapes(self, settings: Settings) -> dict[str, Shapes]:
-        space, tokens = self.bundle.facts.latents, self.bundle.facts.max_tokens
-        h, w = settings.height // space.factor, settings.width // space.factor
-        batch = 2 if settings.guided else 1
-        return {
-            "text_encoder": {"input_ids": (batch, tokens)},
-            "unet": {
-                "sample": (batch, space.channels, h, w),
-                "timestep": (1,),
-                "encoder_hidden_states": (batch, tokens, self.bundle.facts.text_width),
-            },
-            "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
-        }
+        return shapes_of(self.bundle.facts, settings.width, settings.height, 2 if settings.guided else 1)
 
     def resolve(self, request: Request) -> Settings:
         """`request` with the model's defaults and a seed. Raises InvalidRequest for what this model can't draw."""

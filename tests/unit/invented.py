@@ -20,7 +20,10 @@ def model(parameters: dict[str, float], defaults: Defaults, variants: dict[str, 
     for name, (backend, precision, target) in variants.items():
         artifacts = {part: Artifact(f"{name}/{part}", (), (), ()) for part in PARTS}
         bits = BITS[precision.removesuffix("-lcm")]
-        files = {f"{name}/{part}": FileRecord(int(parameters[part] * 1e6 * bits / 8), name) for part in PARTS}
+        files = {
+            f"{name}/{part}": FileRecord(int(parameters[part] * 1e6 * bits / 8), f"{name} of {parameters}")
+            for part in PARTS
+        }
         compute = next((c for c in ("ane", "gpu") if f"-{c}-" in name), "")
         few = replace(defaults, steps=4, guidance=1.0, sampler="lcm") if precision.endswith("-lcm") else None
         made[name] = Variant(backend, precision, artifacts, files, "source", compute, few, target)
