@@ -47,6 +47,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (data, card, evaluator, widen):
         monkeypatch.setattr(module, "core_vocabulary", lambda: LABELS)
     monkeypatch.setattr(latents, "VARIANTS", 2)
+    monkeypatch.setattr(codes, "COLOURED", [("rocket", "flat"), ("cat face", "glossy")])
     # The word list is an npm package of 30 MB; these are its lines for some words.
     definitions = {"jalapeno": "hot green or red pepper", "tabby": "a cat with a grey coat", "steeple": "a tall tower"}
     monkeypatch.setattr(widen, "nouns", lambda: definitions | {"missile": "a rocket carrying a warhead"})
