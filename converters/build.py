@@ -23,6 +23,7 @@ import numpy as np
 
 from edge_sd.bundle import (
     MANIFEST,
+    REFERENCE,
     Artifact,
     FileRecord,
     ModelBundle,
@@ -171,6 +172,8 @@ def _check_space(source: Source, recipe: QuantRecipe, target: Path) -> None:
 def _make_parts(
     source: Source, fingerprint: str, form: Form, recipe: QuantRecipe, staging: Path, report: Report
 ) -> dict[str, Artifact]:
+    from .parity import save_reference
+
     name = variant_name(form, recipe)
     state_path = staging / ".state.json"
     state = _resume(state_path, staging, {"source": fingerprint, "recipe": asdict(recipe), "form": repr(form)})
@@ -196,6 +199,7 @@ def _make_parts(
             outputs=tuple(made.outputs),
             parity=Parity(**row["parity"]),
         )
+    save_reference(returned["vae_decoder"], source.facts, staging / REFERENCE, fingerprint)
     for part in PARTS:
         (staging / f".{part}.npy").unlink()
     state_path.unlink()

@@ -25,6 +25,8 @@ from .errors import InvalidModel, ModelNotFound, VariantNotFound, choices
 from .schedule import NoiseSchedule
 
 MANIFEST = "edge_sd.json"
+# In a variant's folder: what torch float32 drew of the same weights, with the request inside.
+REFERENCE = "reference.png"
 FORMAT = 1
 MANIFEST_LIMIT = 8 << 20
 # Up to this size a variant is hashed at every open (about 0.1 s); larger ones when asked.
@@ -169,6 +171,11 @@ class ModelBundle:
         if name not in self.variants:
             raise VariantNotFound(f"{self.name} has no variant {name!r}; it has: {choices(self.variants)}")
         return self.variants[name]
+
+    def reference(self, variant: str) -> Path | None:
+        """The picture that `variant` was measured beside when it was converted, where it was kept."""
+        name = f"{variant}/{REFERENCE}"
+        return self.path(name) if name in self.variant(variant).files else None
 
     def path(self, relative: str) -> Path:
         """The place of a path out of the manifest; InvalidModel if it would lead out of the folder."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edge_sd.bundle import Artifact, Defaults, ModelBundle, Variant, record_file
+from edge_sd.bundle import REFERENCE, Artifact, Defaults, ModelBundle, Variant, record_file
 from edge_sd.foreign import GRAPH, read_json
 
 from ..build import build
@@ -97,7 +97,10 @@ def add_variants(target: Path) -> None:
             link(made.path(artifact.graph), made.path(artifact.weights[0]), safetensors, folder / GRAPH, rest)
             weights = tuple(path.relative_to(target).as_posix() for path in (*safetensors, rest))
             artifacts[part] = replace(artifact, graph=f"{name}/{part}/{GRAPH}", weights=weights)
-    variants = {name: _variant(target, "fp16", artifacts, source)}
+        shutil.copyfile(made.path(f"{name}/{REFERENCE}"), target / name / REFERENCE)
+    kept = {f"{name}/{REFERENCE}": record_file(target / name / REFERENCE)}
+    variant = _variant(target, "fp16", artifacts, source)
+    variants = {name: replace(variant, files={**variant.files, **kept})}
     if (target / LORA).is_file():
         # One UNet: the few-step model is the same graph and weights, with the low-rank differences added as it is read.
         few = {**artifacts, "unet": replace(artifacts["unet"], parity=None, lora=LORA)}
