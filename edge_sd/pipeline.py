@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .autoencoder import decode
-from .backends import AllBackends, Backend, Component
+from .backends import Backend, Component
 from .backends.base import Shapes
 from .bundle import Facts, ModelBundle
 from .denoiser import Denoiser
 from .devices import DevicePlan, choose
+from .discovery import discover
 from .errors import DeviceError, InvalidModel, InvalidRequest, NumericalError
 from .estimates import PARTS
 from .fallback import FAILURES, Guarded, reason
-from .machine import this_machine
 from .measurements import remembered
 from .noise import TorchNoise
 from .request import MAX_SEED, Picture, Request, Result, Settings
@@ -82,8 +82,8 @@ class Pipeline:
         bundle = ModelBundle.open(model)
         if variant is not None:
             bundle.variant(variant)
-        backends, machine = AllBackends(), this_machine()
-        devices = backends.devices()
+        here = discover()
+        devices, machine = here.devices, here.machine
         measured, _ = remembered(bundle, devices, machine)
         plan = choose(bundle, devices, device, variant, machine=machine, preference=preference, measured=measured)
         if tell is not None and device == "auto" and variant is None:
@@ -95,7 +95,7 @@ class Pipeline:
         for part, placement in plan.parts.items():
             if part not in bundle.variant(placement.variant).artifacts:
                 raise InvalidModel(f"{bundle.name}: variant {placement.variant} has no {part}")
-        return cls(bundle, plan, backends)
+        return cls(bundle, plan, here.backends)
 
     def prepare(self, settings: Settings) -> None:
         """Check the files and load what `settings` need and is not loaded yet; `steps` does this by itself."""
