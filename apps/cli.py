@@ -19,7 +19,7 @@ import typer
 from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest
 
-from . import compare, train
+from . import compare, machine, train
 from .macos import commands as macos
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ app.add_typer(models, name="models")
 app.add_typer(train.app, name="train")
 app.add_typer(compare.app, name="compare")
 app.add_typer(macos.app, name="macos")
+for command in (machine.devices, machine.tune, machine.doctor):
+    app.command()(command)
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -98,6 +100,10 @@ def generate(
     model: Annotated[str, typer.Option(help="A name (edge-sd models list) or a folder.")] = "emoji",
     variant: Annotated[str | None, typer.Option(help="A variant of the model (edge-sd models show).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, ane, coreml-reference, …")] = "auto",
+    prefer: machine.Prefer = "speed",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what runs where, and what not and why.")] = (
+        False
+    ),
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -110,11 +116,15 @@ def generate(
     request = Request(prompt, negative, width, height, steps, guidance, seed, sampler, count)
     path = output if output is not None else free_name(prompt)
     check_output(path)
-    with Pipeline.open(model, device, variant) as pipeline:
-        pipeline.resolve(request)  # A mistake is told before anything else is.
-        silent = quiet or as_json
+    silent = quiet or as_json
+
+    def tell(line: str) -> None:
         if not silent:
-            print(pipeline.plan.explain(), file=sys.stderr)
+            print(line, file=sys.stderr)
+
+    with Pipeline.open(model, device, variant, prefer, tell) as pipeline:
+        pipeline.resolve(request)  # A mistake is told before anything else is.
+        tell(pipeline.plan.explain() if verbose else pipeline.plan.summary())
         with _progress(request, silent) as on_step:
             result = pipeline.generate(request, on_step)
     paths = result.save(path)

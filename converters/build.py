@@ -23,6 +23,7 @@ import numpy as np
 
 from edge_sd.bundle import (
     MANIFEST,
+    REFERENCE,
     Artifact,
     FileRecord,
     ModelBundle,
@@ -88,7 +89,7 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
                 replace(bundle, variants=others).write_manifest()
             shutil.rmtree(target / name, ignore_errors=True)
             os.replace(staging, target / name)
-            made = Variant(form.backend, recipe.name, artifacts, files, fingerprint, form.compute)
+            made = Variant(form.backend, recipe.name, artifacts, files, fingerprint, form.compute, target=form.lowest)
             variants = {**others, name: made}
             bundle = replace(bundle, variants=variants, files=shared)
             bundle.write_manifest()
@@ -171,6 +172,8 @@ def _check_space(source: Source, recipe: QuantRecipe, target: Path) -> None:
 def _make_parts(
     source: Source, fingerprint: str, form: Form, recipe: QuantRecipe, staging: Path, report: Report
 ) -> dict[str, Artifact]:
+    from .parity import save_reference
+
     name = variant_name(form, recipe)
     state_path = staging / ".state.json"
     state = _resume(state_path, staging, {"source": fingerprint, "recipe": asdict(recipe), "form": repr(form)})
@@ -196,6 +199,7 @@ def _make_parts(
             outputs=tuple(made.outputs),
             parity=Parity(**row["parity"]),
         )
+    save_reference(returned["vae_decoder"], source.facts, staging / REFERENCE, fingerprint)
     for part in PARTS:
         (staging / f".{part}.npy").unlink()
     state_path.unlink()

@@ -50,6 +50,10 @@ class Form(Protocol):
         """The device that the arithmetic is arranged for, or ""."""
 
     @property
+    def lowest(self) -> str:
+        """The oldest system that it runs on, such as "iOS18"; "" is any that the backend runs on."""
+
+    @property
     def recipes(self) -> tuple[str, ...]:
         """The names of the recipes that this form can store."""
 
@@ -76,6 +80,7 @@ class OpenVINOForm:
     backend: str = "openvino"
     name: str = "openvino"
     compute: str = ""
+    lowest: str = ""
     recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "int4")
 
     def check(self, source: Source, recipe: QuantRecipe) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_sd.autoencoder import to_pixels
 from edge_sd.bundle import Facts, Parity
 from edge_sd.denoiser import Denoiser
+from edge_sd.image_io import save
 from edge_sd.noise import TorchNoise
+from edge_sd.request import Picture, Settings
 from edge_sd.samplers import SAMPLERS
 from edge_sd.text import TextTokenizer
 
 PROMPT = "a red apple, glossy style"
-STEPS = 4
+STEPS, SEED, SAMPLER = 4, 0, "euler"
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], Arrays]
@@ -74,7 +78,7 @@ def record(
         return component(input_ids=ids)["last_hidden_state"]
     if part == "unet":
         component.bind(encoder_hidden_states=before["text_encoder"])
-        sampler, noise = SAMPLERS["euler"], TorchNoise(0)
+        sampler, noise = SAMPLERS[SAMPLER], TorchNoise(SEED)
         levels = sampler.levels(facts.schedule, STEPS)
         x = sampler.start(noise.normal((1, facts.latents.channels, *latents)), levels, facts.schedule)
         denoiser = Denoiser(component, facts.schedule.prediction_type, facts.defaults.guidance)
@@ -84,6 +88,19 @@ def record(
         z = before["unet"] / np.float32(facts.latents.scale) + np.float32(facts.latents.shift)
         return component(latent_sample=z)["sample"]
     return component(sample=np.clip(before["vae_decoder"], -1, 1))["latent_parameters"]
+
+
+def save_reference(image: NDArray[np.float32], facts: Facts, path: Path, source: str) -> None:
+    """Keep the decoder's picture [1, 3, H, W] of a `record`ed run as a PNG that says how to draw it again.
+
+    `source` is the hash of the weights; `edge-sd doctor` draws the same elsewhere and compares.
+    """
+    from PIL import Image
+
+    height, width = image.shape[2:]
+    settings = Settings(PROMPT, "", width, height, STEPS, facts.defaults.guidance, SEED, SAMPLER, 1)
+    pixels = Image.fromarray(to_pixels(image[0]))
+    save(Picture(pixels, settings, facts.name, "torch-fp32", "torch", source), path)
 
 
 def measure(run: Runner, recording: Recording) -> Parity:

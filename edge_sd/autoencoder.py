@@ -18,5 +18,10 @@ def decode(decoder: Component, space: LatentSpace, latents: NDArray[np.float32])
         raise NumericalError("the decoder returned NaN or infinity; try a variant in fp32")
     if float(np.ptp(image)) < 1e-3:
         raise NumericalError("the decoder returned one flat colour; try a variant in fp32")
+    return to_pixels(image)
+
+
+def to_pixels(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """[3, H, W] in [-1, 1] -> [H, W, 3]."""
     pixels = np.clip(image / 2 + 0.5, 0, 1) * 255
     return np.ascontiguousarray(pixels.round().astype(np.uint8).transpose(1, 2, 0))

@@ -11,30 +11,49 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .autoencoder import decode
-from .backends import Backend, Component, backend
+from .backends import Backend, Component
 from .backends.base import Shapes
-from .bundle import ModelBundle
+from .bundle import Facts, ModelBundle
 from .denoiser import Denoiser
-from .devices import DevicePlan, choose, discover
-from .errors import InvalidModel, InvalidRequest, NumericalError
+from .devices import DevicePlan, choose
+from .discovery import discover
+from .errors import DeviceError, InvalidModel, InvalidRequest, NumericalError
+from .estimates import PARTS
+from .fallback import FAILURES, Guarded, reason
+from .measurements import remembered
 from .noise import TorchNoise
 from .request import MAX_SEED, Picture, Request, Result, Settings
 from .samplers import SAMPLERS, Step
 from .text import TextTokenizer
 
-PARTS = ("text_encoder", "unet", "vae_decoder")
+
+def shapes_of(facts: Facts, width: int, height: int, batch: int) -> dict[str, Shapes]:
+    """The inputs of each component for a picture of width x height pixels; `batch` is 2 with guidance."""
+    space, tokens = facts.latents, facts.max_tokens
+    h, w = height // space.factor, width // space.factor
+    return {
+        "text_encoder": {"input_ids": (batch, tokens)},
+        "unet": {
+            "sample": (batch, space.channels, h, w),
+            "timestep": (1,),
+            "encoder_hidden_states": (batch, tokens, facts.text_width),
+        },
+        "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
+    }
 
 
 @dataclass
 class Pipeline:
-    """A model on a device. `generate` draws; `steps` is the loop itself, for those who want to watch or stop it.
+    """A model on its devices. `generate` draws; `steps` is the loop itself, for those who want to watch or stop it.
 
-    Components are loaded for the sizes of the first request and kept; another size loads them again.
+    Components are loaded for the sizes of the first request and kept; another size loads them again. One whose device
+    fails goes on at the plan's next place for it, and `plan` tells so.
     """
 
     bundle: ModelBundle
@@ -42,22 +61,41 @@ class Pipeline:
     backend: Backend
     _components: dict[str, tuple[Shapes, Component]] = field(default_factory=dict)
     _tokenizer: TextTokenizer | None = None
+    _planning: Lock = field(default_factory=Lock)
 
     @classmethod
-    def open(cls, model: str | Path = "emoji", device: str = "auto", variant: str | None = None) -> Pipeline:
+    def open(
+        cls,
+        model: str | Path = "emoji",
+        device: str = "auto",
+        variant: str | None = None,
+        preference: str = "speed",
+        tell: Callable[[str], None] | None = None,
+    ) -> Pipeline:
         """Open a model by name or folder; `device` is "auto", "cpu", "gpu", …; `variant` one of the model's.
 
-        Raises ModelNotFound, InvalidModel, VariantNotFound, DeviceError or MissingExtra.
+        `preference` is "speed", "quality", "battery" or "memory", for what is left open. With `tell`, devices between
+        which estimates do not decide are measured at first use, for at most `tuning.FIRST_USE` seconds; it gets the
+        line that says so.
+        Raises ModelNotFound, InvalidModel, VariantNotFound, DeviceError, MissingExtra or InvalidRequest.
         """
         bundle = ModelBundle.open(model)
         if variant is not None:
             bundle.variant(variant)
-        devices, _ = discover()
-        plan = choose(bundle, devices, device, variant)
-        for part in PARTS:
-            if part not in bundle.variant(plan.variant).artifacts:
-                raise InvalidModel(f"{bundle.name}: variant {plan.variant} has no {part}")
-        return cls(bundle, plan, backend(plan.device.backend))
+        here = discover()
+        devices, machine = here.devices, here.machine
+        measured, _ = remembered(bundle, devices, machine)
+        plan = choose(bundle, devices, device, variant, machine=machine, preference=preference, measured=measured)
+        if tell is not None and device == "auto" and variant is None:
+            from .tuning import first_use
+
+            if found := first_use(bundle, devices, machine, plan, measured, tell):
+                measured = {**measured, **found}
+                plan = choose(bundle, devices, machine=machine, preference=preference, measured=measured)
+        for part, placement in plan.parts.items():
+            if part not in bundle.variant(placement.variant).artifacts:
+                raise InvalidModel(f"{bundle.name}: variant {placement.variant} has no {part}")
+        return cls(bundle, plan, here.backends)
 
     def prepare(self, settings: Settings) -> None:
         """Check the files and load what `settings` need and is not loaded yet; `steps` does this by itself."""
@@ -68,33 +106,42 @@ class Pipeline:
         for part in missing:
             if part in self._components:
                 self._components.pop(part)[1].close()
-        variant = self.bundle.variant(self.plan.variant)
-        with ThreadPoolExecutor(len(PARTS) + 1) as pool:
-            checked = pool.submit(self.bundle.check, self.plan.variant)
-            loading = {
-                part: pool.submit(
-                    self.backend.load, self.bundle, variant, variant.artifacts[part], self.plan.device, wanted[part]
-                )
-                for part in missing
-            }
+        variants = {placement.variant for placement in self.plan.parts.values()}
+        with ThreadPoolExecutor(len(PARTS) + len(variants)) as pool:
+            checked = [pool.submit(self.bundle.check, variant) for variant in variants]
+            loading = {part: pool.submit(self._load, part, wanted[part]) for part in missing}
             # A damaged file is named by the check before a backend stumbles over it.
-            checked.result()
+            for check in checked:
+                check.result()
             for part, loaded in loading.items():
                 self._components[part] = (wanted[part], loaded.result())
 
+    def _load(self, part: str, shapes: Shapes) -> Component:
+        def load() -> Component:
+            while True:
+                placement = self.plan.parts[part]
+                variant = self.bundle.variant(placement.variant)
+                try:
+                    return self.backend.load(self.bundle, variant, variant.artifacts[part], placement.device, shapes)
+                except (*FAILURES, InvalidRequest) as error:
+                    # InvalidRequest: a package of fixed size can't draw this one; another variant may.
+                    if not move(reason(error), isinstance(error, NumericalError)):
+                        if isinstance(error, MemoryError):
+                            raise DeviceError(f"{part}: out of memory") from error
+                        raise
+
+        def move(why: str, numerical: bool) -> bool:
+            with self._planning:
+                plan = self.plan.fall_back(part, why, numerical)
+                if plan is not None:
+                    self.bundle.check(plan.parts[part].variant)
+                    self.plan = plan
+            return plan is not None
+
+        return Guarded(part.replace("_", " "), load(), move, load)
+
     def _shapes(self, settings: Settings) -> dict[str, Shapes]:
-        space, tokens = self.bundle.facts.latents, self.bundle.facts.max_tokens
-        h, w = settings.height // space.factor, settings.width // space.factor
-        batch = 2 if settings.guided else 1
-        return {
-            "text_encoder": {"input_ids": (batch, tokens)},
-            "unet": {
-                "sample": (batch, space.channels, h, w),
-                "timestep": (1,),
-                "encoder_hidden_states": (batch, tokens, self.bundle.facts.text_width),
-            },
-            "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
-        }
+        return shapes_of(self.bundle.facts, settings.width, settings.height, 2 if settings.guided else 1)
 
     def resolve(self, request: Request) -> Settings:
         """`request` with the model's defaults and a seed. Raises InvalidRequest for what this model can't draw."""
@@ -135,8 +182,6 @@ class Pipeline:
         prompts = [settings.negative, settings.prompt] if settings.guided else [settings.prompt]
         ids = np.concatenate([tokenizer(prompt).ids for prompt in prompts])
         context = self._components["text_encoder"][1](input_ids=ids)["last_hidden_state"]
-        if not np.isfinite(context).all():
-            raise NumericalError("the text encoder returned NaN or infinity; try a variant in fp32")
         unet.bind(encoder_hidden_states=context)
 
     def tokenizer(self) -> TextTokenizer:
@@ -155,10 +200,10 @@ class Pipeline:
         from PIL import Image
 
         settings = self.resolve(request)
+        planned = len(self.plan.reasons)
         started = time.perf_counter()
         self.prepare(settings)
         seconds = {"load": time.perf_counter() - started, "denoise": 0.0, "decode": 0.0}
-        fingerprint = self.bundle.fingerprint(self.plan.variant)
         pictures = []
         for n in range(settings.count):
             each = replace(settings, seed=settings.seed + n, count=1)
@@ -171,10 +216,11 @@ class Pipeline:
             image = Image.fromarray(self.decode(latents))
             seconds["denoise"] += drawn - started
             seconds["decode"] += time.perf_counter() - drawn
-            pictures.append(
-                Picture(image, each, self.bundle.name, self.plan.variant, self.plan.device.name, fingerprint)
-            )
-        return Result(pictures, self.plan.explain(), seconds, self._notes(settings))
+            variant, device = self.plan.variant, self.plan.device.name
+            fingerprint = self.bundle.fingerprint(variant)
+            pictures.append(Picture(image, each, self.bundle.name, variant, device, fingerprint))
+        notes = [*self.plan.reasons[planned:], *self._notes(settings)]
+        return Result(pictures, self.plan.summary(), seconds, notes)
 
     def _notes(self, settings: Settings) -> list[str]:
         notes = []

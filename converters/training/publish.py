@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edge_sd.bundle import Artifact, Defaults, FileRecord, ModelBundle, Variant, record_file
+from edge_sd.bundle import REFERENCE, Artifact, Defaults, FileRecord, ModelBundle, Variant, record_file
 from edge_sd.foreign import GRAPH, read_json
 
 from ..build import build
@@ -96,11 +96,15 @@ def add_variants(target: Path) -> None:
             made = build(target, folder, form, RECIPES["fp16"], lambda what, share: print(what))
         openvino = {part: link_openvino(made, part, source) for part in PARTS}
         coreml = {part: link_coreml(made, part, source) for part in PARTS}
+        for name in (MANY_STEPS, COREML):
+            shutil.copyfile(made.path(f"{name}/{REFERENCE}"), target / name / REFERENCE)
     fingerprint = source.fingerprint()
     variants = {
         MANY_STEPS: Variant("openvino", "fp16", openvino, records(target, openvino), fingerprint),
         COREML: Variant("coreml", "fp16", coreml, records(target, coreml), fingerprint, "ane"),
     }
+    for name, variant in variants.items():
+        variant.files[f"{name}/{REFERENCE}"] = record_file(target / name / REFERENCE)
     if (target / LORA).is_file():
         # One UNet: the few-step model is the same graph and weights, with the low-rank differences added as it is read.
         few = {**openvino, "unet": replace(openvino["unet"], parity=None, lora=LORA)}

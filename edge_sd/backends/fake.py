@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant, embedded_models
+from ..errors import DeviceError
 from ..schedule import NoiseSchedule
 from .base import Array, Component, Device, Shapes
 
@@ -32,26 +33,38 @@ def fake_bundle(schedule: NoiseSchedule | None = None) -> ModelBundle:
 
 
 class FakeBackend:
-    """Its one device is "fake". `poison` names a component that returns NaN, from its `after`-th call on."""
+    """Its first device is "fake". `poison` names a component that fails there, from its `after`-th call on.
+
+    devices   names; each draws a little differently, as real ones do
+    fault     what failing is: "nan", "flat", "raise" (at a call), "memory" (at a call) or "refuse" (at loading)
+    """
 
     name = "fake"
 
-    def __init__(self, poison: str = "", after: int = 0) -> None:
-        self.poison, self.after = poison, after
+    def __init__(
+        self, poison: str = "", after: int = 0, *, devices: tuple[str, ...] = ("fake",), fault: str = "nan"
+    ) -> None:
+        self.poison, self.after, self.names, self.fault = poison, after, devices, fault
 
     def devices(self) -> list[Device]:
-        return [Device("fake", self.name, "numpy functions in place of networks")]
+        return [Device(name, self.name, "numpy functions in place of networks") for name in self.names]
 
     def load(
         self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
     ) -> Component:
-        after = self.after if artifact.graph == self.poison else None
-        return FakeComponent(bundle, artifact.graph, after)
+        number = self.names.index(device.name)
+        poisoned = artifact.graph == self.poison and number == 0
+        if poisoned and self.fault == "refuse":
+            raise DeviceError(f"{device.name} refused {artifact.graph}")
+        return FakeComponent(bundle, artifact.graph, self.after if poisoned else None, self.fault, number / 100)
 
 
 class FakeComponent:
-    def __init__(self, bundle: ModelBundle, part: str, poison_after: int | None) -> None:
+    def __init__(
+        self, bundle: ModelBundle, part: str, poison_after: int | None, fault: str = "nan", accent: float = 0.0
+    ) -> None:
         self.bundle, self.part, self.poison_after = bundle, part, poison_after
+        self.fault, self.accent = fault, np.float32(accent)
         self.calls = 0
         self.bound: dict[str, Array] = {}
 
@@ -61,11 +74,19 @@ class FakeComponent:
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         inputs = {**self.bound, **inputs}
         run = {"text_encoder": self._encode_text, "unet": self._predict, "vae_decoder": self._decode}[self.part]
-        output = run(inputs)
+        output = {name: value * (1 + self.accent) for name, value in run(inputs).items()}
         self.calls += 1
         if self.poison_after is not None and self.calls > self.poison_after:
-            output = {name: np.full_like(value, np.nan) for name, value in output.items()}
+            return self._fail(output)
         return output
+
+    def _fail(self, output: dict[str, Array]) -> dict[str, Array]:
+        if self.fault == "raise":
+            raise DeviceError(f"{self.part} failed: the device was lost")
+        if self.fault == "memory":
+            raise MemoryError
+        value = np.nan if self.fault == "nan" else 0.0
+        return {name: np.full_like(array, value) for name, array in output.items()}
 
     def close(self) -> None:
         self.bound.clear()

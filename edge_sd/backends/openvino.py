@@ -24,13 +24,27 @@ class OpenVINOBackend:
         except ImportError as error:
             raise MissingExtra("running OpenVINO models", "openvino") from error
         self.core = openvino.Core()
+        self.version = str(openvino.__version__)
 
     def devices(self) -> list[Device]:
         found = []
         for name in self.core.available_devices:
-            description = str(self.core.get_property(name, "FULL_DEVICE_NAME"))
-            found.append(Device(name.lower(), self.name, f"{description} (OpenVINO)"))
+            description = str(self._told(name, "FULL_DEVICE_NAME") or name)
+            features = frozenset(map(str, self._told(name, "OPTIMIZATION_CAPABILITIES") or ()))
+            architecture = str(self._told(name, "DEVICE_ARCHITECTURE") or "")
+            own = "DISCRETE" in str(self._told(name, "DEVICE_TYPE"))
+            memory = int(self._told(name, "GPU_DEVICE_TOTAL_MEM_SIZE") or 0) if own else 0
+            driver = str(self._told(name, "NPU_DRIVER_VERSION") or self.version)
+            features |= {architecture} if architecture else set()
+            found.append(Device(name.lower(), self.name, f"{description} (OpenVINO)", features, memory, driver))
         return found
+
+    def _told(self, device: str, name: str) -> Any:
+        """A property of a device; None where its plugin does not know it."""
+        try:
+            return self.core.get_property(device, name)
+        except RuntimeError:
+            return None
 
     def load(
         self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
