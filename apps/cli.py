@@ -92,6 +92,10 @@ def generate(
     size: Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels, multiples of 8.")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, euler_a, dpmpp_2m, ddim, lcm, pndm, …")] = None,
     count: Annotated[int, typer.Option(help="Pictures, at seed, seed + 1, …")] = 1,
+    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of the image is drawn anew, up to 1.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where the image is drawn anew; the rest stays.")] = None,
+    mask_blur: Annotated[float | None, typer.Option(help="Pixels over which the two are blended.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = None,
     model: Annotated[str, typer.Option(help="A name (edge-sd models list) or a folder.")] = "emoji",
     variant: Annotated[str | None, typer.Option(help="A variant of the model (edge-sd models show).")] = None,
@@ -105,7 +109,9 @@ def generate(
     from edge_sd.request import Request
 
     width, height = _parse_size(size)
-    request = Request(prompt, negative, width, height, steps, guidance, seed, sampler, count)
+    request = Request(
+        prompt, negative, width, height, steps, guidance, seed, sampler, count, image, strength, mask, mask_blur
+    )
     path = output if output is not None else _free_name(prompt)
     check_output(path)
     with Pipeline.open(model, device, variant) as pipeline:

@@ -20,6 +20,8 @@ MAX_SIDE = 2048
 MAX_COUNT = 1000
 MAX_SEED = 2**32 - 1
 MAX_PROMPT = 20_000
+MAX_BLUR = 64
+STRENGTH = 0.7
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Request:
     seed               of the first picture, 0 to 2^32 - 1; picture n of a count uses seed + n
     sampler            a name of edge_sd.samplers.SAMPLERS
     count              number of pictures
+    image              a picture to start from: a file, or a PIL picture
+    strength           how much of it is drawn anew: the share of the steps that are taken, above 0 to 1
+    mask               a picture of the image's size, white where it is drawn anew; the rest stays as it is
+    mask_blur          pixels over which the two are blended
 
     Raises InvalidRequest on any value that cannot be drawn.
     """
@@ -46,6 +52,10 @@ class Request:
     seed: int | None = None
     sampler: str | None = None
     count: int = 1
+    image: str | Path | Image | None = None
+    strength: float | None = None
+    mask: str | Path | Image | None = None
+    mask_blur: float | None = None
 
     def __post_init__(self) -> None:
         for name, text in (("prompt", self.prompt), ("negative prompt", self.negative)):
@@ -64,6 +74,17 @@ class Request:
             raise InvalidRequest(f"guidance {self.guidance} is not a number from 0 to 100")
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise InvalidRequest(f"unknown sampler {self.sampler!r}; valid: {choices(SAMPLERS)}")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise InvalidRequest(f"strength {self.strength} is not a number above 0, up to 1")
+        if self.mask_blur is not None and not 0 <= self.mask_blur <= MAX_BLUR:
+            raise InvalidRequest(f"mask blur {self.mask_blur} is not a number from 0 to {MAX_BLUR}")
+        for name, value, need in (
+            ("strength", self.strength, self.image),
+            ("mask", self.mask, self.image),
+            ("mask_blur", self.mask_blur, self.mask),
+        ):
+            if value is not None and need is None:
+                raise InvalidRequest(f"{name} needs {'a mask' if name == 'mask_blur' else 'an image'}")
 
     def resolve(self, defaults: Defaults, seed: int) -> Settings:
         """The request with the model's defaults, and `seed` if it has none of its own, filled in."""
@@ -77,12 +98,21 @@ class Request:
             seed=seed if self.seed is None else self.seed,
             sampler=defaults.sampler if self.sampler is None else self.sampler,
             count=self.count,
+            strength=self._strength(),
         )
+
+    def _strength(self) -> float | None:
+        if self.image is None or self.strength is not None:
+            return self.strength
+        return STRENGTH if self.mask is None else 1.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A request with nothing left open: what a model really draws. `Request(**asdict(settings))` asks for it again."""
+    """A request with nothing left open: what a model really draws.
+
+    `image` and `mask` are hashes of their pixels. Where there are none, `Request(**asdict(settings))` asks again.
+    """
 
     prompt: str
     negative: str
@@ -93,6 +123,10 @@ class Settings:
     seed: int
     sampler: str
     count: int
+    image: str | None = None
+    strength: float | None = None
+    mask: str | None = None
+    mask_blur: float | None = None
 
     @property
     def guided(self) -> bool:
