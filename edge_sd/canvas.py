@@ -41,7 +41,8 @@ class Canvas:
             return None
         height, width = self.mask.shape
         blocks = self.mask.reshape(height // factor, factor, width // factor, factor)
-        return blocks.any(axis=(1, 3)).astype(np.float32)[None, None]
+        touched: Latents = blocks.any(axis=(1, 3))[None, None].astype(np.float32)
+        return touched
 
     def paste(self, drawn: NDArray[np.uint8], blur: float) -> NDArray[np.uint8]:
         """`drawn` inside the mask and the picture itself outside, byte for byte, but for a seam of `blur` pixels."""
