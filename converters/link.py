@@ -8,6 +8,7 @@ small tables) go into a file of their own, which is taken to follow them. All of
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,11 +23,7 @@ LARGEST_REST = 1 << 20
 
 def link(graph: Path, weights: Path, safetensors: list[Path], linked: Path, rest: Path) -> None:
     """Write `linked`, the graph with its constants in `safetensors` + `rest`; ConversionError if most are not there."""
-    places: dict[bytes, int] = {}
-    end = 0
-    for path in safetensors:
-        places |= {key: end + place for key, place in _places(path).items()}
-        end += path.stat().st_size
+    places, end = tensor_places(safetensors)
     data = np.memmap(weights, np.uint8, "r")
     kept = bytearray()
     kept_places: dict[bytes, int] = {}
@@ -35,7 +32,7 @@ def link(graph: Path, weights: Path, safetensors: list[Path], linked: Path, rest
         offset, size = int(node.attrib["offset"]), int(node.attrib["size"])
         value = data[offset : offset + size].tobytes()
         key = hashlib.sha256(value).digest()
-        place = places.get(key)
+        place, _ = places.get(key, (None, 0))
         if place is None:
             if key not in kept_places:
                 # Constants of any element type may be read in place: keep them aligned.
@@ -50,10 +47,20 @@ def link(graph: Path, weights: Path, safetensors: list[Path], linked: Path, rest
     tree.write(linked, "utf-8", xml_declaration=True)
 
 
-def _places(safetensors: Path) -> dict[bytes, int]:
-    """Hash of each tensor's bytes -> where they start in the file."""
-    import json
+def tensor_places(safetensors: list[Path]) -> tuple[dict[bytes, tuple[int, int]], int]:
+    """Hash of each tensor's bytes -> where they start in the files, taken one after the other, and their number.
 
+    Beside it the length of all files together.
+    """
+    places: dict[bytes, tuple[int, int]] = {}
+    end = 0
+    for path in safetensors:
+        places |= {key: (end + start, size) for key, (start, size) in _places(path).items()}
+        end += path.stat().st_size
+    return places, end
+
+
+def _places(safetensors: Path) -> dict[bytes, tuple[int, int]]:
     with safetensors.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -62,5 +69,5 @@ def _places(safetensors: Path) -> dict[bytes, int]:
     for name, row in header.items():
         if name != "__metadata__":
             start, stop = row["data_offsets"]
-            places[hashlib.sha256(data[start:stop].tobytes()).digest()] = 8 + length + start
+            places[hashlib.sha256(data[start:stop].tobytes()).digest()] = (8 + length + start, stop - start)
     return places

@@ -73,7 +73,8 @@ class Artifact:
 
     The weights of a graph are the bytes of `weights`, one file after the other: usually one `.bin`; in the embedded
     model the safetensors files that diffusers reads, then the few constants that are not in them. `lora` is a file of
-    low-rank differences that are added to such weights.
+    low-rank differences that are added to such weights. `pieces` is there where a graph, a Core ML package, comes
+    without its weight file: it tells how that is put together of `weights` (see assembly.py).
     """
 
     graph: str
@@ -82,6 +83,11 @@ class Artifact:
     outputs: tuple[str, ...]
     parity: Parity | None = None
     lora: str | None = None
+    pieces: str | None = None
+
+    def files(self) -> tuple[str, ...]:
+        """Every path that is named here."""
+        return tuple(name for name in (self.graph, *self.weights, self.lora, self.pieces) if name is not None)
 
 
 @dataclass(frozen=True)
@@ -323,7 +329,7 @@ def read_manifest(root: Path) -> ModelBundle:
         bundle.path(name)
     for variant in bundle.variants.values():
         for artifact in variant.artifacts.values():
-            for name in (artifact.graph, *artifact.weights, *([artifact.lora] if artifact.lora else [])):
+            for name in artifact.files():
                 bundle.path(name)
     return bundle
 
@@ -358,6 +364,7 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
                 outputs=tuple(row["outputs"]),
                 parity=Parity(**row["parity"]) if row.get("parity") else None,
                 lora=str(row["lora"]) if row.get("lora") else None,
+                pieces=str(row["pieces"]) if row.get("pieces") else None,
             )
             for component, row in entry["artifacts"].items()
         }
