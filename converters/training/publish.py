@@ -23,7 +23,7 @@ from ..coreml.form import CoreMLForm
 from ..coreml.link import link as link_package
 from ..link import link
 from ..recipes import RECIPES
-from ..sources import PARTS, Source
+from ..sources import Source
 from .card import write_card
 from .diffusion import SCHEDULE
 
@@ -94,8 +94,8 @@ def add_variants(target: Path) -> None:
         folder = Path(scratch) / "bundle"
         for form in ("openvino", CoreMLForm("ane")):
             made = build(target, folder, form, RECIPES["fp16"], lambda what, share: print(what))
-        openvino = {part: link_openvino(made, part, source) for part in PARTS}
-        coreml = {part: link_coreml(made, part, source) for part in PARTS}
+        openvino = {part: link_openvino(made, part, source) for part in made.variant(MANY_STEPS).artifacts}
+        coreml = {part: link_coreml(made, part, source) for part in made.variant(COREML).artifacts}
     fingerprint = source.fingerprint()
     variants = {
         MANY_STEPS: Variant("openvino", "fp16", openvino, records(target, openvino), fingerprint),
@@ -118,7 +118,8 @@ def link_openvino(made: ModelBundle, part: str, source: Source) -> Artifact:
     folder.mkdir(parents=True)
     safetensors, _ = source.weights(part)
     rest = folder / "openvino_model.constants"
-    link(made.path(artifact.graph), made.path(artifact.weights[0]), safetensors, folder / GRAPH, rest)
+    own = [made.path(name) for name in artifact.weights]
+    link(made.path(artifact.graph), own, safetensors, folder / GRAPH, rest)
     weights = tuple(path.relative_to(target).as_posix() for path in (*safetensors, rest))
     return replace(artifact, graph=f"{MANY_STEPS}/{part}/{GRAPH}", weights=weights)
 
