@@ -21,6 +21,7 @@ from .backends import AllBackends, Backend, Component
 from .backends.base import Shapes
 from .bundle import ModelBundle
 from .canvas import Canvas, Inpainting, content_hash, make_canvas, open_picture, proportioned
+from .control import ControlledUNet, read_lines
 from .denoiser import Denoiser
 from .devices import DevicePlan, choose
 from .errors import DeviceError, InvalidModel, InvalidRequest, NumericalError
@@ -33,8 +34,16 @@ from .samplers import SAMPLERS, Denoise, Latents, Step
 from .schedule import Level
 from .text import TextTokenizer
 
-# Both halves of the autoencoder are at the same place.
-HOMES = {"vae_encoder": "vae_decoder"}
+# Components that are where another is: both halves of the autoencoder, and the UNet with its ControlNet.
+HOMES = {"vae_encoder": "vae_decoder", "controlnet": "unet", "controlled_unet": "unet"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The pictures of a request: what it starts from, and the lines it follows, float32 [1, 3, H, W] in [0, 1]."""
+
+    canvas: Canvas | None
+    lines: NDArray[np.float32] | None
 
 
 @dataclass
@@ -75,7 +84,11 @@ class Pipeline:
 
     def prepare(self, settings: Settings) -> None:
         """Check the files and load what `settings` need and is not loaded yet; `steps` does this by itself."""
-        wanted = self._shapes(settings)
+        self._prepare(self._shapes(settings))
+        if settings.control is not None:
+            self._prepare(self._controlled_shapes(settings))
+
+    def _prepare(self, wanted: dict[str, Shapes]) -> None:
         missing = [part for part in wanted if self._components.get(part, (None, None))[0] != wanted[part]]
         if not missing:
             return
@@ -131,15 +144,30 @@ class Pipeline:
             },
             "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
         }
+        if settings.control is not None:
+            shapes["controlnet"] = {
+                **shapes.pop("unet"),
+                "controlnet_cond": (batch, 3, settings.height, settings.width),
+            }
         if settings.image is not None:
             shapes["vae_encoder"] = {"sample": (1, 3, settings.height, settings.width)}
         return shapes
+
+    def _controlled_shapes(self, settings: Settings) -> dict[str, Shapes]:
+        """Those of the UNet that takes a ControlNet's residuals, whose shapes that alone knows."""
+        shapes, controlnet = self._components["controlnet"]
+        kept = self._components.get("controlled_unet")
+        unet = {name: shape for name, shape in shapes.items() if name != "controlnet_cond"}
+        if kept is not None and unet.items() <= kept[0].items():
+            return {"controlled_unet": kept[0]}
+        residuals = controlnet(**{name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+        return {"controlled_unet": {**unet, **{name: value.shape for name, value in residuals.items()}}}
 
     def resolve(self, request: Request) -> Settings:
         """`request` with the model's defaults and a seed. Raises InvalidRequest for what this model can't draw."""
         return self._resolve(request)[0]
 
-    def _resolve(self, request: Request) -> tuple[Settings, Canvas | None]:
+    def _resolve(self, request: Request) -> tuple[Settings, Source]:
         defaults = self.bundle.defaults_of(self.plan.variant)
         limit, factor = defaults.max_side, self.bundle.facts.latents.factor
         image = None if request.image is None else open_picture(request.image, "image")
@@ -156,11 +184,15 @@ class Pipeline:
             SAMPLERS[settings.sampler].levels(self.bundle.facts.schedule, settings.steps)
         except ValueError as error:
             raise InvalidRequest(f"sampler {settings.sampler}: {error}") from error
+        lines = None
+        if request.control is not None:
+            self._need("controlnet", "a control picture")
+            drawing = open_picture(request.control, "control picture")
+            lines = read_lines(drawing, settings.width, settings.height, settings.control_reading)
+            settings = replace(settings, control=content_hash(drawing))
         if image is None:
-            return settings, None
-        home = self.plan.parts["vae_decoder"].variant
-        if "vae_encoder" not in self.bundle.variant(home).artifacts:
-            raise InvalidRequest(f"{self.bundle.name}: variant {home} has no vae_encoder, which an image needs")
+            return settings, Source(None, lines)
+        self._need("vae_encoder", "an image")
         if not self._tail(settings):
             raise InvalidRequest(
                 f"strength {settings.strength:g} of {settings.steps} steps is less than one; give more of either"
@@ -172,7 +204,12 @@ class Pipeline:
             # A 128th of the picture's width: the four pixels at 512 that other programs have.
             blur = settings.width / 128 if request.mask_blur is None else request.mask_blur
             settings = replace(settings, mask=content_hash(mask), mask_blur=blur)
-        return settings, canvas
+        return settings, Source(canvas, lines)
+
+    def _need(self, part: str, what: str) -> None:
+        home = self.plan.parts[HOMES[part]].variant
+        if part not in self.bundle.variant(home).artifacts:
+            raise InvalidRequest(f"{self.bundle.name}: variant {home} has no {part}, which {what} needs")
 
     def _tail(self, settings: Settings) -> int:
         """How many of the steps are taken, counted as diffusers does."""
@@ -185,20 +222,32 @@ class Pipeline:
         """
         yield from self._steps(*self._resolve(request))
 
-    def _steps(self, settings: Settings, canvas: Canvas | None) -> Iterator[Step]:
+    def _steps(self, settings: Settings, source: Source) -> Iterator[Step]:
         self.prepare(settings)
         schedule, sampler = self.bundle.facts.schedule, SAMPLERS[settings.sampler]
-        unet = self._components["unet"][1]
+        noise = TorchNoise(settings.seed)
+        levels = sampler.levels(schedule, settings.steps)[settings.steps - self._tail(settings) :]
+        unet = self._unet(settings, source, levels)
         self._bind_text(unet, settings)
         denoise: Denoise = Denoiser(unet, schedule.prediction_type, settings.guidance)
-        noise = TorchNoise(settings.seed)
-        levels = sampler.levels(schedule, settings.steps)
-        if canvas is None:
+        if source.canvas is None:
             x = sampler.start(noise.normal(self._latent_shape(settings)), levels, schedule)
         else:
-            levels = levels[settings.steps - self._tail(settings) :]
-            denoise, x = self._begin(settings, canvas, denoise, levels, noise)
+            denoise, x = self._begin(settings, source.canvas, denoise, levels, noise)
         yield from sampler.run(denoise, x, levels, noise.normal)
+
+    def _unet(self, settings: Settings, source: Source, levels: list[Level]) -> Component:
+        if source.lines is None:
+            return self._components["unet"][1]
+        # As diffusers counts: a step takes part if all of it lies between start and end.
+        count = len(levels) - 1
+        start, end = settings.control_start, settings.control_end
+        active = {float(np.float32(level.t)) for n, level in enumerate(levels[:-1])
+                  if n / count >= start and (n + 1) / count <= end}  # fmt: skip
+        (shapes, controlnet), (_, unet) = self._components["controlnet"], self._components["controlled_unet"]
+        both = ControlledUNet(unet, controlnet, settings.control_weight, frozenset(active))
+        both.bind(controlnet_cond=np.repeat(source.lines, shapes["controlnet_cond"][0], axis=0))
+        return both
 
     def _latent_shape(self, settings: Settings) -> tuple[int, int, int, int]:
         space = self.bundle.facts.latents
@@ -243,7 +292,7 @@ class Pipeline:
         """Draw all pictures of `request`; `on_step(n, step)` is called after each step of picture n."""
         from PIL import Image
 
-        settings, canvas = self._resolve(request)
+        settings, source = self._resolve(request)
         planned = len(self.plan.reasons)
         started = time.perf_counter()
         self.prepare(settings)
@@ -252,14 +301,14 @@ class Pipeline:
         for n in range(settings.count):
             each = replace(settings, seed=settings.seed + n, count=1)
             started = time.perf_counter()
-            for step in self._steps(each, canvas):
+            for step in self._steps(each, source):
                 latents = step.latents
                 if on_step is not None:
                     on_step(n, step)
             drawn = time.perf_counter()
             pixels = self.decode(latents)
-            if canvas is not None and each.mask_blur is not None:
-                pixels = canvas.paste(pixels, each.mask_blur)
+            if source.canvas is not None and each.mask_blur is not None:
+                pixels = source.canvas.paste(pixels, each.mask_blur)
             image = Image.fromarray(pixels)
             seconds["denoise"] += drawn - started
             seconds["decode"] += time.perf_counter() - drawn

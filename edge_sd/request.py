@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .control import check_reading
 from .errors import InvalidRequest, choices
 from .samplers import SAMPLERS
 
@@ -21,6 +22,7 @@ MAX_COUNT = 1000
 MAX_SEED = 2**32 - 1
 MAX_PROMPT = 20_000
 MAX_BLUR = 64
+MAX_WEIGHT = 2
 STRENGTH = 0.7
 
 
@@ -39,6 +41,10 @@ class Request:
     strength           how much of it is drawn anew: the share of the steps that are taken, above 0 to 1
     mask               a picture of the image's size, white where it is drawn anew; the rest stays as it is
     mask_blur          pixels over which the two are blended
+    control            a picture whose lines say where things are: a photograph, a sketch, a drawing
+    control_weight     how closely they are followed, 0 to 2; 1 is what the ControlNet was trained for
+    control_start, control_end   the share of the steps during which they are, 0 to 1
+    control_reading    "canny", "scribble", "lines" or "auto" (see control.read_lines)
 
     Raises InvalidRequest on any value that cannot be drawn.
     """
@@ -56,6 +62,11 @@ class Request:
     strength: float | None = None
     mask: str | Path | Image | None = None
     mask_blur: float | None = None
+    control: str | Path | Image | None = None
+    control_weight: float = 1.0
+    control_start: float = 0.0
+    control_end: float = 1.0
+    control_reading: str = "auto"
 
     def __post_init__(self) -> None:
         for name, text in (("prompt", self.prompt), ("negative prompt", self.negative)):
@@ -78,6 +89,13 @@ class Request:
             raise InvalidRequest(f"strength {self.strength} is not a number above 0, up to 1")
         if self.mask_blur is not None and not 0 <= self.mask_blur <= MAX_BLUR:
             raise InvalidRequest(f"mask blur {self.mask_blur} is not a number from 0 to {MAX_BLUR}")
+        if not 0 <= self.control_weight <= MAX_WEIGHT:
+            raise InvalidRequest(f"control weight {self.control_weight} is not a number from 0 to {MAX_WEIGHT}")
+        if not 0 <= self.control_start < self.control_end <= 1:
+            raise InvalidRequest(
+                f"control from {self.control_start} to {self.control_end} is no part of the steps, such as 0 to 0.6"
+            )
+        check_reading(self.control_reading)
         for name, value, need in (
             ("strength", self.strength, self.image),
             ("mask", self.mask, self.image),
@@ -99,6 +117,10 @@ class Request:
             sampler=defaults.sampler if self.sampler is None else self.sampler,
             count=self.count,
             strength=self._strength(),
+            control_weight=self.control_weight,
+            control_start=self.control_start,
+            control_end=self.control_end,
+            control_reading=self.control_reading,
         )
 
     def _strength(self) -> float | None:
@@ -111,7 +133,7 @@ class Request:
 class Settings:
     """A request with nothing left open: what a model really draws.
 
-    `image` and `mask` are hashes of their pixels. Where there are none, `Request(**asdict(settings))` asks again.
+    `image`, `mask` and `control` are hashes of their pixels. Where there are none, `Request(**asdict(settings))` asks again.
     """
 
     prompt: str
@@ -127,6 +149,11 @@ class Settings:
     strength: float | None = None
     mask: str | None = None
     mask_blur: float | None = None
+    control: str | None = None
+    control_weight: float = 1.0
+    control_start: float = 0.0
+    control_end: float = 1.0
+    control_reading: str = "auto"
 
     @property
     def guided(self) -> bool:

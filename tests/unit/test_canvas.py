@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from edge_sd import Request
 from edge_sd.canvas import Canvas, content_hash, make_canvas, open_picture, proportioned
+from edge_sd.control import read_lines
 from edge_sd.errors import InvalidRequest
 from edge_sd.samplers import SAMPLERS
 
@@ -134,6 +135,34 @@ def test_transparent_pixels_are_white_and_turned_pictures_are_turned_back(tmp_pa
 def test_what_cannot_be_is_told(wish: dict[str, object], told: str) -> None:
     with pipeline() as opened, pytest.raises(InvalidRequest, match=told):
         opened.generate(Request("a cat", **wish))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ({"control": picture()}, "has no controlnet, which a control picture needs"),
+        ({"control_weight": 3}, "control weight 3 is not"),
+        ({"control_start": 0.5, "control_end": 0.5}, "no part of the steps"),
+        ({"control_reading": "depth"}, "unknown control reading 'depth'; valid: auto, canny"),
+    ],
+)
+def test_control_that_cannot_be_is_told(wish: dict[str, object], told: str) -> None:
+    with pipeline() as opened, pytest.raises(InvalidRequest, match=told):
+        opened.generate(Request("a cat", **wish))  # type: ignore[arg-type]
+
+
+def test_a_drawing_is_read_by_its_background_and_a_picture_by_its_edges() -> None:
+    strokes = Image.new("L", (64, 64), 255)
+    strokes.paste(0, (20, 20, 44, 23))
+    on_paper = read_lines(strokes.convert("RGB"), 64, 64)
+    assert on_paper.shape == (1, 3, 64, 64)
+    assert on_paper[0, 0, 21, 30] == 1
+    assert on_paper.mean() < 0.05
+    on_black = read_lines(ImageOps.invert(strokes).convert("RGB"), 64, 64)
+    assert np.array_equal(on_paper, on_black)
+    photograph = read_lines(picture(), 64, 64)
+    assert set(np.unique(photograph)) == {0, 1}
+    assert 0.05 < photograph.mean() < 0.5
 
 
 def test_a_model_without_an_encoder_says_so(tmp_path: Path) -> None:
