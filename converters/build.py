@@ -193,7 +193,7 @@ def _make_parts(
         else:
             report(f"{name}: {part}", n / len(parts))
             row, returned[part] = _make_part(source, form, recipe, part, staging, tokenizer, returned)
-            np.savez(kept, **returned[part])
+            np.savez(kept, allow_pickle=False, **returned[part])
             state["parts"][part] = row
             write_atomically(state_path, json.dumps(state).encode())
         row = state["parts"][part]

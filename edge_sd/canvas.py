@@ -41,8 +41,8 @@ class Canvas:
             return None
         height, width = self.mask.shape
         blocks = self.mask.reshape(height // factor, factor, width // factor, factor)
-        touched: Latents = blocks.any(axis=(1, 3))[None, None].astype(np.float32)
-        return touched
+        touched: NDArray[np.bool_] = np.asarray(blocks.any(axis=(1, 3)))
+        return touched[None, None].astype(np.float32)
 
     def paste(self, drawn: NDArray[np.uint8], blur: float) -> NDArray[np.uint8]:
         """`drawn` inside the mask and the picture itself outside, byte for byte, but for a seam of `blur` pixels."""

@@ -39,7 +39,7 @@ def read_lines(image: Image, width: int, height: int, reading: str = "auto") -> 
     if reading == "canny":
         lines = np.repeat(canny(pixels)[..., None], 3, axis=2).astype(np.float32)
     else:
-        lines = (255 - pixels if reading == "scribble" else pixels).astype(np.float32) / 255
+        lines = np.asarray(255 - pixels if reading == "scribble" else pixels, np.float32) / np.float32(255)
     return np.ascontiguousarray(lines.transpose(2, 0, 1)[None])
 
 

@@ -133,7 +133,8 @@ class Request:
 class Settings:
     """A request with nothing left open: what a model really draws.
 
-    `image`, `mask` and `control` are hashes of their pixels. Where there are none, `Request(**asdict(settings))` asks again.
+    `image`, `mask` and `control` are hashes of their pixels; where there are none, `Request(**asdict(settings))` asks
+    for the same again.
     """
 
     prompt: str
