@@ -96,6 +96,15 @@ def generate(
     size: Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels, multiples of 8.")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, euler_a, dpmpp_2m, ddim, lcm, pndm, …")] = None,
     count: Annotated[int, typer.Option(help="Pictures, at seed, seed + 1, …")] = 1,
+    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of the image is drawn anew, up to 1.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where the image is drawn anew; the rest stays.")] = None,
+    mask_blur: Annotated[float | None, typer.Option(help="Pixels over which the two are blended.")] = None,
+    control: Annotated[Path | None, typer.Option(help="A sketch or picture whose lines are followed.")] = None,
+    control_weight: Annotated[float, typer.Option(help="How closely, 0 to 2.")] = 1.0,
+    control_start: Annotated[float, typer.Option(help="From this share of the steps …")] = 0.0,
+    control_end: Annotated[float, typer.Option(help="… to this one.")] = 1.0,
+    control_reading: Annotated[str, typer.Option(help="auto, canny, scribble (dark on light), lines.")] = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = None,
     model: Annotated[str, typer.Option(help="A name (edge-sd models list) or a folder.")] = "emoji",
     variant: Annotated[str | None, typer.Option(help="A variant of the model (edge-sd models show).")] = None,
@@ -113,7 +122,10 @@ def generate(
     from edge_sd.request import Request
 
     width, height = _parse_size(size)
-    request = Request(prompt, negative, width, height, steps, guidance, seed, sampler, count)
+    request = Request(
+        prompt, negative, width, height, steps, guidance, seed, sampler, count, image, strength, mask, mask_blur,
+        control, control_weight, control_start, control_end, control_reading,
+    )  # fmt: skip
     path = output if output is not None else free_name(prompt)
     check_output(path)
     silent = quiet or as_json

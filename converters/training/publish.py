@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edge_sd.bundle import REFERENCE, Artifact, Defaults, FileRecord, ModelBundle, Variant, record_file
+from edge_sd.bundle import REFERENCE, Artifact, Defaults, FileRecord, ModelBundle, record_file
 from edge_sd.foreign import GRAPH, read_json
 
 from ..build import build
@@ -23,7 +23,7 @@ from ..coreml.form import CoreMLForm
 from ..coreml.link import link as link_package
 from ..link import link
 from ..recipes import RECIPES
-from ..sources import PARTS, Source
+from ..sources import Source
 from .card import write_card
 from .diffusion import SCHEDULE
 
@@ -94,22 +94,23 @@ def add_variants(target: Path) -> None:
         folder = Path(scratch) / "bundle"
         for form in ("openvino", CoreMLForm("ane")):
             made = build(target, folder, form, RECIPES["fp16"], lambda what, share: print(what))
-        openvino = {part: link_openvino(made, part, source) for part in PARTS}
-        coreml = {part: link_coreml(made, part, source) for part in PARTS}
+        openvino = {part: link_openvino(made, part, source) for part in made.variant(MANY_STEPS).artifacts}
+        coreml = {part: link_coreml(made, part, source) for part in made.variant(COREML).artifacts}
         for name in (MANY_STEPS, COREML):
             shutil.copyfile(made.path(f"{name}/{REFERENCE}"), target / name / REFERENCE)
-    fingerprint = source.fingerprint()
     variants = {
-        MANY_STEPS: Variant("openvino", "fp16", openvino, records(target, openvino), fingerprint),
-        COREML: Variant("coreml", "fp16", coreml, records(target, coreml), fingerprint, "ane"),
+        name: replace(made.variant(name), artifacts=linked, files=records(target, linked))
+        for name, linked in ((MANY_STEPS, openvino), (COREML, coreml))
     }
     for name, variant in variants.items():
         variant.files[f"{name}/{REFERENCE}"] = record_file(target / name / REFERENCE)
     if (target / LORA).is_file():
         # One UNet: the few-step model is the same graph and weights, with the low-rank differences added as it is read.
         few = {**openvino, "unet": replace(openvino["unet"], parity=None, lora=LORA)}
-        files = records(target, few)
-        variants[FEW_STEPS] = Variant("openvino", "fp16-lcm", few, files, fingerprint, defaults=FEW_DEFAULTS)
+        variants[FEW_STEPS] = replace(
+            made.variant(MANY_STEPS), precision="fp16-lcm", artifacts=few, files=records(target, few),
+            defaults=FEW_DEFAULTS,
+        )  # fmt: skip
     shared = {f"tokenizer/{p.name}": record_file(p) for p in sorted((target / "tokenizer").iterdir())}
     facts = replace(source.facts, name=NAME, license=LICENSE, defaults=DEFAULTS)
     ModelBundle(target, facts, variants, shared).write_manifest()
@@ -122,7 +123,8 @@ def link_openvino(made: ModelBundle, part: str, source: Source) -> Artifact:
     folder.mkdir(parents=True)
     safetensors, _ = source.weights(part)
     rest = folder / "openvino_model.constants"
-    link(made.path(artifact.graph), made.path(artifact.weights[0]), safetensors, folder / GRAPH, rest)
+    own = [made.path(name) for name in artifact.weights]
+    link(made.path(artifact.graph), own, safetensors, folder / GRAPH, rest)
     weights = tuple(path.relative_to(target).as_posix() for path in (*safetensors, rest))
     return replace(artifact, graph=f"{MANY_STEPS}/{part}/{GRAPH}", weights=weights)
 

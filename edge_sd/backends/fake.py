@@ -27,7 +27,7 @@ def fake_bundle(schedule: NoiseSchedule | None = None) -> ModelBundle:
         max_tokens=32,
         text_width=WIDTH,
     )
-    parts = ("text_encoder", "unet", "vae_decoder")
+    parts = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
     artifacts = {part: Artifact(part, (), (), ()) for part in parts}
     return ModelBundle(embedded_models() / "emoji", facts, {"fake": Variant("fake", "fp32", artifacts)})
 
@@ -73,8 +73,11 @@ class FakeComponent:
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         inputs = {**self.bound, **inputs}
-        run = {"text_encoder": self._encode_text, "unet": self._predict, "vae_decoder": self._decode}[self.part]
-        output = {name: value * (1 + self.accent) for name, value in run(inputs).items()}
+        run = {
+            "text_encoder": self._encode_text, "unet": self._predict,
+            "vae_decoder": self._decode, "vae_encoder": self._encode,
+        }  # fmt: skip
+        output = {name: value * (1 + self.accent) for name, value in run[self.part](inputs).items()}
         self.calls += 1
         if self.poison_after is not None and self.calls > self.poison_after:
             return self._fail(output)
@@ -110,3 +113,11 @@ class FakeComponent:
         factor = self.bundle.facts.latents.factor
         pixels = inputs["latent_sample"][:, :3].repeat(factor, 2).repeat(factor, 3)
         return {"sample": pixels.astype(np.float32)}
+
+    def _encode(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """The mean of each block of pixels, which `_decode` turns into pixels again, with next to no variance."""
+        factor = self.bundle.facts.latents.factor
+        batch, channels, height, width = inputs["sample"].shape
+        blocks = inputs["sample"].reshape(batch, channels, height // factor, factor, width // factor, factor)
+        mean = np.concatenate([blocks.mean(axis=(3, 5)), np.zeros((batch, 1, height // factor, width // factor))], 1)
+        return {"latent_parameters": np.concatenate([mean, np.full_like(mean, -30)], 1).astype(np.float32)}
