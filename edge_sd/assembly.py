@@ -134,9 +134,12 @@ class _Files:
     """Several files as one row of bytes, mapped into memory."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        # An empty file can't be mapped, and has nothing to read.
-        self.paths = [path for path in paths if path.stat().st_size]
-        self.maps = [np.memmap(path, np.uint8, "r") for path in self.paths]
+        try:
+            # An empty file can't be mapped, and has nothing to read.
+            self.paths = [path for path in paths if path.stat().st_size]
+            self.maps = [np.memmap(path, np.uint8, "r") for path in self.paths]
+        except OSError as error:
+            raise InvalidModel(f"{error.filename} cannot be read ({error.strerror})") from error
         self.starts = list(accumulate((len(each) for each in self.maps), initial=0))
 
     def read(self, offset: int, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

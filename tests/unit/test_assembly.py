@@ -124,6 +124,9 @@ def test_other_weights_than_the_graphs_are_refused(linked: tuple[ModelBundle, Ar
     path.write_bytes(content[:-200])
     with pytest.raises(InvalidModel):
         whole_package(bundle, artifact)
+    path.unlink()
+    with pytest.raises(InvalidModel, match=f"{path.name} cannot be read"):
+        whole_package(bundle, artifact)
     assert list((bundle.root.parent / "home/assembled").iterdir()) == []
 
 
