@@ -157,7 +157,9 @@ def test_help_and_version(tmp_path: Path) -> None:
 
 def test_a_sketch_is_followed(tmp_path: Path) -> None:
     """A star-shaped cookie: the outline says where, the prompt says what."""
-    star = [(64 + r * np.sin(a), 66 - r * np.cos(a)) for a, r in zip(np.arange(10) * np.pi / 5, (52, 24) * 5)]
+    star = [
+        (64 + r * np.sin(a), 66 - r * np.cos(a)) for a, r in zip(np.arange(10) * np.pi / 5, (52, 24) * 5, strict=True)
+    ]
     sketch = Image.new("RGB", (128, 128), "white")
     ImageDraw.Draw(sketch).line([*star, star[0]], "black", width=1)
     sketch.save(tmp_path / "star.png")
