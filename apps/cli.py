@@ -19,8 +19,9 @@ import typer
 from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest
 
-from . import train
+from . import machine, train
 from .compare import commands as compare
+from .macos import commands as macos
 
 if TYPE_CHECKING:
     from edge_sd.request import Request, Result
@@ -37,6 +38,9 @@ models = typer.Typer(no_args_is_help=True, help="The models on this machine.")
 app.add_typer(models, name="models")
 app.add_typer(train.app, name="train")
 app.add_typer(compare.app, name="compare")
+app.add_typer(macos.app, name="macos")
+for command in (machine.devices, machine.tune, machine.doctor):
+    app.command()(command)
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -93,10 +97,23 @@ def generate(
     size: Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels, multiples of 8.")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, euler_a, dpmpp_2m, ddim, lcm, pndm, …")] = None,
     count: Annotated[int, typer.Option(help="Pictures, at seed, seed + 1, …")] = 1,
+    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of the image is drawn anew, up to 1.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where the image is drawn anew; the rest stays.")] = None,
+    mask_blur: Annotated[float | None, typer.Option(help="Pixels over which the two are blended.")] = None,
+    control: Annotated[Path | None, typer.Option(help="A sketch or picture whose lines are followed.")] = None,
+    control_weight: Annotated[float, typer.Option(help="How closely, 0 to 2.")] = 1.0,
+    control_start: Annotated[float, typer.Option(help="From this share of the steps …")] = 0.0,
+    control_end: Annotated[float, typer.Option(help="… to this one.")] = 1.0,
+    control_reading: Annotated[str, typer.Option(help="auto, canny, scribble (dark on light), lines.")] = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = None,
     model: Annotated[str, typer.Option(help="A name (edge-sd models list) or a folder.")] = "emoji",
     variant: Annotated[str | None, typer.Option(help="A variant of the model (edge-sd models show).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, ane, coreml-reference, …")] = "auto",
+    prefer: machine.Prefer = "speed",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what runs where, and what not and why.")] = (
+        False
+    ),
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -106,14 +123,21 @@ def generate(
     from edge_sd.request import Request
 
     width, height = parse_size(size)
-    request = Request(prompt, negative, width, height, steps, guidance, seed, sampler, count)
-    path = output if output is not None else _free_name(prompt)
+    request = Request(
+        prompt, negative, width, height, steps, guidance, seed, sampler, count, image, strength, mask, mask_blur,
+        control, control_weight, control_start, control_end, control_reading,
+    )  # fmt: skip
+    path = output if output is not None else free_name(prompt)
     check_output(path)
-    with Pipeline.open(model, device, variant) as pipeline:
-        pipeline.resolve(request)  # A mistake is told before anything else is.
-        silent = quiet or as_json
+    silent = quiet or as_json
+
+    def tell(line: str) -> None:
         if not silent:
-            print(pipeline.plan.explain(), file=sys.stderr)
+            print(line, file=sys.stderr)
+
+    with Pipeline.open(model, device, variant, prefer, tell) as pipeline:
+        pipeline.resolve(request)  # A mistake is told before anything else is.
+        tell(pipeline.plan.explain() if verbose else pipeline.plan.summary())
         with _progress(request, silent) as on_step:
             result = pipeline.generate(request, on_step)
     paths = result.save(path)
@@ -127,7 +151,7 @@ def generate(
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:
-    """ "512" or "512x768" -> width and height. Raises InvalidRequest."""
+    """Width and height of "512" or "512x768". Raises InvalidRequest."""
     if size is None:
         return None, None
     match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", size.strip())
@@ -136,13 +160,13 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def _free_name(prompt: str) -> Path:
-    """A name made of the prompt that no file here has yet."""
+def free_name(prompt: str, folder: Path = Path()) -> Path:
+    """A name made of the prompt that no file in `folder` has yet."""
     stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "picture"
-    path, n = Path(f"{stem}.png"), 1
+    path, n = folder / f"{stem}.png", 1
     while path.exists() or path.with_stem(f"{path.stem}-1").exists():
         n += 1
-        path = Path(f"{stem}-{n}.png")
+        path = folder / f"{stem}-{n}.png"
     return path
 
 

@@ -27,7 +27,8 @@ def training_libraries() -> Iterator[None]:
     """Raise MissingExtra unless all that training imports is installed; keep those libraries quiet."""
     from importlib.util import find_spec
 
-    if not all(find_spec(name) for name in ("torch", "diffusers", "transformers", "accelerate", "peft", "resvg_py")):
+    needed = ("torch", "diffusers", "transformers", "accelerate", "peft", "resvg_py", "coremltools")
+    if not all(find_spec(name) for name in needed):
         raise MissingExtra("training", "train")
     from .cli import hush_libraries
 

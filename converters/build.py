@@ -23,6 +23,7 @@ import numpy as np
 
 from edge_sd.bundle import (
     MANIFEST,
+    REFERENCE,
     Artifact,
     FileRecord,
     ModelBundle,
@@ -36,8 +37,9 @@ from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, Parity
 from edge_sd.text import TextTokenizer, read_vocabulary
 
 from .forms import Form, Made, form_named
+from .parity import Arrays
 from .recipes import QuantRecipe
-from .sources import PARTS, Source
+from .sources import Source
 
 Report = Callable[[str, float], None]
 
@@ -76,8 +78,9 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
             return bundle
         staging = target / f".{name}.partial"
         with _hidden_if_fresh(target, staging):
-            _check_space(opened, recipe, target)
-            artifacts = _make_parts(opened, fingerprint, form, recipe, staging, report)
+            parts = tuple(part for part in opened.parts if part in form.parts)
+            _check_space(opened, parts, recipe, target)
+            artifacts = _make_parts(opened, parts, fingerprint, form, recipe, staging, report)
             form.finish(opened, staging)
             report("flushing to disk", 0.98)
             files = {f"{name}/{path.relative_to(staging).as_posix()}": _flushed(path) for path in _files(staging)}
@@ -88,7 +91,7 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
                 replace(bundle, variants=others).write_manifest()
             shutil.rmtree(target / name, ignore_errors=True)
             os.replace(staging, target / name)
-            made = Variant(form.backend, recipe.name, artifacts, files, fingerprint, form.compute)
+            made = Variant(form.backend, recipe.name, artifacts, files, fingerprint, form.compute, target=form.lowest)
             variants = {**others, name: made}
             bundle = replace(bundle, variants=variants, files=shared)
             bundle.write_manifest()
@@ -150,13 +153,13 @@ def _existing(target: Path, source: Source, name: str) -> ModelBundle:
     return ModelBundle(target, source.facts, {})
 
 
-def _check_space(source: Source, recipe: QuantRecipe, target: Path) -> None:
+def _check_space(source: Source, parts: tuple[str, ...], recipe: QuantRecipe, target: Path) -> None:
     """Refuse up front what cannot fit: torch's fp16 or fp32 bytes, rescaled to the recipe's bits."""
     from safetensors import safe_open
 
     need = 0
-    for part in PARTS:
-        for path in source.weights(part)[0]:
+    for paths in {tuple(source.weights(part)[0]) for part in parts}:
+        for path in paths:
             with safe_open(path, "np") as file:
                 for key in file.keys():  # noqa: SIM118 - not a mapping
                     slice_ = file.get_slice(key)
@@ -169,22 +172,31 @@ def _check_space(source: Source, recipe: QuantRecipe, target: Path) -> None:
 
 
 def _make_parts(
-    source: Source, fingerprint: str, form: Form, recipe: QuantRecipe, staging: Path, report: Report
+    source: Source,
+    parts: tuple[str, ...],
+    fingerprint: str,
+    form: Form,
+    recipe: QuantRecipe,
+    staging: Path,
+    report: Report,
 ) -> dict[str, Artifact]:
+    from .parity import save_reference
+
     name = variant_name(form, recipe)
     state_path = staging / ".state.json"
     state = _resume(state_path, staging, {"source": fingerprint, "recipe": asdict(recipe), "form": repr(form)})
     tokenizer = TextTokenizer(source.folder / "tokenizer", source.facts.max_tokens)
     artifacts: dict[str, Artifact] = {}
-    returned: dict[str, Any] = {}
-    for n, part in enumerate(PARTS):
-        kept = staging / f".{part}.npy"
+    returned: dict[str, Arrays] = {}
+    for n, part in enumerate(parts):
+        kept = staging / f".{part}.npz"
         if part in state["parts"]:
-            returned[part] = np.load(kept)
+            with np.load(kept) as arrays:
+                returned[part] = dict(arrays)
         else:
-            report(f"{name}: {part}", n / len(PARTS))
+            report(f"{name}: {part}", n / len(parts))
             row, returned[part] = _make_part(source, form, recipe, part, staging, tokenizer, returned)
-            np.save(kept, returned[part])
+            np.savez(kept, allow_pickle=False, **returned[part])
             state["parts"][part] = row
             write_atomically(state_path, json.dumps(state).encode())
         row = state["parts"][part]
@@ -196,8 +208,9 @@ def _make_parts(
             outputs=tuple(made.outputs),
             parity=Parity(**row["parity"]),
         )
-    for part in PARTS:
-        (staging / f".{part}.npy").unlink()
+    save_reference(returned["vae_decoder"]["picture"], source.facts, staging / REFERENCE, fingerprint)
+    for part in parts:
+        (staging / f".{part}.npz").unlink()
     state_path.unlink()
     return artifacts
 
@@ -212,7 +225,7 @@ def _resume(state_path: Path, staging: Path, key: dict[str, Any]) -> dict[str, A
         for part, row in list(state["parts"].items()):
             whole = all((staging / f).is_file() and record_file(staging / f) == FileRecord(**r)
                         for f, r in row["files"].items())  # fmt: skip
-            if not whole or not (staging / f".{part}.npy").is_file():
+            if not whole or not (staging / f".{part}.npz").is_file():
                 return empty
     except (OSError, ValueError, KeyError, TypeError):
         return empty
@@ -226,14 +239,14 @@ def _make_part(
     part: str,
     staging: Path,
     tokenizer: TextTokenizer,
-    before: dict[str, Any],
-) -> tuple[dict[str, Any], Any]:
+    before: dict[str, Arrays],
+) -> tuple[dict[str, Any], Arrays]:
     """Convert one component and measure it; its row for the state file, and what the next component needs of it."""
     from .parity import TorchComponent, record
     from .wrappers import wrap
 
     wrapped = wrap(part, source.load(part), source.facts)
-    component = TorchComponent(wrapped.module, wrapped.outputs)
+    component = TorchComponent(wrapped.module, tuple(wrapped.example), wrapped.outputs)
     result = record(part, component, source.facts, tokenizer, before, form.latents(source.facts))
     made = form.convert(wrapped, source, recipe, staging)
     del wrapped, component.module

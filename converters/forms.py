@@ -12,9 +12,10 @@ from edge_sd.bundle import Facts, Parity
 from edge_sd.errors import InvalidRequest, choices
 from edge_sd.foreign import GRAPH
 
+from .link import share_weights
 from .parity import Recording
 from .recipes import QuantRecipe
-from .sources import Source
+from .sources import PARTS, Source
 
 if TYPE_CHECKING:
     from .wrappers import Wrapped
@@ -50,6 +51,14 @@ class Form(Protocol):
         """The device that the arithmetic is arranged for, or ""."""
 
     @property
+    def lowest(self) -> str:
+        """The oldest system that it runs on, such as "iOS18"; "" is any that the backend runs on."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The components that this form has (see sources.PARTS)."""
+
+    @property
     def recipes(self) -> tuple[str, ...]:
         """The names of the recipes that this form can store."""
 
@@ -76,6 +85,8 @@ class OpenVINOForm:
     backend: str = "openvino"
     name: str = "openvino"
     compute: str = ""
+    lowest: str = ""
+    parts: tuple[str, ...] = tuple(PARTS)
     recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "int4")
 
     def check(self, source: Source, recipe: QuantRecipe) -> None:
@@ -94,13 +105,16 @@ class OpenVINOForm:
         folder.mkdir()
         openvino.convert(wrapped, recipe, folder, source.facts.schedule.prediction_type)
         (folder / "config.json").write_text(json.dumps(source.config(part), indent=2), "utf-8")
-        weights = f"{part}/{Path(GRAPH).stem}.bin"
-        return Made(part, f"{part}/{GRAPH}", (weights,), tuple(wrapped.example), wrapped.outputs)
+        weights = [f"{part}/{Path(GRAPH).stem}.bin"]
+        if part == "controlled_unet":
+            weights = [f"unet/{weights[0].split('/')[1]}", f"{part}/{Path(GRAPH).stem}.constants"]
+            share_weights(folder / GRAPH, staging / "unet" / GRAPH, staging / weights[1])
+        return Made(part, f"{part}/{GRAPH}", tuple(weights), tuple(wrapped.example), wrapped.outputs)
 
     def measure(self, part: str, made: Made, staging: Path, recording: Recording) -> Parity:
         from . import openvino
 
-        return openvino.measure_parity(staging / made.place, recording)
+        return openvino.measure_parity(staging / made.graph, [staging / name for name in made.weights], recording)
 
     def finish(self, source: Source, staging: Path) -> None:
         """The index, the scheduler, the tokenizer in two forms."""

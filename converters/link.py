@@ -8,8 +8,11 @@ small tables) go into a file of their own, which is taken to follow them. All of
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,24 +21,49 @@ from edge_sd.errors import ConversionError
 
 # Beyond this the weights were changed on the way (folded, transposed), and linking them would save nothing.
 LARGEST_REST = 1 << 20
+CONSTANTS = "./layers/layer[@type='Const']/data"
 
 
-def link(graph: Path, weights: Path, safetensors: list[Path], linked: Path, rest: Path) -> None:
-    """Write `linked`, the graph with its constants in `safetensors` + `rest`; ConversionError if most are not there."""
-    places: dict[bytes, int] = {}
-    end = 0
-    for path in safetensors:
-        places |= {key: end + place for key, place in _places(path).items()}
-        end += path.stat().st_size
-    data = np.memmap(weights, np.uint8, "r")
+Places = dict[bytes, tuple[int, int]]
+
+
+def link(graph: Path, weights: list[Path], safetensors: list[Path], linked: Path, rest: Path) -> None:
+    """Write `linked`, the graph with its constants in `safetensors` + `rest`; ConversionError if most are not there.
+
+    `weights` are the files of the constants as they are, one after the other.
+    """
+    _relocate(graph, weights, *tensor_places(safetensors), linked, rest)
+
+
+def share_weights(graph: Path, other: Path, rest: Path) -> None:
+    """Let `graph` take the weights that it has in common with `other`, its .bin beside each, from `other`'s.
+
+    What is left goes into `rest`, and `graph`'s own .bin away. Raises ConversionError if little is common.
+    """
+    weights, shared = graph.with_suffix(".bin"), other.with_suffix(".bin")
+    places = {key: (offset, len(value)) for key, offset, value in _constants(ElementTree.parse(other), [shared])}
+    _relocate(graph, [weights], places, shared.stat().st_size, graph, rest)
+    weights.unlink()
+
+
+def _constants(tree: ElementTree.ElementTree[Any], weights: list[Path]) -> Iterator[tuple[bytes, int, bytes]]:
+    """Hash, offset and bytes of each constant of a graph."""
+    parts = [np.memmap(path, np.uint8, "r") for path in weights if path.stat().st_size]
+    data = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    for node in tree.iterfind(CONSTANTS):
+        offset, size = int(node.attrib["offset"]), int(node.attrib["size"])
+        value = data[offset : offset + size].tobytes()
+        yield hashlib.sha256(value).digest(), offset, value
+
+
+def _relocate(graph: Path, weights: list[Path], places: Places, end: int, linked: Path, rest: Path) -> None:
+    """Write `graph` as `linked` with its constants at `places`, in files of `end` bytes, or behind them in `rest`."""
     kept = bytearray()
     kept_places: dict[bytes, int] = {}
     tree = ElementTree.parse(graph)
-    for node in tree.iterfind("./layers/layer[@type='Const']/data"):
-        offset, size = int(node.attrib["offset"]), int(node.attrib["size"])
-        value = data[offset : offset + size].tobytes()
-        key = hashlib.sha256(value).digest()
-        place = places.get(key)
+    nodes = tree.iterfind(CONSTANTS)
+    for node, (key, _, value) in zip(nodes, _constants(tree, weights), strict=True):
+        place, _ = places.get(key, (None, 0))
         if place is None:
             if key not in kept_places:
                 # Constants of any element type may be read in place: keep them aligned.
@@ -45,15 +73,25 @@ def link(graph: Path, weights: Path, safetensors: list[Path], linked: Path, rest
             place = kept_places[key]
         node.attrib["offset"] = str(place)
     if len(kept) > LARGEST_REST:
-        raise ConversionError(f"{graph}: {len(kept)} bytes of its constants are not in {safetensors[0].name}")
+        raise ConversionError(f"{graph}: {len(kept)} bytes of its constants are not in the other files")
     rest.write_bytes(kept)
     tree.write(linked, "utf-8", xml_declaration=True)
 
 
-def _places(safetensors: Path) -> dict[bytes, int]:
-    """Hash of each tensor's bytes -> where they start in the file."""
-    import json
+def tensor_places(safetensors: list[Path]) -> tuple[dict[bytes, tuple[int, int]], int]:
+    """Hash of each tensor's bytes -> where they start in the files, taken one after the other, and their number.
 
+    Beside it the length of all files together.
+    """
+    places: dict[bytes, tuple[int, int]] = {}
+    end = 0
+    for path in safetensors:
+        places |= {key: (end + start, size) for key, (start, size) in _places(path).items()}
+        end += path.stat().st_size
+    return places, end
+
+
+def _places(safetensors: Path) -> dict[bytes, tuple[int, int]]:
     with safetensors.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -62,5 +100,5 @@ def _places(safetensors: Path) -> dict[bytes, int]:
     for name, row in header.items():
         if name != "__metadata__":
             start, stop = row["data_offsets"]
-            places[hashlib.sha256(data[start:stop].tobytes()).digest()] = 8 + length + start
+            places[hashlib.sha256(data[start:stop].tobytes()).digest()] = (8 + length + start, stop - start)
     return places

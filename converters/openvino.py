@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_sd.backends.openvino import read_model
 from edge_sd.bundle import Parity
 from edge_sd.errors import ConversionError
 from edge_sd.foreign import GRAPH
@@ -78,15 +79,17 @@ def _compress(model: Any, recipe: QuantRecipe) -> Any:
     )
 
 
-def measure_parity(folder: Path, recording: Recording) -> Parity:
+def measure_parity(graph: Path, weights: list[Path], recording: Recording) -> Parity:
     """Parity of a saved component, run by OpenVINO in float32 on the CPU; the same on every machine."""
     import openvino as ov
 
+    core = ov.Core()
     try:
-        compiled = ov.Core().compile_model(str(folder / GRAPH), "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
+        model = read_model(core, graph, weights)
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
     except RuntimeError as error:
         # A disk that filled up while the weights were written shows here.
-        raise ConversionError(f"{folder / GRAPH} does not run: {str(error).splitlines()[-1]}") from error
+        raise ConversionError(f"{graph} does not run: {str(error).splitlines()[-1]}") from error
     names = [port.any_name for port in compiled.outputs]
 
     def run(inputs: Arrays) -> Arrays:

@@ -22,7 +22,11 @@ PARTS = {
     "unet": ("diffusers", "UNet2DConditionModel", "unet", "diffusion_pytorch_model"),
     "vae_decoder": ("diffusers", "AutoencoderKL", "vae", "diffusion_pytorch_model"),
     "vae_encoder": ("diffusers", "AutoencoderKL", "vae", "diffusion_pytorch_model"),
+    "controlnet": ("diffusers", "ControlNetModel", "controlnet", "diffusion_pytorch_model"),
+    # The UNet that takes a ControlNet's residuals; its weights are the UNet's.
+    "controlled_unet": ("diffusers", "UNet2DConditionModel", "unet", "diffusion_pytorch_model"),
 }
+CONTROL = ("controlnet", "controlled_unet")
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 
 
@@ -41,10 +45,16 @@ class Source:
         if (folder / MANIFEST).is_file():
             facts = read_manifest(folder).facts
         source = cls(folder, facts)
-        for part in PARTS:
+        for part in source.parts:
             source.check(part)
         read_vocabulary(folder / "tokenizer")
         return source
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What the folder holds, in the order of the pipeline."""
+        controlled = (self.folder / "controlnet/config.json").is_file()
+        return tuple(part for part in PARTS if controlled or part not in CONTROL)
 
     def weights(self, part: str) -> tuple[list[Path], str | None]:
         """The weight files of a part, several if it is sharded, and their names' variant."""
@@ -116,7 +126,7 @@ class Source:
 
     def fingerprint(self) -> str:
         """The hash of what the weight and config files hold: two checkpoints of one family differ in nothing else."""
-        paths = {path for part in PARTS for path in (*self.weights(part)[0], self._config_path(part))}
+        paths = {path for part in self.parts for path in (*self.weights(part)[0], self._config_path(part))}
         digest = hashlib.sha256()
         for path in sorted(paths):
             digest.update(f"{path.relative_to(self.folder).as_posix()} {hash_file(path)}\n".encode())

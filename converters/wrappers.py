@@ -52,6 +52,33 @@ class UNet(nn.Module):
         return output
 
 
+class ControlNet(nn.Module):
+    """The residuals of a condition, white lines on black [B, 3, H, W] in [0, 1]: one for each skip, the middle last."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, controlnet_cond: Tensor
+    ) -> tuple[Tensor, ...]:
+        down, middle = self.model(sample, timestep, encoder_hidden_states, controlnet_cond, return_dict=False)
+        return *down, middle
+
+
+class ControlledUNet(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor) -> Tensor:
+        output: Tensor = self.model(
+            sample, timestep, encoder_hidden_states, return_dict=False,
+            down_block_additional_residuals=residuals[:-1], mid_block_additional_residual=residuals[-1],
+        )[0]  # fmt: skip
+        return output
+
+
 class VAEDecoder(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -78,6 +105,32 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
     """Wrap a loaded component; the example inputs are small but of real shape."""
     side = 16
     latents = torch.zeros(1, facts.latents.channels, side, side)
+    pixels = torch.zeros(1, 3, side * facts.latents.factor, side * facts.latents.factor)
+
+    def denoising() -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
+        text = torch.zeros(1, facts.max_tokens, model.config.cross_attention_dim)
+        return (
+            {"sample": latents, "timestep": torch.tensor([1]), "encoder_hidden_states": text},
+            {"sample": (0, 2, 3), "timestep": (0,), "encoder_hidden_states": (0, 1)},
+        )
+
+    def controlnet() -> Wrapped:
+        example, dynamic = denoising()
+        names = tuple(residual_shapes(model.config, (1, side, side)))
+        return Wrapped(
+            part, ControlNet(model), {**example, "controlnet_cond": pixels},
+            {**dynamic, "controlnet_cond": (0, 2, 3)}, names,
+        )  # fmt: skip
+
+    def controlled_unet() -> Wrapped:
+        example, dynamic = denoising()
+        shapes = residual_shapes(model.config, (1, side, side))
+        residuals = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        return Wrapped(
+            part, ControlledUNet(model), {**example, **residuals},
+            {**dynamic, **dict.fromkeys(shapes, (0, 2, 3))}, ("out_sample",),
+        )  # fmt: skip
+
     makers: dict[str, Callable[[], Wrapped]] = {
         "text_encoder": lambda: Wrapped(
             part,
@@ -90,26 +143,35 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
                 *(f"hidden_states.{n}" for n in range(model.config.num_hidden_layers + 1)),
             ),
         ),
-        "unet": lambda: Wrapped(
-            part,
-            UNet(model),
-            {
-                "sample": latents,
-                "timestep": torch.tensor([1]),
-                "encoder_hidden_states": torch.zeros(1, facts.max_tokens, model.config.cross_attention_dim),
-            },
-            {"sample": (0, 2, 3), "timestep": (0,), "encoder_hidden_states": (0, 1)},
-            ("out_sample",),
-        ),
+        "unet": lambda: Wrapped(part, UNet(model), *denoising(), ("out_sample",)),
         "vae_decoder": lambda: Wrapped(
             part, VAEDecoder(model), {"latent_sample": latents}, {"latent_sample": (0, 2, 3)}, ("sample",)
         ),
         "vae_encoder": lambda: Wrapped(
             part,
             VAEEncoder(model),
-            {"sample": torch.zeros(1, 3, side * facts.latents.factor, side * facts.latents.factor)},
+            {"sample": pixels},
             {"sample": (0, 2, 3)},
             ("latent_parameters",),
         ),
+        "controlnet": controlnet,
+        "controlled_unet": controlled_unet,
     }
     return makers[part]()
+
+
+def residual_shapes(config: Any, sample: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a ControlNet's residuals: after conv_in, each layer, each downsampler; the middle.
+
+    config   of the UNet or the ControlNet; `sample` is (batch, height, width) of the latents
+    """
+    batch, h, w = sample
+    widths, layers = config.block_out_channels, config.layers_per_block
+    shapes = [(batch, widths[0], h, w)]
+    for n, width in enumerate(widths):
+        shapes += [(batch, width, h, w)] * (layers if isinstance(layers, int) else layers[n])
+        if n < len(widths) - 1:
+            h, w = -(-h // 2), -(-w // 2)
+            shapes.append((batch, width, h, w))
+    shapes.append((batch, widths[-1], h, w))
+    return {f"additional_residual_{n}": shape for n, shape in enumerate(shapes)}

@@ -1,4 +1,4 @@
-"""Latents -> pixels. Latent scaling and the way from float to uint8 stand here and nowhere else."""
+"""Latents <-> pixels. Latent scaling and the way from float to uint8 stand here and nowhere else."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ from .bundle import LatentSpace
 from .errors import NumericalError
 
 
+def encode(
+    encoder: Component, space: LatentSpace, pixels: NDArray[np.uint8], eps: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Pixels [H, W, 3] to latents [1, C, h, w], a sample of q(z | x) made of the normal noise `eps` of that shape.
+
+    The bounds of log variance are those of diffusers' DiagonalGaussianDistribution. Raises NumericalError.
+    """
+    sample = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(127.5) - 1
+    mean, log_variance = np.split(encoder(sample=sample)["latent_parameters"], 2, axis=1)
+    z = mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * eps
+    if not np.isfinite(z).all():
+        raise NumericalError("the encoder returned NaN or infinity; try a variant in fp32")
+    return np.asarray((z - np.float32(space.shift)) * np.float32(space.scale), np.float32)
+
+
 def decode(decoder: Component, space: LatentSpace, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Decode latents [1, C, h, w] to pixels [H, W, 3]. Raises NumericalError for NaN, infinity or one flat colour."""
     z = latents / np.float32(space.scale) + np.float32(space.shift)
@@ -18,5 +33,10 @@ def decode(decoder: Component, space: LatentSpace, latents: NDArray[np.float32])
         raise NumericalError("the decoder returned NaN or infinity; try a variant in fp32")
     if float(np.ptp(image)) < 1e-3:
         raise NumericalError("the decoder returned one flat colour; try a variant in fp32")
+    return to_pixels(image)
+
+
+def to_pixels(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """[3, H, W] in [-1, 1] -> [H, W, 3]."""
     pixels = np.clip(image / 2 + 0.5, 0, 1) * 255
     return np.ascontiguousarray(pixels.round().astype(np.uint8).transpose(1, 2, 0))

@@ -25,6 +25,8 @@ from .errors import InvalidModel, ModelNotFound, VariantNotFound, choices
 from .schedule import NoiseSchedule
 
 MANIFEST = "edge_sd.json"
+# In a variant's folder: what torch float32 drew of the same weights, with the request inside.
+REFERENCE = "reference.png"
 FORMAT = 1
 MANIFEST_LIMIT = 8 << 20
 # Up to this size a variant is hashed at every open (about 0.1 s); larger ones when asked.
@@ -73,7 +75,8 @@ class Artifact:
 
     The weights of a graph are the bytes of `weights`, one file after the other: usually one `.bin`; in the embedded
     model the safetensors files that diffusers reads, then the few constants that are not in them. `lora` is a file of
-    low-rank differences that are added to such weights.
+    low-rank differences that are added to such weights. `pieces` is there where a graph, a Core ML package, comes
+    without its weight file: it tells how that is put together of `weights` (see assembly.py).
     """
 
     graph: str
@@ -82,6 +85,11 @@ class Artifact:
     outputs: tuple[str, ...]
     parity: Parity | None = None
     lora: str | None = None
+    pieces: str | None = None
+
+    def files(self) -> tuple[str, ...]:
+        """Every path that is named here."""
+        return tuple(name for name in (self.graph, *self.weights, self.lora, self.pieces) if name is not None)
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ class Variant:
     source     the hash of the weights that it was made from
     compute    the device that its arithmetic was arranged for ("ane", "gpu"), where a backend tells them apart
     defaults   stand in for the model's where they differ, as those of a few-step variant do
+    target     the oldest system that runs it ("iOS18", "macOS13"); "" is any that its backend runs on
     """
 
     backend: str
@@ -100,10 +109,19 @@ class Variant:
     source: str = ""
     compute: str = ""
     defaults: Defaults | None = None
+    target: str = ""
 
     def size(self) -> int:
         """Bytes on disk."""
         return sum(record.bytes for record in self.files.values())
+
+    def part_size(self, part: str) -> int:
+        """Bytes on disk of one component: its graph (a file, or the folder of a package) and its weights."""
+        artifact = self.artifacts.get(part)
+        if artifact is None:
+            return 0
+        own = {artifact.graph, *artifact.weights, artifact.lora}
+        return sum(r.bytes for name, r in self.files.items() if name in own or name.startswith(f"{artifact.graph}/"))
 
 
 @dataclass(frozen=True)
@@ -160,6 +178,11 @@ class ModelBundle:
             raise VariantNotFound(f"{self.name} has no variant {name!r}; it has: {choices(self.variants)}")
         return self.variants[name]
 
+    def reference(self, variant: str) -> Path | None:
+        """The picture that `variant` was measured beside when it was converted, where it was kept."""
+        name = f"{variant}/{REFERENCE}"
+        return self.path(name) if name in self.variant(variant).files else None
+
     def path(self, relative: str) -> Path:
         """The place of a path out of the manifest; InvalidModel if it would lead out of the folder."""
         return inside(self.root, relative)
@@ -188,7 +211,8 @@ class ModelBundle:
         """Ten hex digits that name the exact files of a variant; written into every picture."""
         digest = hashlib.sha256()
         for path, record in sorted({**self.files, **self.variant(variant).files}.items()):
-            digest.update(f"{path}\0{record.sha256}\n".encode())
+            # Folders that others wrote have no hashes; their sizes tell most of them apart.
+            digest.update(f"{path}\0{record.sha256 or record.bytes}\n".encode())
         return digest.hexdigest()[:10]
 
     def write_manifest(self) -> None:
@@ -313,7 +337,7 @@ def read_manifest(root: Path) -> ModelBundle:
         bundle.path(name)
     for variant in bundle.variants.values():
         for artifact in variant.artifacts.values():
-            for name in (artifact.graph, *artifact.weights, *([artifact.lora] if artifact.lora else [])):
+            for name in artifact.files():
                 bundle.path(name)
     return bundle
 
@@ -348,6 +372,7 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
                 outputs=tuple(row["outputs"]),
                 parity=Parity(**row["parity"]) if row.get("parity") else None,
                 lora=str(row["lora"]) if row.get("lora") else None,
+                pieces=str(row["pieces"]) if row.get("pieces") else None,
             )
             for component, row in entry["artifacts"].items()
         }
@@ -360,6 +385,7 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
             str(entry.get("source", "")),
             str(entry.get("compute", "")),
             Defaults(**entry["defaults"]) if entry.get("defaults") else None,
+            str(entry.get("target", "")),
         )
     shared = {path: FileRecord(**record) for path, record in document["files"].items()}
     return ModelBundle(root, facts, variants, shared)

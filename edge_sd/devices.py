@@ -1,77 +1,317 @@
-"""DevicePlan: which variant runs where, and why. Choosing is a pure function; only `discover` looks at the machine."""
+"""Which variant of each component runs where, and why. Choosing is a pure function of facts; it returns a DevicePlan.
+
+Of every backend that takes part one variant is used. All combinations of variants and devices are weighed by what they
+cost: measured on this machine where they were (`tuning`), estimated where not (`estimates`), less those that a rule
+speaks against (`rules`), within the memory that is free. The plan keeps the next best places, to fall back to.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
-from .backends import NAMES, Backend, Device, backend
+from .backends.base import Device
 from .bundle import ModelBundle
-from .errors import DeviceError, MissingExtra, VariantNotFound, choices
+from .errors import DeviceError, InvalidRequest, VariantNotFound, choices
+from .estimates import BACKEND_BYTES, INVISIBLE, PARTS, calls, energy, estimate
+from .machine import Machine
+from .measurements import Measurements, place_of
+from .plan import DevicePlan, Placement, Rejected
+from .rules import Objection, objections
 
-# For a device that nobody has measured yet: the smallest form that is still near lossless comes first.
-PRECISIONS = ("fp16", "as exported", "fp32", "p8", "int8", "p6", "mixed", "p4", "int4", "p2", "p1")
+# The least quality in dB that each preference takes while there is better; the next floor counts where nothing fits.
+PREFERENCES: dict[str, tuple[float, ...]] = {
+    "speed": (30.0, 20.0, -math.inf),
+    "battery": (30.0, 20.0, -math.inf),
+    "memory": (20.0, -math.inf),
+    "quality": (-math.inf,),
+}
+# Of free memory, what a plan may take; of all memory, where free memory is not known.
+SHARE_OF_FREE, SHARE_OF_ALL = 0.9, 0.6
 
 
 @dataclass(frozen=True)
-class DevicePlan:
-    """A variant, a device, and the reasons in words, in the order they were weighed."""
-
-    variant: str
-    device: Device
-    reasons: tuple[str, ...]
-
-    def explain(self) -> str:
-        return f"{self.variant} on {self.device.name} ({self.device.description}): {'; '.join(self.reasons)}"
+class _Option:
+    part: str
+    placement: Placement
+    objection: Objection | None
 
 
-def discover() -> tuple[list[Device], list[str]]:
-    """The devices of all installed backends, and a line for each backend that is not installed."""
-    devices, absent = [], []
-    for name in NAMES:
-        try:
-            found: Backend = backend(name)
-            devices += found.devices()
-        except MissingExtra as error:
-            absent.append(str(error))
-    return devices, absent
-
-
-def choose(bundle: ModelBundle, devices: list[Device], wish: str = "auto", variant: str | None = None) -> DevicePlan:
+def choose(
+    bundle: ModelBundle,
+    devices: Sequence[Device],
+    wish: str = "auto",
+    variant: str | None = None,
+    *,
+    machine: Machine | None = None,
+    preference: str = "speed",
+    measured: Measurements | None = None,
+) -> DevicePlan:
     """The plan for `bundle`: `wish` is a device's name or "auto", `variant` a variant's name or None.
 
-    Raises DeviceError or VariantNotFound, naming what there is.
+    A device that is asked for gets the UNet, and every component that it does not run badly. Nothing moves away from
+    a device that was asked for: such a plan has no spares.
+
+    Raises DeviceError, VariantNotFound or InvalidRequest (the preference), naming what there is.
     """
+    if preference not in PREFERENCES:
+        raise InvalidRequest(f"unknown preference {preference!r}; valid: {choices(PREFERENCES)}")
     if not devices:
         raise DeviceError('no backend is installed; install one: pip install "edge-sd[openvino]"')
-    names = ["auto", *(device.name for device in devices)]
+    names = {"auto", *(device.name for device in devices)}
     if wish not in names:
         raise DeviceError(f"no device {wish!r} here; valid: {choices(names)}")
-    reasons = []
     if variant is not None:
         bundle.variant(variant)
-        candidates = [variant]
-        reasons.append("the variant was asked for")
-    else:
-        candidates = sorted(bundle.variants, key=lambda name: _rank(bundle.variants[name].precision))
-    if wish != "auto":
-        devices = [device for device in devices if device.name == wish]
-        reasons.append("the device was asked for")
-    else:
-        # The CPU is where every variant was measured; others wait for a measurement on the machine itself.
-        devices = sorted(devices, key=lambda device: device.name != "cpu")
-        reasons.append("the CPU comes first until another device has been measured here")
-    for device in devices:
-        # A form that was arranged for this very device goes before those for others.
-        for name in sorted(candidates, key=lambda name: bundle.variants[name].compute not in ("", device.name)):
-            if bundle.variants[name].backend == device.backend:
-                if variant is None:
-                    reasons.append(f"{bundle.variants[name].precision} is the first precision offered for it")
-                return DevicePlan(name, device, tuple(reasons))
-    raise VariantNotFound(
-        f"{bundle.name} has no variant for {wish}; it has: {choices(bundle.variants)}, "
-        f"and this machine has: {choices(device.name for device in devices)}"
+    machine = machine or Machine()
+    # The order in which devices and variants come must not matter.
+    devices = sorted(devices, key=place_of)
+    options = [
+        option
+        for name in sorted(bundle.variants)
+        for device in devices
+        if variant in (None, name) and device.backend == bundle.variants[name].backend
+        for option in _options(bundle, name, device, machine, measured or {}, (wish, variant))
+    ]
+    allowed = _allowed(options, wish)
+    plans = [replace(plan, preference=preference) for plan in _combinations(allowed)]
+    if not plans:
+        raise _nothing(bundle, devices, options, wish)
+    budget = _budget(machine, devices)
+    plan = _best(plans, budget, preference)
+    spares = {} if wish != "auto" else {part: _spares(plan, part, allowed, budget) for part in PARTS}
+    return replace(
+        plan,
+        reasons=_reasons(plan, budget, wish, variant),
+        rejected=tuple(_rejections(bundle, devices, options, plan, plans, budget)),
+        spares=spares,
     )
 
 
-def _rank(precision: str) -> int:
-    return PRECISIONS.index(precision) if precision in PRECISIONS else len(PRECISIONS)
+def _options(
+    bundle: ModelBundle,
+    name: str,
+    device: Device,
+    machine: Machine,
+    measured: Measurements,
+    wishes: tuple[str | None, ...],
+) -> Iterator[_Option]:
+    for part in PARTS:
+        if part not in bundle.variants[name].artifacts and any(part in v.artifacts for v in bundle.variants.values()):
+            continue
+        told = objections(bundle, name, part, device, machine)
+        against = next((each for each in told if each.unless is None or each.unless not in wishes), None)
+        cost = estimate(bundle, name, part, device, machine)
+        found = measured.get((part, name, place_of(device)))
+        if found is not None and found.failure:
+            against = against or Objection(f"failed when it was measured here: {found.failure}")
+        elif found is not None:
+            draw = found.call * calls(bundle, name, part)
+            cost = replace(cost, load=found.load, draw=draw, quality=min(cost.quality, found.psnr, INVISIBLE))
+        timed = found is not None and not found.failure
+        yield _Option(part, Placement(name, device, cost, timed), against)
+
+
+def plausible(bundle: ModelBundle, devices: Sequence[Device], machine: Machine) -> dict[str, list[Placement]]:
+    """Each component's every place that no rule speaks against and that fits into memory by itself; estimates only."""
+    budget = _budget(machine, devices)
+    found: dict[str, list[Placement]] = {part: [] for part in PARTS}
+    for name in sorted(bundle.variants):
+        for device in sorted(devices, key=place_of):
+            if device.backend == bundle.variants[name].backend:
+                for option in _options(bundle, name, device, machine, {}, ("auto", None)):
+                    if option.objection is None and _fits(_need([option.placement]), budget):
+                        found[option.part].append(option.placement)
+    return found
+
+
+def _allowed(options: list[_Option], wish: str) -> dict[str, list[Placement]]:
+    """For each component where it may go: without objection, or, where there is nothing else, against a mild one."""
+    allowed = {}
+    for part in PARTS:
+        mine = [option for option in options if option.part == part]
+        free = [option.placement for option in mine if option.objection is None]
+        if wish == "auto":
+            allowed[part] = free or _despite(mine, "there is nothing better")
+            continue
+        there = [placement for placement in free if placement.device.name == wish]
+        against = _despite([option for option in mine if option.placement.device.name == wish], "asked for")
+        allowed[part] = (there or against) if part == "unet" else (there or free or against)
+    return allowed
+
+
+def _despite(options: list[_Option], because: str) -> list[Placement]:
+    return [
+        replace(option.placement, reason=f"{because}, though: {option.objection.why}")
+        for option in options
+        if option.objection is not None and not option.objection.final and not option.objection.unless
+    ]
+
+
+def _combinations(allowed: Mapping[str, list[Placement]]) -> Iterator[DevicePlan]:
+    """Every plan that takes one variant of each backend in it."""
+    variants: dict[str, list[str]] = {}
+    for placement in (placement for row in allowed.values() for placement in row):
+        rows = variants.setdefault(placement.device.backend, [])
+        if placement.variant not in rows:
+            rows.append(placement.variant)
+    for some in product(*([None, *names] for names in variants.values())):
+        taken = {name for name in some if name is not None}
+        rows = [[placement for placement in allowed[part] if placement.variant in taken] for part in PARTS]
+        for placements in product(*rows):
+            if {placement.variant for placement in placements} == taken:
+                yield DevicePlan(dict(zip(PARTS, placements, strict=True)), (), need=_need(placements))
+
+
+def _need(placements: Iterable[Placement]) -> dict[str, int]:
+    """Bytes by pool: the machine's memory is "", a device's own is named by its place."""
+    placements = list(placements)
+    need = {"": BACKEND_BYTES * len({placement.device.backend for placement in placements})}
+    for placement in placements:
+        pool = place_of(placement.device) if placement.device.memory else ""
+        need[pool] = need.get(pool, 0) + placement.cost.memory
+    return need
+
+
+def _budget(machine: Machine, devices: Iterable[Device]) -> dict[str, float]:
+    free = machine.free * SHARE_OF_FREE or machine.memory * SHARE_OF_ALL or math.inf
+    return {"": free} | {place_of(device): device.memory * SHARE_OF_FREE for device in devices if device.memory}
+
+
+def _fits(need: Mapping[str, int], budget: Mapping[str, float]) -> bool:
+    return all(size <= budget[pool] for pool, size in need.items())
+
+
+def _quality(plan: DevicePlan) -> float:
+    return min(placement.cost.quality for placement in plan.parts.values())
+
+
+def _energy(plan: DevicePlan) -> float:
+    return sum(energy(placement.cost, placement.device) for placement in plan.parts.values())
+
+
+def _size(plan: DevicePlan) -> int:
+    return sum(plan.need.values())
+
+
+def _names(plan: DevicePlan) -> tuple[str, ...]:
+    return tuple(f"{p.variant} {place_of(p.device)}" for p in plan.parts.values())
+
+
+def _best(plans: list[DevicePlan], budget: Mapping[str, float], preference: str) -> DevicePlan:
+    fitting = [plan for plan in plans if _fits(plan.need, budget)]
+    if not fitting:
+        return replace(min(plans, key=lambda plan: (_size(plan), _names(plan))), tight=True)
+    floors = PREFERENCES[preference]
+    good = next(some for f in floors if (some := [plan for plan in fitting if _quality(plan) >= f]))
+    if preference == "memory":
+        return min(good, key=lambda plan: (_size(plan), -_quality(plan), plan.seconds, _names(plan)))
+    if preference == "quality":
+        return min(good, key=lambda plan: (-round(_quality(plan)), plan.seconds, _size(plan), _names(plan)))
+    cost: Callable[[DevicePlan], float] = _energy if preference == "battery" else lambda plan: plan.seconds
+    # Estimates are rough: within a tenth, what is nearer to the original goes first.
+    limit = min(cost(plan) for plan in good) * 1.1 + 0.1
+    near = [plan for plan in good if cost(plan) <= limit]
+    return min(near, key=lambda plan: (-round(_quality(plan)), cost(plan), _size(plan), _names(plan)))
+
+
+def _spares(
+    plan: DevicePlan, part: str, allowed: Mapping[str, list[Placement]], budget: Mapping[str, float]
+) -> tuple[Placement, ...]:
+    """The other places of a component, the fastest first, one for each device and arithmetic."""
+    chosen = plan.parts[part]
+    seen = {(place_of(chosen.device), chosen.cost.arithmetic)}
+    spares = []
+    for each in sorted(allowed[part], key=lambda p: (p.cost.seconds, -p.cost.quality, p.variant, place_of(p.device))):
+        key = (place_of(each.device), each.cost.arithmetic)
+        need = _need({**plan.parts, part: each}.values())
+        if key not in seen and (_fits(need, budget) or sum(need.values()) <= _size(plan)):
+            seen.add(key)
+            spares.append(each)
+    return tuple(spares)
+
+
+def _reasons(plan: DevicePlan, budget: Mapping[str, float], wish: str, variant: str | None) -> tuple[str, ...]:
+    reasons = []
+    if variant is not None:
+        reasons.append("the variant was asked for")
+    if wish != "auto":
+        reasons.append("the device was asked for")
+    measured = all(placement.measured for placement in plan.parts.values())
+    told = "measured here" if measured else "estimated"
+    reasons.append(
+        {
+            "speed": f"about {plan.seconds:.2g} s to a first picture, {told}",
+            "battery": f"about {_energy(plan):.2g} J for a picture, {told}",
+            "memory": f"the smallest, about {_size(plan) / 2**20:.0f} MiB",
+            "quality": f"the nearest to the original, about {_quality(plan):.0f} dB",
+        }[plan.preference]
+    )
+    if plan.tight:
+        reasons.append(f"it needs about {_size(plan) >> 20} MiB where {int(budget['']) >> 20} are free: it may swap")
+    floor = PREFERENCES[plan.preference][0]
+    if _quality(plan) < floor:
+        reasons.append(f"nothing that fits keeps {floor:.0f} dB; this one about {_quality(plan):.0f}")
+    return tuple(reasons)
+
+
+def _rejections(
+    bundle: ModelBundle,
+    devices: Sequence[Device],
+    options: list[_Option],
+    plan: DevicePlan,
+    plans: list[DevicePlan],
+    budget: Mapping[str, float],
+) -> Iterator[Rejected]:
+    """Each variant and each device that is not in the plan, and each component that one of its devices may not have."""
+    backends = {device.backend for device in devices}
+    for name, variant in sorted(bundle.variants.items()):
+        if variant.backend not in backends:
+            yield Rejected(name, f"nothing here runs {variant.backend}")
+        elif name not in {placement.variant for placement in plan.parts.values()}:
+            mine = [option for option in options if option.placement.variant == name]
+            yield Rejected(name, _why(mine, plan, [p for p in plans if p.variant == name], budget))
+    for device in devices:
+        label = f"{device.name} ({device.backend})"
+        if all(place_of(placement.device) != place_of(device) for placement in plan.parts.values()):
+            mine = [option for option in options if option.placement.device == device]
+            yield Rejected(label, _why(mine, plan, [p for p in plans if p.device == device], budget))
+            continue
+        for option in options:
+            if option.placement.device == device and option.placement.variant == plan.variant and option.objection:
+                yield Rejected(f"{option.part} on {label}", option.objection.why)
+
+
+def _why(mine: list[_Option], plan: DevicePlan, others: list[DevicePlan], budget: Mapping[str, float]) -> str:
+    if not others:
+        told = dict.fromkeys(option.objection.why for option in mine if option.objection)
+        return "; ".join(told) or ("no variant of this model runs there" if not mine else "it was not asked for")
+    fitting = [other for other in others if _fits(other.need, budget)]
+    if not fitting:
+        need, free = _size(min(others, key=_size)), int(budget[""])
+        return f"needs about {need >> 20} MiB, {free >> 20} may be used"
+    floor = PREFERENCES[plan.preference][0]
+    best = max(_quality(other) for other in fitting)
+    if best < floor:
+        return f"about {best:.0f} dB of quality, less than the {floor:.0f} that are wanted"
+    if plan.preference == "memory":
+        return f"larger: about {min(map(_size, fitting)) >> 20} MiB instead of {_size(plan) >> 20}"
+    if plan.preference == "quality" and round(best) < round(_quality(plan)):
+        return f"about {best:.0f} dB of quality instead of {_quality(plan):.0f}"
+    if plan.preference == "battery":
+        return f"about {min(map(_energy, fitting)):.2g} J for a picture instead of {_energy(plan):.2g}"
+    seconds = min(other.seconds for other in fitting)
+    if seconds <= plan.seconds:
+        return f"no faster by more than a tenth (about {seconds:.2g} s), and {best:.0f} dB of quality"
+    return f"about {seconds:.2g} s to a first picture instead of {plan.seconds:.2g}"
+
+
+def _nothing(bundle: ModelBundle, devices: Sequence[Device], options: list[_Option], wish: str) -> VariantNotFound:
+    told = dict.fromkeys(f"{o.placement.variant} on {o.placement.device.name}: {o.objection.why}"
+                         for o in options if o.objection and o.part == "unet")  # fmt: skip
+    return VariantNotFound(
+        f"{bundle.name} has no variant for {wish}; it has: {choices(bundle.variants)}, "
+        f"and this machine has: {choices(device.name for device in devices)}" + "".join(f"; {why}" for why in told)
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Float = NDArray[np.float32]
+Float = NDArray[np.floating[Any]]
 
 
 def canny(pixels: NDArray[np.uint8], low: float = 0.08, high: float = 0.2, blur: float = 1.0) -> NDArray[np.bool_]:
@@ -34,7 +36,8 @@ def _blurred(image: Float, sigma: float) -> Float:
         margin = [(radius, radius) if a == axis else (0, 0) for a in range(3)]
         padded = np.pad(image, margin, mode="edge")
         length = image.shape[axis]
-        image = sum(k * padded.take(range(n, n + length), axis) for n, k in enumerate(kernel))  # type: ignore[assignment]
+        shifted = [k * padded.take(range(n, n + length), axis) for n, k in enumerate(kernel)]
+        image = np.sum(shifted, axis=0)
     return image
 
 

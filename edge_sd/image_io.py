@@ -49,6 +49,8 @@ def parameters_text(picture: Picture) -> str:
         "CFG scale": f"{settings.guidance:g}",
         "Seed": settings.seed,
         "Size": f"{settings.width}x{settings.height}",
+        **({} if settings.strength is None else {"Denoising strength": f"{settings.strength:g}"}),
+        **({} if settings.mask_blur is None else {"Mask blur": f"{settings.mask_blur:g}"}),
         "Model hash": picture.model_hash,
         "Model": re.sub(r"[:,\s]+", " ", picture.model),
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .control import check_reading
 from .errors import InvalidRequest, choices
 from .samplers import SAMPLERS
 
@@ -20,6 +21,9 @@ MAX_SIDE = 2048
 MAX_COUNT = 1000
 MAX_SEED = 2**32 - 1
 MAX_PROMPT = 20_000
+MAX_BLUR = 64
+MAX_WEIGHT = 2
+STRENGTH = 0.7
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,14 @@ class Request:
     seed               of the first picture, 0 to 2^32 - 1; picture n of a count uses seed + n
     sampler            a name of edge_sd.samplers.SAMPLERS
     count              number of pictures
+    image              a picture to start from: a file, or a PIL picture
+    strength           how much of it is drawn anew: the share of the steps that are taken, above 0 to 1
+    mask               a picture of the image's size, white where it is drawn anew; the rest stays as it is
+    mask_blur          pixels over which the two are blended
+    control            a picture whose lines say where things are: a photograph, a sketch, a drawing
+    control_weight     how closely they are followed, 0 to 2; 1 is what the ControlNet was trained for
+    control_start, control_end   the share of the steps during which they are, 0 to 1
+    control_reading    "canny", "scribble", "lines" or "auto" (see control.read_lines)
 
     Raises InvalidRequest on any value that cannot be drawn.
     """
@@ -46,6 +58,15 @@ class Request:
     seed: int | None = None
     sampler: str | None = None
     count: int = 1
+    image: str | Path | Image | None = None
+    strength: float | None = None
+    mask: str | Path | Image | None = None
+    mask_blur: float | None = None
+    control: str | Path | Image | None = None
+    control_weight: float = 1.0
+    control_start: float = 0.0
+    control_end: float = 1.0
+    control_reading: str = "auto"
 
     def __post_init__(self) -> None:
         for name, text in (("prompt", self.prompt), ("negative prompt", self.negative)):
@@ -64,6 +85,24 @@ class Request:
             raise InvalidRequest(f"guidance {self.guidance} is not a number from 0 to 100")
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise InvalidRequest(f"unknown sampler {self.sampler!r}; valid: {choices(SAMPLERS)}")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise InvalidRequest(f"strength {self.strength} is not a number above 0, up to 1")
+        if self.mask_blur is not None and not 0 <= self.mask_blur <= MAX_BLUR:
+            raise InvalidRequest(f"mask blur {self.mask_blur} is not a number from 0 to {MAX_BLUR}")
+        if not 0 <= self.control_weight <= MAX_WEIGHT:
+            raise InvalidRequest(f"control weight {self.control_weight} is not a number from 0 to {MAX_WEIGHT}")
+        if not 0 <= self.control_start < self.control_end <= 1:
+            raise InvalidRequest(
+                f"control from {self.control_start} to {self.control_end} is no part of the steps, such as 0 to 0.6"
+            )
+        check_reading(self.control_reading)
+        for name, value, need in (
+            ("strength", self.strength, self.image),
+            ("mask", self.mask, self.image),
+            ("mask_blur", self.mask_blur, self.mask),
+        ):
+            if value is not None and need is None:
+                raise InvalidRequest(f"{name} needs {'a mask' if name == 'mask_blur' else 'an image'}")
 
     def resolve(self, defaults: Defaults, seed: int) -> Settings:
         """The request with the model's defaults, and `seed` if it has none of its own, filled in."""
@@ -77,12 +116,26 @@ class Request:
             seed=seed if self.seed is None else self.seed,
             sampler=defaults.sampler if self.sampler is None else self.sampler,
             count=self.count,
+            strength=self._strength(),
+            control_weight=self.control_weight,
+            control_start=self.control_start,
+            control_end=self.control_end,
+            control_reading=self.control_reading,
         )
+
+    def _strength(self) -> float | None:
+        if self.image is None or self.strength is not None:
+            return self.strength
+        return STRENGTH if self.mask is None else 1.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A request with nothing left open: what a model really draws. `Request(**asdict(settings))` asks for it again."""
+    """A request with nothing left open: what a model really draws.
+
+    `image`, `mask` and `control` are hashes of their pixels; where there are none, `Request(**asdict(settings))` asks
+    for the same again.
+    """
 
     prompt: str
     negative: str
@@ -93,6 +146,15 @@ class Settings:
     seed: int
     sampler: str
     count: int
+    image: str | None = None
+    strength: float | None = None
+    mask: str | None = None
+    mask_blur: float | None = None
+    control: str | None = None
+    control_weight: float = 1.0
+    control_start: float = 0.0
+    control_end: float = 1.0
+    control_reading: str = "auto"
 
     @property
     def guided(self) -> bool:

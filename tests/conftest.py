@@ -24,7 +24,13 @@ def emoji() -> Path:
 def save_miniature(folder: Path, tokenizer_from: Path, prediction_type: str = "epsilon") -> Path:
     """A diffusers folder of SD 1's architecture, all widths cut down, with random weights."""
     import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        ControlNetModel,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
@@ -72,6 +78,12 @@ def save_miniature(folder: Path, tokenizer_from: Path, prediction_type: str = "e
         vae=vae, text_encoder=text, unet=unet, tokenizer=tokenizer, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 8))
+    for parameter in net.parameters():
+        # Zero convolutions as they are would hide every mistake.
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    net.save_pretrained(folder / "controlnet")
     return folder
 
 

@@ -62,6 +62,8 @@ class Ours:
 
     def __init__(self, artist: Artist, model: Path) -> None:
         self.pipeline = Pipeline.open(model, artist.device, artist.variant)
+        # A device that fails is a row that says so, not pictures by another one.
+        self.pipeline.plan = replace(self.pipeline.plan, spares={})
         if artist.part:
             self.pipeline.bundle = _with_part(self.pipeline.bundle, artist)
 
@@ -82,7 +84,10 @@ class Ours:
         return Drawing(np.concatenate(latents), pixels, seconds, time.perf_counter() - started)
 
     def about(self, request: Request) -> dict[str, Any]:
-        return {"device": self.pipeline.plan.device.name, "settings": _shared(self.pipeline.resolve(request))}
+        plan = self.pipeline.plan
+        others = [f"{part} on {p.device.name}" for part, p in plan.parts.items() if p.device != plan.device]
+        device = ", ".join([plan.device.name, *others])
+        return {"device": device, "settings": _shared(self.pipeline.resolve(request))}
 
 
 def _with_part(bundle: ModelBundle, artist: Artist) -> ModelBundle:

@@ -103,13 +103,12 @@ def _text_encoder() -> Any:
     """The embedded model's text encoder and its tokenizer: the space that the judge's prompts are in."""
     from edge_sd.pipeline import Pipeline
 
-    with Pipeline.open(embedded_models() / "emoji") as pipeline:
-        facts, variant = pipeline.bundle.facts, pipeline.bundle.variant(pipeline.plan.variant)
-        component = pipeline.backend.load(
-            pipeline.bundle, variant, variant.artifacts["text_encoder"], pipeline.plan.device,
-            {"input_ids": (1, facts.max_tokens)},
-        )  # fmt: skip
-        return component, TextTokenizer(pipeline.bundle.path(facts.tokenizer), facts.max_tokens)
+    pipeline = Pipeline.open(embedded_models() / "emoji")
+    bundle, place = pipeline.bundle, pipeline.plan.parts["text_encoder"]
+    variant, facts = bundle.variant(place.variant), bundle.facts
+    shapes = {"input_ids": (1, facts.max_tokens)}
+    encoder = pipeline.backend.load(bundle, variant, variant.artifacts["text_encoder"], place.device, shapes)
+    return encoder, TextTokenizer(bundle.path(facts.tokenizer), facts.max_tokens)
 
 
 def read_prompts(judge: Judge, prompts: list[str]) -> dict[str, Array] | None:

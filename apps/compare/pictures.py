@@ -66,7 +66,8 @@ def save_grid(report: dict[str, Any], folder: Path, path: Path, side: int = 96, 
 
 def _open(path: Path) -> Image.Image:
     with Image.open(path) as image:
-        return image.convert("RGB")
+        whole: Image.Image = image.convert("RGB")
+        return whole
 
 
 def _small(image: Image.Image, side: int) -> Image.Image:

@@ -20,7 +20,7 @@ from typing import Literal
 
 from edge_sd.bundle import ModelBundle, installed_models
 from edge_sd.errors import EdgeSDError, InvalidRequest, MissingExtra, choices
-from edge_sd.pipeline import PARTS
+from edge_sd.estimates import PARTS
 from edge_sd.request import MAX_SEED, Request
 
 from .machine import machine

@@ -286,7 +286,8 @@ def where(report: dict[str, Any]) -> str:
     """The machine in a line."""
     it = report["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in it["versions"].items())
-    return f"{it['processor']}, {it['cores']} cores, {it['system']}, Python {it['python']}, {versions}"
+    cores = f"{it['cores']} core{'s' * (it['cores'] != 1)}"
+    return f"{it['processor']}, {cores}, {it['system']}, Python {it['python']}, {versions}"
 
 
 def _numbers(values: Sequence[int]) -> str:

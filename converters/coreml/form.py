@@ -36,6 +36,7 @@ class CoreMLForm:
     width: int | None = None
     height: int | None = None
     backend: str = "coreml"
+    parts: tuple[str, ...] = tuple(LAYOUTS)
     recipes: tuple[str, ...] = ("fp16", "int8", "p8", "p6", "p4", "p4g16", "p2", "p1")
 
     def __post_init__(self) -> None:

@@ -46,7 +46,8 @@ def sample_timesteps(count: int, device: str) -> Tensor:
     above t = 500. (Measured halfway: the error at t = 900 was four times that at t = 300, and fell four times slower.)
     """
     u = (torch.randperm(count, device=device) + torch.rand(count, device=device)) / count
-    return (u.sqrt() * SCHEDULE["num_train_timesteps"]).long().clamp_max(SCHEDULE["num_train_timesteps"] - 1)
+    steps: int = SCHEDULE["num_train_timesteps"]
+    return (u.sqrt() * steps).long().clamp_max(steps - 1)
 
 
 def loss_weight(abar_t: Tensor, gamma: float = 5.0) -> Tensor:

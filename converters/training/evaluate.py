@@ -105,7 +105,7 @@ class Judge:
         ids = text.tokenize(self.tokenizer, [subject.prompt for subject in wanted])
         prompts = self.network.embed_text(self.encoder(ids).pooler_output)
         meant = torch.tensor([self.config["labels"].index(subject.concept) for subject in wanted])
-        ranked = concept.topk(5).indices == meant[:, None]
+        ranked = concept.topk(min(5, concept.shape[1])).indices == meant[:, None]
 
         def share(logits: torch.Tensor, names: list[str], asked: list[str | None]) -> float | None:
             known = [n for n, name in enumerate(asked) if name is not None]

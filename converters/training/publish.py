@@ -1,9 +1,9 @@
-"""The trained parts become the embedded model: float16 safetensors and OpenVINO variants linked to them.
+"""The trained parts become the embedded model: float16 safetensors, OpenVINO and Core ML variants linked to them.
 
 text_encoder/ unet/ vae/ scheduler/ tokenizer/ model_index.json    a Stable Diffusion model as diffusers loads it
 controlnet/ vae_tiny/ lcm/                                         what diffusers loads beside it, where trained
 evaluator/                                                         the judge (evaluator.py)
-openvino-fp16/, openvino-fp16-lcm                                  graphs whose weights are the files above
+openvino-fp16/, openvino-fp16-lcm, coreml-ane-fp16/                graphs whose weights are the files above
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edge_sd.bundle import Artifact, Defaults, ModelBundle, Variant, record_file
+from edge_sd.bundle import REFERENCE, Artifact, Defaults, FileRecord, ModelBundle, record_file
 from edge_sd.foreign import GRAPH, read_json
 
 from ..build import build
+from ..coreml.form import CoreMLForm
+from ..coreml.link import link as link_package
 from ..link import link
 from ..recipes import RECIPES
 from ..sources import Source
@@ -28,7 +30,7 @@ from .diffusion import SCHEDULE
 NAME = "emoji"
 LICENSE = "Apache-2.0 (weights; artwork: MIT, Apache-2.0, CC BY 4.0, see NOTICE)"
 DEFAULTS = Defaults(128, 128, steps=20, guidance=4.0, sampler="ddim", max_side=512)
-MANY_STEPS, FEW_STEPS = "openvino-fp16", "openvino-fp16-lcm"
+MANY_STEPS, FEW_STEPS, COREML = "openvino-fp16", "openvino-fp16-lcm", "coreml-ane-fp16"
 FEW_DEFAULTS = replace(DEFAULTS, steps=4, guidance=1.0, sampler="lcm")
 LORA = "lcm/pytorch_lora_weights.safetensors"
 # No file of a repository should be larger than 25 MB.
@@ -83,31 +85,65 @@ def _save_companions(work: Path, target: Path) -> None:
 
 
 def add_variants(target: Path) -> None:
-    """Convert the diffusers folder `target` to OpenVINO, linked to its safetensors, and write the manifest."""
-    name = MANY_STEPS
+    """Convert the diffusers folder `target` to OpenVINO and Core ML, linked to its safetensors; write the manifest."""
     source = Source.open(target)
+    for name in (MANY_STEPS, COREML):
+        # Packages bear identifiers that are new each time: nothing of an earlier one may stay.
+        shutil.rmtree(target / name, ignore_errors=True)
     with TemporaryDirectory() as scratch:
-        made = build(target, Path(scratch) / "bundle", "openvino", RECIPES["fp16"], lambda what, share: print(what))
-        artifacts: dict[str, Artifact] = {}
-        for part, artifact in made.variant(name).artifacts.items():
-            folder = target / name / part
-            folder.mkdir(parents=True, exist_ok=True)
-            safetensors, _ = source.weights(part)
-            rest = folder / "openvino_model.constants"
-            link(made.path(artifact.graph), made.path(artifact.weights[0]), safetensors, folder / GRAPH, rest)
-            weights = tuple(path.relative_to(target).as_posix() for path in (*safetensors, rest))
-            artifacts[part] = replace(artifact, graph=f"{name}/{part}/{GRAPH}", weights=weights)
-    variants = {name: _variant(target, "fp16", artifacts, source)}
+        folder = Path(scratch) / "bundle"
+        for form in ("openvino", CoreMLForm("ane")):
+            made = build(target, folder, form, RECIPES["fp16"], lambda what, share: print(what))
+        openvino = {part: link_openvino(made, part, source) for part in made.variant(MANY_STEPS).artifacts}
+        coreml = {part: link_coreml(made, part, source) for part in made.variant(COREML).artifacts}
+        for name in (MANY_STEPS, COREML):
+            shutil.copyfile(made.path(f"{name}/{REFERENCE}"), target / name / REFERENCE)
+    variants = {
+        name: replace(made.variant(name), artifacts=linked, files=records(target, linked))
+        for name, linked in ((MANY_STEPS, openvino), (COREML, coreml))
+    }
+    for name, variant in variants.items():
+        variant.files[f"{name}/{REFERENCE}"] = record_file(target / name / REFERENCE)
     if (target / LORA).is_file():
         # One UNet: the few-step model is the same graph and weights, with the low-rank differences added as it is read.
-        few = {**artifacts, "unet": replace(artifacts["unet"], parity=None, lora=LORA)}
-        variants[FEW_STEPS] = replace(_variant(target, "fp16-lcm", few, source), defaults=FEW_DEFAULTS)
+        few = {**openvino, "unet": replace(openvino["unet"], parity=None, lora=LORA)}
+        variants[FEW_STEPS] = replace(
+            made.variant(MANY_STEPS), precision="fp16-lcm", artifacts=few, files=records(target, few),
+            defaults=FEW_DEFAULTS,
+        )  # fmt: skip
     shared = {f"tokenizer/{p.name}": record_file(p) for p in sorted((target / "tokenizer").iterdir())}
     facts = replace(source.facts, name=NAME, license=LICENSE, defaults=DEFAULTS)
     ModelBundle(target, facts, variants, shared).write_manifest()
 
 
-def _variant(target: Path, precision: str, artifacts: dict[str, Artifact], source: Source) -> Variant:
-    used = {file for row in artifacts.values() for file in (row.graph, *row.weights, row.lora) if file is not None}
-    files = {file: record_file(target / file) for file in sorted(used)}
-    return Variant("openvino", precision, artifacts, files, source.fingerprint())
+def link_openvino(made: ModelBundle, part: str, source: Source) -> Artifact:
+    """Put one component of `made` into the folder of `source`, its weights those of `source`."""
+    target, artifact = source.folder, made.variant(MANY_STEPS).artifacts[part]
+    folder = target / MANY_STEPS / part
+    folder.mkdir(parents=True)
+    safetensors, _ = source.weights(part)
+    rest = folder / "openvino_model.constants"
+    own = [made.path(name) for name in artifact.weights]
+    link(made.path(artifact.graph), own, safetensors, folder / GRAPH, rest)
+    weights = tuple(path.relative_to(target).as_posix() for path in (*safetensors, rest))
+    return replace(artifact, graph=f"{MANY_STEPS}/{part}/{GRAPH}", weights=weights)
+
+
+def link_coreml(made: ModelBundle, part: str, source: Source) -> Artifact:
+    """The same for a Core ML package."""
+    target, artifact = source.folder, made.variant(COREML).artifacts[part]
+    package = made.path(artifact.graph)
+    linked = target / COREML / package.name
+    linked.mkdir(parents=True)
+    safetensors, _ = source.weights(part)
+    rest, pieces = linked.with_suffix(".constants"), linked.with_suffix(".pieces.json")
+    link_package(package, safetensors, linked, rest, pieces)
+    weights = tuple(path.relative_to(target).as_posix() for path in (*safetensors, rest))
+    return replace(artifact, weights=weights, pieces=f"{COREML}/{pieces.name}")
+
+
+def records(target: Path, artifacts: dict[str, Artifact]) -> dict[str, FileRecord]:
+    """All files of these artifacts, those inside packages too."""
+    named = {target / name for artifact in artifacts.values() for name in artifact.files()}
+    files = {file for path in named for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()}
+    return {file.relative_to(target).as_posix(): record_file(file) for file in sorted(files)}

@@ -52,7 +52,8 @@ def pictures(pattern: str, seed: int) -> Iterator[tuple[NDArray[np.float32], str
 
 def _as_array(image: Image.Image) -> NDArray[np.float32]:
     square = ImageOps.fit(image.convert("RGB"), (SIZE, SIZE))
-    return np.asarray(square, np.float32).transpose(2, 0, 1) / 127.5 - 1
+    picture: NDArray[np.float32] = np.asarray(square, np.float32).transpose(2, 0, 1) / 127.5 - 1
+    return picture
 
 
 class ShardLatents:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from ..errors import DeviceError, choices
-from .base import Backend, Component, Device
+from ..bundle import Artifact, ModelBundle, Variant
+from ..errors import DeviceError, MissingExtra, choices
+from .base import Backend, Component, Device, Shapes
 
 NAMES = ("openvino", "coreml")
 
-__all__ = ["Backend", "Component", "Device", "NAMES", "backend"]
+__all__ = ["AllBackends", "Backend", "Component", "Device", "NAMES", "backend"]
 
 
 def backend(name: str) -> Backend:
@@ -21,3 +22,30 @@ def backend(name: str) -> Backend:
 
         return CoreMLBackend()
     raise DeviceError(f"no backend {name!r}; valid: {choices(NAMES)}")
+
+
+class AllBackends:
+    """All installed backends as one: each component is loaded by the backend of its device.
+
+    `absent` holds a line for each backend that is not installed.
+    """
+
+    name = "all"
+
+    def __init__(self) -> None:
+        self.absent: list[str] = []
+        self._opened: dict[str, Backend] = {}
+        for name in NAMES:
+            try:
+                self._opened[name] = backend(name)
+            except MissingExtra as error:
+                self.absent.append(str(error))
+
+    def devices(self) -> list[Device]:
+        return [device for each in self._opened.values() for device in each.devices()]
+
+    def load(
+        self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
+    ) -> Component:
+        """As Backend.load, by the backend that `device` belongs to."""
+        return self._opened[device.backend].load(bundle, variant, artifact, device, shapes)

@@ -16,11 +16,24 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Device:
-    """A place where components can run: `name` is what --device takes, `backend` who runs it there."""
+    """A place where components can run: `name` is what --device takes, `backend` who runs it there.
+
+    features   what its driver says it can do ("FP16", "BF16", "INT8", "GPU_HW_MATMUL", …)
+    memory     bytes of its own; 0 where it shares the machine's
+    driver     version of its driver or library, "" where it does not say
+    """
 
     name: str
     backend: str
     description: str
+    features: frozenset[str] = frozenset()
+    memory: int = 0
+    driver: str = ""
+
+    @property
+    def kind(self) -> str:
+        """ "cpu", "gpu" (whichever of several), "npu", "ane", …"""
+        return self.name.split(".")[0]
 
 
 class Component(Protocol):

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..apple import LAYOUTS, Layout, call
+from ..assembly import whole_package
 from ..bundle import Artifact, ModelBundle, Variant, hash_file, models_home
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
 from .base import Array, Component, Device, Shapes
@@ -53,11 +54,15 @@ class CoreMLBackend:
     ) -> Component:
         """Load a package. Raises InvalidRequest for other sizes than its own, InvalidModel or DeviceError."""
         (part,) = [name for name, each in variant.artifacts.items() if each is artifact]
-        package = bundle.path(artifact.graph)
+        package = whole_package(bundle, artifact) if artifact.pieces else bundle.path(artifact.graph)
         if device.name == REFERENCE:
             program = _open_executor(package)
         else:
-            hashes = [r.sha256 for name, r in sorted(variant.files.items()) if name.startswith(f"{artifact.graph}/")]
+            hashes = [
+                record.sha256
+                for name, record in sorted(variant.files.items())
+                if name == artifact.pieces or name.startswith(f"{artifact.graph}/")
+            ]
             program = CompiledProgram(package, hashes, UNITS[device.name])
         component = CoreMLComponent(artifact.graph, program, LAYOUTS[part])
         component.check(shapes, bundle.facts.latents.factor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant, embedded_models
+from ..errors import DeviceError
 from ..schedule import NoiseSchedule
 from .base import Array, Component, Device, Shapes
 
@@ -26,32 +27,44 @@ def fake_bundle(schedule: NoiseSchedule | None = None) -> ModelBundle:
         max_tokens=32,
         text_width=WIDTH,
     )
-    parts = ("text_encoder", "unet", "vae_decoder")
+    parts = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
     artifacts = {part: Artifact(part, (), (), ()) for part in parts}
     return ModelBundle(embedded_models() / "emoji", facts, {"fake": Variant("fake", "fp32", artifacts)})
 
 
 class FakeBackend:
-    """Its one device is "fake". `poison` names a component that returns NaN, from its `after`-th call on."""
+    """Its first device is "fake". `poison` names a component that fails there, from its `after`-th call on.
+
+    devices   names; each draws a little differently, as real ones do
+    fault     what failing is: "nan", "flat", "raise" (at a call), "memory" (at a call) or "refuse" (at loading)
+    """
 
     name = "fake"
 
-    def __init__(self, poison: str = "", after: int = 0) -> None:
-        self.poison, self.after = poison, after
+    def __init__(
+        self, poison: str = "", after: int = 0, *, devices: tuple[str, ...] = ("fake",), fault: str = "nan"
+    ) -> None:
+        self.poison, self.after, self.names, self.fault = poison, after, devices, fault
 
     def devices(self) -> list[Device]:
-        return [Device("fake", self.name, "numpy functions in place of networks")]
+        return [Device(name, self.name, "numpy functions in place of networks") for name in self.names]
 
     def load(
         self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
     ) -> Component:
-        after = self.after if artifact.graph == self.poison else None
-        return FakeComponent(bundle, artifact.graph, after)
+        number = self.names.index(device.name)
+        poisoned = artifact.graph == self.poison and number == 0
+        if poisoned and self.fault == "refuse":
+            raise DeviceError(f"{device.name} refused {artifact.graph}")
+        return FakeComponent(bundle, artifact.graph, self.after if poisoned else None, self.fault, number / 100)
 
 
 class FakeComponent:
-    def __init__(self, bundle: ModelBundle, part: str, poison_after: int | None) -> None:
+    def __init__(
+        self, bundle: ModelBundle, part: str, poison_after: int | None, fault: str = "nan", accent: float = 0.0
+    ) -> None:
         self.bundle, self.part, self.poison_after = bundle, part, poison_after
+        self.fault, self.accent = fault, np.float32(accent)
         self.calls = 0
         self.bound: dict[str, Array] = {}
 
@@ -60,12 +73,23 @@ class FakeComponent:
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         inputs = {**self.bound, **inputs}
-        run = {"text_encoder": self._encode_text, "unet": self._predict, "vae_decoder": self._decode}[self.part]
-        output = run(inputs)
+        run = {
+            "text_encoder": self._encode_text, "unet": self._predict,
+            "vae_decoder": self._decode, "vae_encoder": self._encode,
+        }  # fmt: skip
+        output = {name: value * (1 + self.accent) for name, value in run[self.part](inputs).items()}
         self.calls += 1
         if self.poison_after is not None and self.calls > self.poison_after:
-            output = {name: np.full_like(value, np.nan) for name, value in output.items()}
+            return self._fail(output)
         return output
+
+    def _fail(self, output: dict[str, Array]) -> dict[str, Array]:
+        if self.fault == "raise":
+            raise DeviceError(f"{self.part} failed: the device was lost")
+        if self.fault == "memory":
+            raise MemoryError
+        value = np.nan if self.fault == "nan" else 0.0
+        return {name: np.full_like(array, value) for name, array in output.items()}
 
     def close(self) -> None:
         self.bound.clear()
@@ -89,3 +113,11 @@ class FakeComponent:
         factor = self.bundle.facts.latents.factor
         pixels = inputs["latent_sample"][:, :3].repeat(factor, 2).repeat(factor, 3)
         return {"sample": pixels.astype(np.float32)}
+
+    def _encode(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """The mean of each block of pixels, which `_decode` turns into pixels again, with next to no variance."""
+        factor = self.bundle.facts.latents.factor
+        batch, channels, height, width = inputs["sample"].shape
+        blocks = inputs["sample"].reshape(batch, channels, height // factor, factor, width // factor, factor)
+        mean = np.concatenate([blocks.mean(axis=(3, 5)), np.zeros((batch, 1, height // factor, width // factor))], 1)
+        return {"latent_parameters": np.concatenate([mean, np.full_like(mean, -30)], 1).astype(np.float32)}

@@ -24,13 +24,27 @@ class OpenVINOBackend:
         except ImportError as error:
             raise MissingExtra("running OpenVINO models", "openvino") from error
         self.core = openvino.Core()
+        self.version = str(openvino.__version__)
 
     def devices(self) -> list[Device]:
         found = []
         for name in self.core.available_devices:
-            description = str(self.core.get_property(name, "FULL_DEVICE_NAME"))
-            found.append(Device(name.lower(), self.name, f"{description} (OpenVINO)"))
+            description = str(self._told(name, "FULL_DEVICE_NAME") or name)
+            features = frozenset(map(str, self._told(name, "OPTIMIZATION_CAPABILITIES") or ()))
+            architecture = str(self._told(name, "DEVICE_ARCHITECTURE") or "")
+            own = "DISCRETE" in str(self._told(name, "DEVICE_TYPE"))
+            memory = int(self._told(name, "GPU_DEVICE_TOTAL_MEM_SIZE") or 0) if own else 0
+            driver = str(self._told(name, "NPU_DRIVER_VERSION") or self.version)
+            features |= {architecture} if architecture else set()
+            found.append(Device(name.lower(), self.name, f"{description} (OpenVINO)", features, memory, driver))
         return found
+
+    def _told(self, device: str, name: str) -> Any:
+        """A property of a device; None where its plugin does not know it."""
+        try:
+            return self.core.get_property(device, name)
+        except RuntimeError:
+            return None
 
     def load(
         self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
@@ -40,7 +54,7 @@ class OpenVINOBackend:
         graph = bundle.path(artifact.graph)
         weights = [bundle.path(name) for name in artifact.weights]
         try:
-            model = self._read(graph, weights, bundle.path(artifact.lora) if artifact.lora else None)
+            model = read_model(self.core, graph, weights, bundle.path(artifact.lora) if artifact.lora else None)
             _accept_fractional_timesteps(model)
             model.reshape(dict(shapes))
         except (RuntimeError, OSError) as error:
@@ -54,19 +68,6 @@ class OpenVINOBackend:
         except RuntimeError as error:
             raise DeviceError(f"{device.name} refused {artifact.graph}: {_first_line(error)}") from error
         return OpenVINOComponent(artifact.graph, compiled, set(shapes))
-
-    def _read(self, graph: Path, weights: list[Path], lora: Path | None) -> Any:
-        import openvino as ov
-
-        if len(weights) == 1 and lora is None:
-            return self.core.read_model(graph, weights[0])
-        # Several files make up the weights (see Artifact): one buffer, one file after the other.
-        parts = [np.fromfile(path, np.uint8) for path in weights]
-        if lora is not None:
-            files = zip(weights, parts, strict=True)
-            add_lora([(path.name, part) for path, part in files if path.suffix == ".safetensors"], lora)
-        whole = np.concatenate(parts)
-        return self.core.read_model(graph.read_bytes(), ov.Tensor(whole))
 
 
 class OpenVINOComponent:
@@ -108,6 +109,19 @@ class OpenVINOComponent:
     def close(self) -> None:
         self._held.clear()
         del self._request
+
+
+def read_model(core: Any, graph: Path, weights: list[Path], lora: Path | None = None) -> Any:
+    """A graph whose weights are `weights`, one file after the other (see Artifact), with a LoRA added."""
+    import openvino as ov
+
+    if len(weights) == 1 and lora is None:
+        return core.read_model(graph, weights[0])
+    parts = [np.fromfile(path, np.uint8) for path in weights]
+    if lora is not None:
+        files = zip(weights, parts, strict=True)
+        add_lora([(path.name, part) for path, part in files if path.suffix == ".safetensors"], lora)
+    return core.read_model(graph.read_bytes(), ov.Tensor(np.concatenate(parts)))
 
 
 def _accept_fractional_timesteps(model: Any) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from edge_sd.edges import canny, edge_f1
 from edge_sd.image_io import read_request
 
 
@@ -152,3 +153,36 @@ def test_help_and_version(tmp_path: Path) -> None:
     for arguments in (["--help"], ["generate", "--help"], ["models", "--help"], ["train", "--help"]):
         assert edge_sd(*arguments, cwd=tmp_path).returncode == 0
     assert re.fullmatch(r"edge-sd \d+\.\d+\.\d+\n", edge_sd("--version", cwd=tmp_path).stdout)
+
+
+def test_a_sketch_is_followed(tmp_path: Path) -> None:
+    """A star-shaped cookie: the outline says where, the prompt says what."""
+    star = [
+        (64 + r * np.sin(a), 66 - r * np.cos(a)) for a, r in zip(np.arange(10) * np.pi / 5, (52, 24) * 5, strict=True)
+    ]
+    sketch = Image.new("RGB", (128, 128), "white")
+    ImageDraw.Draw(sketch).line([*star, star[0]], "black", width=1)
+    sketch.save(tmp_path / "star.png")
+    found = {}
+    for name, options in (("with", ["--control", "star.png"]), ("without", [])):
+        done = edge_sd("generate", "a cookie, 3d style", "--seed", "1", "-o", f"{name}.png", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        with Image.open(tmp_path / f"{name}.png") as image:
+            found[name] = edge_f1(canny(np.asarray(image)), np.asarray(sketch.convert("L")) < 128)
+    assert found["with"] > found["without"] + 0.1, found
+
+
+def test_a_part_of_a_picture_is_drawn_anew_and_the_rest_stays(tmp_path: Path) -> None:
+    before = Image.effect_noise((128, 128), 60).convert("RGB")
+    before.save(tmp_path / "before.png")
+    mask = Image.new("L", before.size)
+    mask.paste(255, (64, 0, 128, 128))
+    mask.save(tmp_path / "mask.png")
+    done = edge_sd("generate", "a red heart", "--image", "before.png", "--mask", "mask.png", "--mask-blur", "0",
+                   "--steps", "4", "-o", "after.png", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "after.png") as image:
+        after = np.asarray(image)
+    assert np.array_equal(after[:, :64], np.asarray(before)[:, :64])
+    assert not np.array_equal(after[:, 64:], np.asarray(before)[:, 64:])
+    assert b"before" not in (tmp_path / "after.png").read_bytes()

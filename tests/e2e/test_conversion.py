@@ -36,6 +36,15 @@ def left_behind(target: Path) -> list[str]:
     return [path.name for path in target.parent.iterdir() if path.name not in ("source", "pickle")]
 
 
+def test_the_unet_that_takes_control_stores_no_weights_of_its_own(bundle: ModelBundle) -> None:
+    for name in ("openvino-fp32", "openvino-fp16"):
+        artifacts = bundle.variant(name).artifacts
+        shared, own = artifacts["controlled_unet"].weights
+        assert (shared,) == artifacts["unet"].weights
+        assert bundle.path(own).stat().st_size < 0.01 * bundle.path(shared).stat().st_size
+        assert not bundle.path(own).with_suffix(".bin").exists()
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_integer_weights_reach_their_floor_and_draw(emoji: Path, tmp_path: Path, precision: str) -> None:
     bundle = convert(emoji, tmp_path / "b", precision)
@@ -262,9 +271,11 @@ def _copy_instead_of_converting(bundle: ModelBundle) -> Any:
     """The same files that a conversion writes, without tracing again for each of many faults."""
 
     def put(wrapped: Any, recipe: QuantRecipe, folder: Path, prediction_type: str) -> None:
-        for ending in ("xml", "bin"):
-            name = f"openvino_model.{ending}"
-            shutil.copyfile(bundle.root / f"openvino-{recipe.name}" / wrapped.part / name, folder / name)
+        variant = bundle.variant(f"openvino-{recipe.name}")
+        artifact = variant.artifacts[wrapped.part]
+        shutil.copyfile(bundle.path(artifact.graph), folder / "openvino_model.xml")
+        weights = b"".join(bundle.path(name).read_bytes() for name in artifact.weights)
+        (folder / "openvino_model.bin").write_bytes(weights)
 
     return put
 

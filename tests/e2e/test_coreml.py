@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from edge_sd import Pipeline, Request
+from edge_sd.assembly import whole_package
 from edge_sd.bundle import ModelBundle
 from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest
 
@@ -40,6 +42,58 @@ def test_the_same_seed_draws_the_same_picture_on_both_backends(
         assert picture_psnr(*images) > 35
     with Pipeline.open(target, "coreml-reference") as pipeline, pytest.raises(InvalidRequest, match="draws 64x64 only"):
         pipeline.generate(Request("a red apple", seed=7, width=128, height=64))
+
+
+def test_packages_without_weights_draw_the_same_picture(
+    coreml_bundle: ModelBundle, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the embedded model ships them: weights are those of the diffusers folder, here the UNet's in two shards."""
+    from edge_sd.bundle import Variant
+    from edge_sd.converters.sources import PARTS, Source
+    from edge_sd.converters.training.publish import COREML, link_coreml, records
+
+    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
+    target = tmp_path / "model"
+    shutil.copytree(miniature, target)
+    publish_halves(target)
+    source = Source.open(target)
+    artifacts = {part: link_coreml(coreml_bundle, part, source) for part in PARTS}
+    assert sum(name.endswith(".safetensors") for name in artifacts["unet"].weights) == 2
+    variant = Variant("coreml", "fp16", artifacts, records(target, artifacts), compute="ane")
+    linked = ModelBundle(target, coreml_bundle.facts, {COREML: variant})
+    linked.write_manifest()
+    assert ModelBundle.open(target).verify() == []
+    assert not list(target.rglob("weight.bin"))
+    request = Request("a red apple", seed=7, steps=2)
+    images = []
+    for model in (coreml_bundle.root, target):
+        with Pipeline.open(model, "coreml-reference") as pipeline:
+            images.append(np.asarray(pipeline.generate(request).pictures[0].image))
+    assert np.array_equal(*images)
+    for part, artifact in coreml_bundle.variant("coreml-ane-fp16").artifacts.items():
+        written = coreml_bundle.path(artifact.weights[0])
+        whole = whole_package(linked, artifacts[part]) / written.relative_to(coreml_bundle.path(artifact.graph))
+        assert whole.read_bytes() == written.read_bytes()
+    (shard,) = target.glob("unet/*-00002-of-00002.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-2] + b"??")
+    with Pipeline.open(target, "coreml-reference") as pipeline, pytest.raises(InvalidModel, match=f"{shard.name} is"):
+        pipeline.generate(request)
+
+
+def publish_halves(folder: Path) -> None:
+    """Round a diffusers folder to float16 in place, and cut its UNet's weights in two."""
+    from safetensors.numpy import load_file, save_file
+
+    for path in list(folder.rglob("*.safetensors")):
+        tensors = {name: value.astype(np.float16) for name, value in load_file(path).items()}
+        if path.parent.name != "unet":
+            save_file(tensors, path)
+            continue
+        path.unlink()
+        places = {name: f"{path.stem}-0000{1 + n % 2}-of-00002.safetensors" for n, name in enumerate(tensors)}
+        for shard in set(places.values()):
+            save_file({name: tensors[name] for name in tensors if places[name] == shard}, path.with_name(shard))
+        path.with_name(f"{path.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 def test_a_damaged_or_missing_component_is_an_error(coreml_bundle: ModelBundle, tmp_path: Path) -> None:
@@ -118,7 +172,8 @@ def test_without_coremltools_there_is_the_install_line(tmp_path: Path) -> None:
 def test_the_embedded_model_becomes_a_picture(emoji: Path, tmp_path: Path) -> None:
     done = edge_sd("convert", "emoji", "b", "--to", "coreml", "--compute", "ane", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "b\n"), done.stderr
-    for part, artifact in ModelBundle.open(tmp_path / "b").variant("coreml-ane-fp16").artifacts.items():
+    made = ModelBundle.open(tmp_path / "b")
+    for part, artifact in made.variant("coreml-ane-fp16").artifacts.items():
         assert artifact.parity is not None, part
         assert artifact.parity.psnr >= 45
     request = Request("a red apple, glossy style", seed=7)

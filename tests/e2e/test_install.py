@@ -34,6 +34,10 @@ def test_a_plain_install_draws_without_a_converters_library(tmp_path: Path) -> N
     find = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"
     found = subprocess.run([python, "-c", find, *HEAVY], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+    # What is no Python file ships too.
+    (site,) = (tmp_path / "venv").rglob("site-packages/edge_sd")
+    templates = {path.name for path in (site / "apps/macos/quick_action").iterdir()}
+    assert templates == {"Info.plist", "document.wflow"}
     refused = subprocess.run(
         [python, "-m", "edge_sd", "convert", "emoji", "b"], cwd=tmp_path, capture_output=True, text=True
     )

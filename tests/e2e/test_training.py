@@ -34,7 +34,7 @@ from edge_sd.converters.training import (
     widen,
 )
 from edge_sd.converters.training.loop import Budget, Run, learning_rate
-from edge_sd.converters.training.publish import FEW_STEPS, MANY_STEPS
+from edge_sd.converters.training.publish import COREML, FEW_STEPS, MANY_STEPS
 from edge_sd.converters.training.shards import ShardLatents, pictures
 from edge_sd.errors import InvalidRequest
 
@@ -47,6 +47,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (data, card, evaluator, widen):
         monkeypatch.setattr(module, "core_vocabulary", lambda: LABELS)
     monkeypatch.setattr(latents, "VARIANTS", 2)
+    monkeypatch.setattr(codes, "COLOURED", [("rocket", "flat"), ("cat face", "glossy")])
     # The word list is an npm package of 30 MB; these are its lines for some words.
     definitions = {"jalapeno": "hot green or red pepper", "tabby": "a cat with a grey coat", "steeple": "a tall tower"}
     monkeypatch.setattr(widen, "nouns", lambda: definitions | {"missile": "a rocket carrying a warhead"})
@@ -79,6 +80,12 @@ def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: 
     constants = model / "openvino-fp16/unet/openvino_model.constants"
     assert constants.stat().st_size < 10_000, "the weights stand in the safetensors files alone"
 
+    packages = model / COREML
+    assert sum(path.stat().st_size for path in packages.rglob("*.constants")) < 100_000
+    assert sum(path.stat().st_size for path in packages.rglob("*") if path.is_file()) < 3e6
+
+    with Pipeline.open(model, "coreml-reference") as pipeline:
+        assert pipeline.generate(Request("red apple", seed=0, steps=1)).pictures[0].variant == COREML
     with Pipeline.open(model) as pipeline:
         assert pipeline.generate(Request("red apple", seed=0, steps=2)).pictures[0].image.size == (128, 128)
     with Pipeline.open(model, variant=FEW_STEPS) as pipeline:

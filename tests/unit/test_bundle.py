@@ -89,7 +89,10 @@ def test_a_manifest_with_a_field_of_another_kind_never_crashes(copy: Path, key: 
 def test_a_file_cut_short_is_named(copy: Path, file: str, share: int) -> None:
     path = copy / "openvino-fp16/unet" / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size * share // 100])
-    with pytest.raises(InvalidModel, match=f"unet/{file} has"), Pipeline.open(copy) as pipeline:
+    with (
+        pytest.raises(InvalidModel, match=f"unet/{file} has"),
+        Pipeline.open(copy, variant="openvino-fp16") as pipeline,
+    ):
         pipeline.generate(Request("a cat", seed=1, steps=1))
     assert any(file in problem for problem in ModelBundle.open(copy).verify())
 
@@ -121,7 +124,7 @@ def test_names_that_are_no_model_list_the_models(emoji: Path) -> None:
     for name in ("nothing", "a\0b", "x" * 5000, "../emoji"):
         with pytest.raises(ModelNotFound, match="installed: emoji"):
             ModelBundle.open(name)
-    with pytest.raises(VariantNotFound, match="it has: openvino-fp16"):
+    with pytest.raises(VariantNotFound, match="it has: .*openvino-fp16"):
         ModelBundle.open("emoji").variant("openvino-fp1")
 
 

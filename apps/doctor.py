@@ -1,0 +1,208 @@
+"""The doctor: versions, devices, caches, and one picture per device held beside the one that torch float32 drew.
+
+Each picture is drawn by `edge-sd generate` in a process of its own, as a user would: a driver that crashes is a line of
+the report, and the command is there to be run again. The report names no user and no folder outside the program's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sd import __version__
+from edge_sd.backends import Device
+from edge_sd.bundle import ModelBundle, models_home
+from edge_sd.devices import choose
+from edge_sd.discovery import Here, discover
+from edge_sd.errors import EdgeSDError
+from edge_sd.image_io import read_request
+
+PACKAGES = ("numpy", "pillow", "tokenizers", "openvino", "coremltools", "torch", "diffusers", "transformers", "nncf")
+# Errors of components add up over a picture, so it may be this far, in dB, from what its worst component has.
+SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """One device's picture.
+
+    result   "identical", "close", "off", "failed", "drawn" (there was nothing to hold it beside) or "not run"
+    psnr     dB beside torch float32's, peak 255; None where they are identical or one is missing
+    pixels   the first ten hex digits of the sha256 of the pixels
+    """
+
+    device: str
+    backend: str
+    variant: str = ""
+    result: str = "not run"
+    why: str = ""
+    psnr: float | None = None
+    wanted: float | None = None
+    pixels: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def sound(self) -> bool:
+        return self.result not in ("off", "failed")
+
+    def line(self) -> str:
+        told = f"{self.psnr:.1f} dB beside torch float32 (at least {self.wanted:.0f} wanted)" if self.psnr else self.why
+        took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
+        place = f"{self.device} ({self.backend})"
+        return f"{place:28} {self.result:10} {', '.join(filter(None, [self.variant, told, took, self.pixels]))}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the doctor found."""
+
+    versions: dict[str, str]
+    here: Here
+    caches: list[dict[str, Any]]
+    model: dict[str, Any]
+    tests: list[SelfTest]
+
+    @property
+    def sound(self) -> bool:
+        return not self.model["problems"] and all(test.sound for test in self.tests)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        tests = [asdict(test) for test in self.tests]
+        return {"sound": self.sound, "versions": self.versions, **self.here.as_dict(), "caches": self.caches,
+                "model": self.model, "tests": tests}  # fmt: skip
+
+    def text(self) -> str:
+        """For people, and for pasting."""
+        lines = ["versions          " + ", ".join(f"{name} {number}" for name, number in self.versions.items())]
+        lines += self.here.lines()
+        for cache in self.caches:
+            lines.append(f"cache             {cache['path']}: {cache['files']} files, {cache['bytes'] / 1e6:.1f} MB")
+        variants = ", ".join(f"{name} {hash_}" for name, hash_ in self.model["variants"].items())
+        lines.append(f"model             {self.model['name']}: {variants}")
+        lines += [f"damaged           {problem}" for problem in self.model["problems"]]
+        lines += ["", *(test.line() for test in self.tests)]
+        again = [test.command for test in self.tests if not test.sound]
+        lines += ["", *(f"again: {command}" for command in again)] if again else []
+        return "\n".join([*lines, "", "all is well" if self.sound else "something is off, see above"])
+
+
+def examine(model: str, seconds: float) -> Report:
+    """Look at everything; each picture may take `seconds`. Raises ModelNotFound or InvalidModel, nothing else."""
+    bundle, here = ModelBundle.open(model), discover()
+    problems = _problems(bundle)
+    # Damaged files would fail everywhere, which tells nothing about a device.
+    tests = [] if problems else [_test(bundle, model, here, device, seconds) for device in here.devices]
+    hashes = {name: bundle.fingerprint(name) for name in sorted(bundle.variants)}
+    facts = {"name": bundle.name, "family": bundle.facts.family, "variants": hashes, "problems": problems}
+    return Report(_versions(), here, _caches(), facts, tests)
+
+
+def _problems(bundle: ModelBundle) -> list[str]:
+    found = {}
+    for name in bundle.variants:
+        try:
+            bundle.check(name)
+        except EdgeSDError as error:
+            found[str(error)] = None
+    return list(found)
+
+
+def _versions() -> dict[str, str]:
+    found = {"edge-sd": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _caches() -> list[dict[str, Any]]:
+    rows = []
+    for what in ("models", "compiled", "measured"):
+        folder = models_home() if what == "models" else models_home().parent / what
+        files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+        sizes = sum(path.stat().st_size for path in files)
+        rows.append({"path": _private(folder), "files": len(files), "bytes": sizes})
+    return rows
+
+
+def _private(path: Path) -> str:
+    """`path` without the user's name in it."""
+    try:
+        return f"~/{path.absolute().relative_to(Path.home()).as_posix()}"
+    except ValueError:
+        return path.as_posix()
+
+
+def _test(bundle: ModelBundle, model: str, here: Here, device: Device, seconds: float) -> SelfTest:
+    """Draw with the best variant that `device` can run for the UNet, and nowhere else."""
+    others = [each for each in here.devices if each.backend == device.backend]
+    try:
+        plan = choose(bundle, others, device.name, machine=here.machine, preference="quality")
+    except EdgeSDError as error:
+        return SelfTest(device.name, device.backend, why=str(error))
+    reference = bundle.reference(plan.variant)
+    words = ["edge-sd", "generate", *_request(reference), "--variant", plan.variant, "--device", device.name]
+    shown = _private(Path(model)) if Path(model).is_dir() else model
+    test = SelfTest(device.name, device.backend, plan.variant, command=shlex.join([*words, "--model", shown]))
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "picture.png"
+        command = [sys.executable, "-m", "edge_sd", *words[1:], "--model", model, "--json", "--output", str(picture)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return replace(test, result="failed", why=f"no picture within {seconds:g} s")
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            return replace(test, result="failed", why=f"{lines[-1]} (exit code {done.returncode})")
+        took = json.loads(done.stdout)["seconds"]
+        test = replace(test, seconds={name: round(value, 3) for name, value in took.items()})
+        # What the worst component is expected to have, of what was measured when it was converted.
+        costs = [placement.cost.quality for placement in plan.parts.values()]
+        return _compared(test, picture, reference, round(SHARE * min(costs), 1))
+
+
+def _request(reference: Path | None) -> list[str]:
+    """The words that ask for the picture of `reference`; for any other where there is none."""
+    if reference is None:
+        return ["a red apple, glossy style", "--seed", "0", "--steps", "4"]
+    request = read_request(reference)["request"]
+    options = {name: str(request[name]) for name in ("seed", "steps", "sampler", "guidance")}
+    options["size"] = f"{request['width']}x{request['height']}"
+    return [request["prompt"], *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
+def _compared(test: SelfTest, picture: Path, reference: Path | None, wanted: float) -> SelfTest:
+    found = _pixels(picture)
+    test = replace(test, pixels=hashlib.sha256(found.tobytes()).hexdigest()[:10])
+    if reference is None:
+        return replace(test, result="drawn", why="the model has no picture of torch's to hold it beside")
+    expected = _pixels(reference)
+    if np.array_equal(found, expected):
+        return replace(test, result="identical")
+    error = float(np.mean((found.astype(np.float64) - expected) ** 2))
+    psnr = round(10 * math.log10(255**2 / error), 2)
+    return replace(test, result="close" if psnr >= wanted else "off", psnr=psnr, wanted=wanted)
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))

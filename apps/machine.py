@@ -1,0 +1,123 @@
+"""`edge-sd devices`, `tune` and `doctor`: what this machine has, what runs best on it, and whether that is right."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
+
+if TYPE_CHECKING:
+    from edge_sd.bundle import ModelBundle
+    from edge_sd.discovery import Here
+    from edge_sd.measurements import Measured, Row
+    from edge_sd.plan import DevicePlan
+
+Model = Annotated[str, typer.Argument(help="A model's name or folder.")]
+Prefer = Annotated[str, typer.Option(help="What counts where there is a choice: speed, quality, battery, memory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+def devices(
+    model: Model = "emoji",
+    device: Annotated[str, typer.Option(help="As for generate.")] = "auto",
+    variant: Annotated[str | None, typer.Option(help="As for generate.")] = None,
+    prefer: Prefer = "speed",
+    as_json: AsJson = False,
+) -> None:
+    """Show what this machine has, where a model would run, and what was rejected and why."""
+    from edge_sd.bundle import ModelBundle
+    from edge_sd.discovery import discover
+
+    bundle, here = ModelBundle.open(model), discover()
+    why, plan = "", None
+    try:
+        plan = _plan(bundle, here, device, variant, prefer)
+    except (DeviceError, VariantNotFound) as error:
+        # What was asked for by name is a mistake; that nothing is installed is an answer.
+        if device != "auto" or variant is not None:
+            raise
+        why = str(error)
+    if as_json:
+        plans = {"model": bundle.name, "plan": plan.as_dict() if plan else None, "why": why}
+        print(json.dumps({**here.as_dict(), **plans}, indent=2))
+        return
+    print("\n".join(here.lines()))
+    print(f"\n{bundle.name}: {plan.explain() if plan else why}")
+
+
+def _plan(bundle: ModelBundle, here: Here, device: str, variant: str | None, prefer: str) -> DevicePlan:
+    from edge_sd.devices import choose
+    from edge_sd.measurements import remembered
+
+    measured, note = remembered(bundle, here.devices, here.machine)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+    return choose(bundle, here.devices, device, variant, machine=here.machine, preference=prefer, measured=measured)
+
+
+def tune(
+    model: Model = "emoji",
+    seconds: Annotated[float, typer.Option(help="At most; what is not reached stays an estimate.")] = 600.0,
+    prefer: Prefer = "speed",
+    as_json: AsJson = False,
+) -> None:
+    """Measure each plausible variant on each device, and remember it for this machine, its drivers and this model."""
+    from dataclasses import asdict
+
+    from edge_sd import tuning
+    from edge_sd.bundle import ModelBundle
+    from edge_sd.discovery import discover
+
+    _check_seconds(seconds)
+    bundle, here = ModelBundle.open(model), discover()
+    _plan(bundle, here, "auto", None, prefer)  # A mistake, or nothing to run on, is told before anything is measured.
+    rows = tuning.all_rows(bundle, here.devices, here.machine)
+
+    def told(row: Row, measured: Measured) -> None:
+        if not as_json:
+            print(f"{' '.join(row):60} {_figures(measured)}")
+
+    found = tuning.tune(bundle, here.devices, here.machine, rows, seconds, told)
+    plan = _plan(bundle, here, "auto", None, prefer)
+    if as_json:
+        names = ("part", "variant", "place")
+        report: dict[str, Any] = {
+            "measured": [{**dict(zip(names, row, strict=True)), **asdict(each)} for row, each in found.found.items()],
+            "left": [dict(zip(names, row, strict=True)) for row in found.left],
+            "plan": plan.as_dict(),
+        }
+        print(json.dumps(report, indent=2))
+        return
+    for row in found.left:
+        print(f"{' '.join(row):60} not reached in {seconds:g} s; it stays an estimate")
+    print(f"\n{bundle.name}: {plan.summary()}")
+
+
+def _figures(measured: Measured) -> str:
+    if measured.failure:
+        return f"failed: {measured.failure}"
+    return f"loads in {measured.load:.2f} s, {measured.call:.3f} s a call, {measured.psnr:.0f} dB beside the reference"
+
+
+def doctor(
+    model: Model = "emoji",
+    seconds: Annotated[float, typer.Option(help="That one device may take for its picture.")] = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a picture on every device and compare it with torch's; a report to paste. Exit code 1 if one is off."""
+    from .doctor import examine
+
+    _check_seconds(seconds)
+    report = examine(model, seconds)
+    print(json.dumps(report.as_dict(), indent=2) if as_json else report.text())
+    if not report.sound:
+        raise typer.Exit(1)
+
+
+def _check_seconds(seconds: float) -> None:
+    if not 1 <= seconds <= 86400:
+        raise InvalidRequest(f"seconds {seconds:g} is not a number from 1 to 86400")

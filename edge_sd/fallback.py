@@ -1,0 +1,86 @@
+"""Guarded: a component that goes on elsewhere when its device fails, in the middle of a picture too.
+
+A call that fails is made again, with the same inputs, at the component's next place. The sampler above never hears of
+it, so it goes on from the same step with the same latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .backends.base import Array, Component
+from .errors import DeviceError, NumericalError
+
+# A decoder's picture lies in [-1, 1]; less than this between its darkest and brightest value is one colour.
+FLAT = 1e-3
+
+
+ADVICE = "; try a variant in fp32"
+# What a place may raise that another may not.
+FAILURES = (DeviceError, NumericalError, MemoryError)
+
+
+def fault(outputs: dict[str, Array]) -> str:
+    """What is wrong with a component's outputs, or ""."""
+    for name, value in outputs.items():
+        if not np.isfinite(value).all():
+            return "returned NaN or infinity"
+        # A ControlNet may have nothing to say.
+        if value.size > 1 and float(np.ptp(value)) < FLAT and not name.startswith("additional_residual"):
+            return "returned one flat value"
+    return ""
+
+
+def reason(error: BaseException) -> str:
+    """The error in words, less advice for those who have nowhere to go; Python's own MemoryError has none."""
+    return str(error).removesuffix(ADVICE) or "out of memory"
+
+
+class Guarded:
+    """`component`, called `name` in messages, and then whatever `reload` returns, as often as there is another place.
+
+    move     (why, numerical) -> whether there is another place; plans it
+    reload   loads at the planned place; may raise DeviceError
+    """
+
+    def __init__(
+        self, name: str, component: Component, move: Callable[[str, bool], bool], reload: Callable[[], Component]
+    ) -> None:
+        self.name = name
+        self._component: Component | None = component
+        self._move, self._reload = move, reload
+        self._bound: dict[str, Array] = {}
+
+    def bind(self, **constants: Array) -> None:
+        self._bound |= constants
+        if self._component is not None:
+            self._component.bind(**constants)
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Run, here or elsewhere. Raises DeviceError or NumericalError where there is nowhere left to go."""
+        while True:
+            try:
+                return self._run(inputs)
+            except FAILURES as error:
+                if not self._move(reason(error), isinstance(error, NumericalError)):
+                    if isinstance(error, MemoryError):
+                        raise DeviceError(f"{self.name}: out of memory") from error
+                    raise
+            # The memory is given back first: the next place may need it.
+            self.close()
+            self._component = self._reload()
+            self._component.bind(**self._bound)
+
+    def _run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        assert self._component is not None, f"{self.name} was closed"
+        outputs = self._component(**inputs)
+        if why := fault(outputs):
+            raise NumericalError(f"the {self.name} {why}{ADVICE}")
+        return outputs
+
+    def close(self) -> None:
+        if self._component is not None:
+            self._component.close()
+        self._component = None

@@ -1,0 +1,65 @@
+"""Rules: what a device can't run, and what it runs so badly that it is never chosen by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .backends.base import Device
+from .bundle import ModelBundle
+from .estimates import arithmetic_of
+from .machine import Machine
+
+REFERENCE = "coreml-reference"
+# The macOS of the same year as a target of Core ML.
+MACOS_OF = {"iOS16": 13, "iOS17": 14, "iOS18": 15, "iOS26": 26}
+
+
+@dataclass(frozen=True)
+class Objection:
+    """Why not. Where there is nothing else an objection is passed over, and told, but for these two kinds:
+
+    final    it can't be
+    unless   only where somebody asks for the device or variant of this name
+    """
+
+    why: str
+    final: bool = False
+    unless: str | None = None
+
+
+def macos_needed(target: str) -> int:
+    """13 for "iOS16" and "macOS13"; 0 where a target is not known."""
+    if target.startswith("macOS") and target[5:].isdigit():
+        return int(target[5:])
+    return MACOS_OF.get(target, 0)
+
+
+def objections(bundle: ModelBundle, name: str, part: str, device: Device, machine: Machine) -> Iterator[Objection]:
+    """All that speaks against `part` of variant `name` on `device`; the variant's backend is the device's.
+
+    Nothing is said of dynamic shapes: the backends fix them before they compile, for NPUs too.
+    """
+    variant = bundle.variant(name)
+    needed, version = macos_needed(variant.target), machine.os_version
+    if machine.system == "Darwin" and needed and version and version[0] < needed:
+        yield Objection(f"needs macOS {needed}, this is {machine.version}", final=True)
+    if device.kind == "ane" and machine.system == "Darwin" and machine.arch == "x86_64":
+        yield Objection("Macs with Intel processors have no Neural Engine", final=True)
+    if device.name == REFERENCE:
+        why = f"computes in torch to check what a Mac would draw, slowly; ask for it: --device {REFERENCE}"
+        yield Objection(why, unless=REFERENCE)
+    if variant.defaults is not None:
+        why = f"draws in other steps than the model's own, which shows; ask for it: --variant {name}"
+        yield Objection(why, unless=name)
+    if part == "unet" and variant.compute == "ane" and device.kind == "gpu":
+        yield Objection("its attention is cut up for the Neural Engine, which a GPU runs slowly")
+    if part == "unet" and variant.compute == "gpu" and device.kind == "ane":
+        yield Objection("its fused attention does not run on the Neural Engine")
+    if part == "text_encoder" and device.kind == "npu":
+        yield Objection("text is encoded in float32, which an NPU does not have")
+    half = arithmetic_of(variant, part, device, machine) == "f16"
+    if part == "vae_decoder" and bundle.facts.family == "sdxl" and half:
+        yield Objection("the decoder of SDXL overflows float16")
+    if device.backend == "openvino" and device.kind == "gpu" and device.features and "FP16" not in device.features:
+        yield Objection("this GPU has no float16")

@@ -1,0 +1,96 @@
+"""Image to image and inpainting beside diffusers: the same weights, seed, picture and mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from edge_sd import ModelBundle, Pipeline, Request
+from edge_sd.converters.parity import psnr
+
+from ..conftest import convert
+from .test_peers import GUIDANCE, PROMPT, SEED, STEPS
+
+
+@pytest.fixture(scope="module")
+def emoji_bundle(emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+    return convert(emoji, tmp_path_factory.mktemp("tasks") / "emoji", "fp32")
+
+
+def sketch() -> Image.Image:
+    image = Image.new("RGB", (128, 128), (250, 240, 200))
+    ImageDraw.Draw(image).ellipse((28, 32, 100, 104), (40, 160, 60))
+    return image
+
+
+def mask() -> Image.Image:
+    image = Image.new("L", (128, 128))
+    image.paste(255, (64, 0, 128, 128))
+    return image
+
+
+def theirs(kind: str, emoji: Path, **wishes: Any) -> np.ndarray:
+    import diffusers
+    import torch
+
+    pipeline = getattr(diffusers, kind).from_pretrained(emoji, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(SEED)
+    result = pipeline(
+        PROMPT, image=sketch(), num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator, **wishes
+    )
+    return np.asarray(result.images[0])
+
+
+def ours(bundle: ModelBundle, **wishes: Any) -> np.ndarray:
+    """As decoded, before anything is pasted: diffusers' pipelines paste nothing."""
+    request = Request(PROMPT, seed=SEED, steps=STEPS, guidance=GUIDANCE, image=sketch(), **wishes)
+    with Pipeline.open(bundle.root) as pipeline:
+        *_, last = pipeline.steps(request)
+        return pipeline.decode(last.latents)
+
+
+@pytest.mark.parametrize("strength", [0.35, 0.8, 1.0])
+def test_image_to_image_is_what_diffusers_draws(emoji: Path, emoji_bundle: ModelBundle, strength: float) -> None:
+    expected = theirs("StableDiffusionImg2ImgPipeline", emoji, strength=strength)
+    assert psnr(ours(emoji_bundle, strength=strength), expected, peak=255) >= 40
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting_is_what_diffusers_draws(emoji: Path, emoji_bundle: ModelBundle, strength: float) -> None:
+    size = {"width": 128, "height": 128}
+    expected = theirs("StableDiffusionInpaintPipeline", emoji, mask_image=mask(), strength=strength, **size)
+    assert psnr(ours(emoji_bundle, mask=mask(), strength=strength), expected, peak=255) >= 40
+
+
+@pytest.mark.parametrize(
+    "wishes", [{}, {"control_weight": 0.6}, {"control_start": 0.25, "control_end": 0.75}, {"guidance": 1.0}]
+)
+def test_a_controlnet_does_what_it_does_in_diffusers(
+    miniature: Path, bundle: ModelBundle, wishes: dict[str, float]
+) -> None:
+    import torch
+    from diffusers import ControlNetModel, EulerDiscreteScheduler, StableDiffusionControlNetPipeline
+
+    net = ControlNetModel.from_pretrained(miniature / "controlnet", torch_dtype=torch.float32)
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(miniature, controlnet=net, torch_dtype=torch.float32)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    lines = Image.new("RGB", (64, 64))
+    ImageDraw.Draw(lines).ellipse((12, 12, 50, 50), outline="white")
+    settings = {"guidance": GUIDANCE, "control_weight": 1.0, "control_start": 0.0, "control_end": 1.0, **wishes}
+    expected = pipe(
+        PROMPT, image=lines, num_inference_steps=8, guidance_scale=settings["guidance"], width=64, height=64,
+        controlnet_conditioning_scale=settings["control_weight"], control_guidance_start=settings["control_start"],
+        control_guidance_end=settings["control_end"], generator=torch.Generator().manual_seed(SEED),
+    ).images[0]  # fmt: skip
+    request = Request(PROMPT, seed=SEED, steps=8, sampler="euler", width=64, height=64, control=lines, **settings)
+    with Pipeline.open(bundle.root, variant="openvino-fp32") as pipeline:
+        found = np.asarray(pipeline.generate(request).pictures[0].image)
+        plain = pipeline.generate(Request(PROMPT, seed=SEED, steps=8, sampler="euler", width=64, height=64))
+    assert psnr(found, np.asarray(expected), peak=255) >= 40
+    assert psnr(found, np.asarray(plain.pictures[0].image), peak=255) < 35, "the lines matter"
