@@ -21,13 +21,14 @@ from .backends import Backend, Component
 from .backends.base import Shapes
 from .bundle import Facts, ModelBundle
 from .denoiser import Denoiser
-from .devices import DevicePlan, choose
+from .devices import choose
 from .discovery import discover
 from .errors import DeviceError, InvalidModel, InvalidRequest, NumericalError
 from .estimates import PARTS
 from .fallback import FAILURES, Guarded, reason
 from .measurements import remembered
 from .noise import TorchNoise
+from .plan import DevicePlan
 from .request import MAX_SEED, Picture, Request, Result, Settings
 from .samplers import SAMPLERS, Step
 from .text import TextTokenizer
