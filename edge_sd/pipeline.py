@@ -85,7 +85,9 @@ class Pipeline:
             bundle.variant(variant)
         here = discover()
         devices, machine = here.devices, here.machine
-        measured, _ = remembered(bundle, devices, machine)
+        measured, note = remembered(bundle, devices, machine)
+        if note and tell is not None:
+            tell(f"note: {note}")
         plan = choose(bundle, devices, device, variant, machine=machine, preference=preference, measured=measured)
         if tell is not None and device == "auto" and variant is None:
             from .tuning import first_use
