@@ -113,7 +113,7 @@ def examine(model: str, seconds: float) -> Report:
 
 
 def _problems(bundle: ModelBundle) -> list[str]:
-    found = {}
+    found: dict[str, None] = {}
     for name in bundle.variants:
         try:
             bundle.check(name)

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 from .backends.base import Device
 from .bundle import ModelBundle
@@ -147,8 +147,14 @@ def _probed(
     bundle: ModelBundle, rows: Sequence[Row], deadline: float, patience: float, command: Sequence[str]
 ) -> Iterator[tuple[Row, Measured]]:
     """Each row as a process measures it, until it is through, has crashed or hangs, or the deadline is there."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    child = subprocess.Popen(command, text=True, encoding="utf-8", errors="replace", **pipes)
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
     lines: queue.Queue[str | None] = queue.Queue()
     assert child.stdin is not None
     assert child.stdout is not None
@@ -193,7 +199,7 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
     lines.put(None)
 
 
-def _document(line: str) -> dict[str, float | str] | None:
+def _document(line: str) -> dict[str, Any] | None:
     try:
         document = json.loads(line)
     except ValueError:

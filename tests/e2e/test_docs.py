@@ -29,7 +29,10 @@ def test_a_command_of_the_readme_runs(command: str, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.getbasetemp() / "readme"
     folder.mkdir(exist_ok=True)
     words = shlex.split(command.replace("SOURCE", str(miniature)))[1:]
-    done = subprocess.run([sys.executable, "-m", "edge_sd", *words], cwd=folder, capture_output=True, text=True)
+    home = {**os.environ, "EDGE_SD_MODELS": str(folder / "home/models")}
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_sd", *words], cwd=folder, capture_output=True, text=True, env=home
+    )
     assert done.returncode == 0, done.stderr
 
 
