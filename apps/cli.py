@@ -19,7 +19,8 @@ import typer
 from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest
 
-from . import compare, machine, train
+from . import machine, train
+from .compare import commands as compare
 from .macos import commands as macos
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def generate(
     from edge_sd.pipeline import Pipeline
     from edge_sd.request import Request
 
-    width, height = _parse_size(size)
+    width, height = parse_size(size)
     request = Request(
         prompt, negative, width, height, steps, guidance, seed, sampler, count, image, strength, mask, mask_blur,
         control, control_weight, control_start, control_end, control_reading,
@@ -149,7 +150,8 @@ def generate(
             print(written)
 
 
-def _parse_size(size: str | None) -> tuple[int | None, int | None]:
+def parse_size(size: str | None) -> tuple[int | None, int | None]:
+    """Width and height of "512" or "512x768". Raises InvalidRequest."""
     if size is None:
         return None, None
     match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", size.strip())
@@ -223,7 +225,7 @@ def convert(
     from edge_sd.converters.forms import form_named
     from edge_sd.converters.recipes import recipe_named
 
-    width, height = _parse_size(size)
+    width, height = parse_size(size)
     form = form_named(to, compute=compute, target=target, width=width, height=height)
     recipe = recipe_named(precision, form.recipes)
     require_extra()

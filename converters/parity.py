@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_sd import metrics
 from edge_sd.autoencoder import to_pixels
 from edge_sd.bundle import Facts, Parity
 from edge_sd.denoiser import Denoiser
@@ -143,9 +144,5 @@ def measure(run: Runner, recording: Recording) -> Parity:
 
 
 def psnr(found: NDArray[Any], reference: NDArray[Any], peak: float | None = None) -> float:
-    """10 log10(peak^2 / MSE) in dB; `peak` is the reference's range unless given. 200 for equal arrays."""
-    error = float(np.mean((found.astype(np.float64) - reference.astype(np.float64)) ** 2))
-    if not np.isfinite(error):
-        return -np.inf
-    peak = float(np.ptp(reference)) if peak is None else peak
-    return float(min(200.0, 10 * np.log10(max(peak, 1e-30) ** 2 / max(error, 1e-300))))
+    """`edge_sd.metrics.psnr`, with 200 dB for equal arrays: the manifest is JSON, which has no infinity."""
+    return min(200.0, metrics.psnr(found, reference, peak))

@@ -43,12 +43,16 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
 
 
 def test_every_option_of_the_readme_is_an_option() -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "edge_sd", "generate", "--help"],
-        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"},
-    ).stdout  # fmt: skip
-    for option in set(re.findall(r"^\| .*?`(--[a-z]+)", README, re.MULTILINE)):
-        assert option in shown
+    shown = "".join(
+        subprocess.run(
+            [sys.executable, "-m", "edge_sd", *command, "--help"],
+            capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"},
+        ).stdout
+        for command in (["generate"], ["compare", "run"])
+    )  # fmt: skip
+    for line in re.findall(r"^\| `--.*?\|", README, re.MULTILINE):
+        for option in re.findall(r"--[a-z-]+", line):
+            assert option in shown
 
 
 @pytest.mark.parametrize("page", ["README.md", "edge_sd/models/emoji/README.md"])

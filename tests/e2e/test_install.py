@@ -25,6 +25,12 @@ def test_a_plain_install_draws_without_a_converters_library(tmp_path: Path) -> N
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.png").stat().st_size > 1000
+    few = ("--steps", "1", "--seeds", "1", "--rounds", "1", "--json")
+    compared = subprocess.run(
+        [python, "-m", "edge_sd", "compare", "emoji", *few], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert compared.returncode == 0, compared.stderr
+    assert (tmp_path / "comparison/report.html").stat().st_size > 10_000
     find = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"
     found = subprocess.run([python, "-c", find, *HEAVY], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -89,7 +89,10 @@ def test_a_manifest_with_a_field_of_another_kind_never_crashes(copy: Path, key: 
 def test_a_file_cut_short_is_named(copy: Path, file: str, share: int) -> None:
     path = copy / "openvino-fp16/unet" / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size * share // 100])
-    with pytest.raises(InvalidModel, match=f"unet/{file} has"), Pipeline.open(copy, variant="openvino-fp16") as pipeline:
+    with (
+        pytest.raises(InvalidModel, match=f"unet/{file} has"),
+        Pipeline.open(copy, variant="openvino-fp16") as pipeline,
+    ):
         pipeline.generate(Request("a cat", seed=1, steps=1))
     assert any(file in problem for problem in ModelBundle.open(copy).verify())
 

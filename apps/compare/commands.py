@@ -1,0 +1,255 @@
+"""`edge-sd compare`: figures and pictures side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edge_sd.errors import InvalidRequest
+
+
+class _ModelOrCommand(TyperGroup):
+    """`compare MODEL …` is `compare run MODEL …`: the first word is a command only where it is one's name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_ModelOrCommand,
+    help="The variants of a model side by side. `compare MODEL …` is short for `compare run MODEL …`.",
+)
+
+Folder = Annotated[Path, typer.Option("--report", help="The folder of the report; run again, it goes on there.")]
+Reference = Annotated[str | None, typer.Option(help="torch-fp32 or a variant. Default: the most exact one to be had.")]
+Weights = Annotated[Path | None, typer.Option(help="The diffusers folder of torch-fp32, where it is not found.")]
+Prompts = Annotated[Path | None, typer.Option(help="A file with one prompt a line.")]
+Seed = Annotated[int, typer.Option(help="The first seed.")]
+Seeds = Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")]
+Rounds = Annotated[int, typer.Option(min=0, max=100, help="Fresh processes in which each variant is timed.")]
+Swap = Annotated[int, typer.Option(min=0, help="Pictures with one component swapped at a time; 0 is none.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps. Default: each variant's own.")]
+Guidance = Annotated[float | None, typer.Option(help="Scale of guidance. Default: each variant's own.")]
+Size = Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels. Default: the model's.")]
+Sampler = Annotated[str | None, typer.Option(help="One sampler for all. Default: each variant's own.")]
+MinPsnr = Annotated[float, typer.Option(help="The recommendation: image PSNR in dB, at least.")]
+MaxSize = Annotated[float | None, typer.Option(help="The recommendation: MB on disk, at most.")]
+FailUnder = Annotated[
+    list[str] | None,
+    typer.Option(metavar="METRIC=X", help="Exit with 1 if a variant's mean is below: psnr=30,ssim=0.9"),
+]
+Device = Annotated[str, typer.Option(help="Where variants run that name no device of their own.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+FOLDER = Path("comparison")
+
+
+@app.command("run")
+def run(
+    model: Annotated[str, typer.Argument(help="A name (edge-sd models list) or a folder.")] = "emoji",
+    variants: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME@DEVICE", help="Which, and where. Default: all that run here.")
+    ] = None,
+    reference: Reference = None,
+    weights: Weights = None,
+    prompts: Prompts = None,
+    seed: Seed = 0,
+    seeds: Seeds = 1,
+    rounds: Rounds = 3,
+    swap: Swap = 4,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    sampler: Sampler = None,
+    device: Device = "auto",
+    folder: Folder = FOLDER,
+    min_psnr: MinPsnr = 30.0,
+    max_size: MaxSize = None,
+    fail_under: FailUnder = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw the same pictures with every variant, measure all of them, and write a report."""
+    from edge_sd.bundle import ModelBundle
+
+    _compare(
+        ModelBundle.open(model), {}, folder, rounds, min_psnr, max_size, fail_under, as_json, quiet,
+        variants=_names(variants), reference=reference, weights=weights, prompts=prompts, seed=seed, seeds=seeds,
+        swapped=swap, device=device, wishes=_wishes(steps, guidance, size, sampler),
+    )  # fmt: skip
+
+
+@app.command("sweep")
+def sweep(
+    model: Annotated[str, typer.Argument(help="A diffusers folder with safetensors, or an installed model.")],
+    to: Annotated[str, typer.Option(help="openvino, coreml")] = "openvino",
+    bits: Annotated[str | None, typer.Option(metavar="N,N", help="Of 32, 16, 8, 6, 4, 2, 1. Default: all.")] = None,
+    group_size: Annotated[str | None, typer.Option(metavar="N,N", help="Where weights have groups.")] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="float, weights, palette. Default: all.")
+    ] = None,
+    compute: Annotated[str | None, typer.Option(help="Core ML: ane or gpu.")] = None,
+    reference: Reference = None,
+    prompts: Prompts = None,
+    seed: Seed = 0,
+    seeds: Seeds = 1,
+    rounds: Rounds = 3,
+    swap: Swap = 4,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    folder: Folder = Path("sweep"),
+    min_psnr: MinPsnr = 30.0,
+    max_size: MaxSize = None,
+    fail_under: FailUnder = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a model in every precision that was asked for, into REPORT/bundle, and compare what came out."""
+    from edge_sd.bundle import find_model
+
+    from .sweep import Sweep, make
+
+    wishes = _wishes(steps, guidance, None, None)
+    wanted = Sweep.parse(to, bits, group_size, method, compute)
+    _check(folder, prompts, fail_under)
+    with _progress(quiet or as_json) as report:
+        bundle, failed = make(model, folder, wanted, report)
+    _compare(
+        bundle, failed, folder, rounds, min_psnr, max_size, fail_under, as_json, quiet,
+        variants=sorted(bundle.variants), reference=reference, weights=find_model(model), prompts=prompts, seed=seed,
+        seeds=seeds, swapped=swap, device="auto", wishes=wishes,
+    )  # fmt: skip
+
+
+@app.command("show")
+def show(
+    folder: Annotated[Path, typer.Argument(help="The folder of a report.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print the table of a report."""
+    from .report import read_report, text
+
+    report = read_report(folder)
+    print(json.dumps(report, indent=1, ensure_ascii=False) if as_json else text(report))
+
+
+def _compare(
+    bundle: Any,
+    failed: dict[str, str],
+    folder: Path,
+    rounds: int,
+    min_psnr: float,
+    max_size: float | None,
+    fail_under: list[str] | None,
+    as_json: bool,
+    quiet: bool,
+    *,
+    prompts: Path | None,
+    **choice: Any,
+) -> None:
+    from .measure import measure
+    from .plan import plan, read_prompts
+    from .report import make_report, text, write_report
+    from .verdict import missed, parse_gates
+
+    gates = parse_gates(fail_under or [])
+    _check(folder, prompts, fail_under)
+    comparison = plan(bundle, prompts=read_prompts(prompts) if prompts else (), **choice)
+    with _progress(quiet or as_json) as report:
+        work = measure(comparison, folder, rounds, report)
+    found = make_report(comparison, work, failed, folder, min_psnr, max_size)
+    page = write_report(found, folder)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    elif not quiet:
+        print(text(found))
+        print(page)
+    if lines := missed(found["rows"], gates):
+        for line in lines:
+            print(f"edge-sd: gate missed: {line}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _check(folder: Path, prompts: Path | None, fail_under: list[str] | None) -> None:
+    """Tell mistakes before anything is converted or drawn."""
+    from .plan import read_prompts
+    from .verdict import parse_gates
+
+    parse_gates(fail_under or [])
+    if prompts:
+        read_prompts(prompts)
+    if folder.exists() and not folder.is_dir():
+        raise InvalidRequest(f"{folder} is a file; give a folder for the report")
+    if not folder.absolute().parent.is_dir():
+        raise InvalidRequest(f"the folder {str(folder.absolute().parent)!r}, where the report would go, does not exist")
+    kept = ("report.json", "work", "bundle")
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in kept):
+        raise InvalidRequest(f"{folder} is neither empty nor a report; give a new folder")
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()] if text else []
+
+
+def _wishes(steps: int | None, guidance: float | None, size: str | None, sampler: str | None) -> Any:
+    from ..cli import parse_size
+    from .plan import Wishes
+
+    width, height = parse_size(size)
+    return Wishes(steps, guidance, sampler, width, height)
+
+
+@contextmanager
+def _progress(silent: bool) -> Iterator[Any]:
+    """A bar; yields report(what, share)."""
+    if silent:
+        yield lambda what, share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("planning", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+@app.command("autoencoder")
+def autoencoder(
+    model: Annotated[str, typer.Argument(help="A model's name or folder, with its torch weights.")] = "emoji",
+    work: Annotated[Path, typer.Option(help="The folder that holds the artwork (edge-sd train data).")] = Path(
+        "training-work"
+    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the sheet of pictures goes.")] = Path(
+        "autoencoder.png"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+) -> None:
+    """The learned code beside PCA with as many numbers per picture, on pictures that neither has seen."""
+    from ..train import training_libraries
+
+    if output.suffix.lower() != ".png" or not output.absolute().parent.is_dir():
+        raise InvalidRequest(f"{output} is no PNG file in a folder that exists")
+    with training_libraries():
+        from edge_sd.bundle import find_model
+        from edge_sd.converters.training import codes
+
+        rows = codes.compare(find_model(model), work, output)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    print("| 1,024 numbers per picture | held-out pictures | noisy ones, against the clean |\n| --- | --- | --- |")
+    for name, row in rows.items():
+        kept = "" if row["picture"] != row["picture"] else f"{row['picture']:.1f} dB"
+        print(f"| {name} | {kept} | {row['noisy']:.1f} dB |")
+    print(f"{output}: pictures, {', '.join(list(rows)[1:])}; noisy, cleaned; grey and coloured", file=sys.stderr)

@@ -1,0 +1,145 @@
+"""From pictures to figures: each picture against the reference's of the same shot, then mean, median and worst."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edge_sd.metrics import PEAK, ms_ssim, psnr, ssim
+
+from .judge import Judge, Opinion, open_judge, read_prompts
+from .measure import Work
+from .plan import Artist, Comparison, Row, Shot
+
+# Equal pictures would make every mean infinite. One wrong bit in a picture of 128 x 128 is 95 dB.
+CEILING = 100.0
+WORST = 5
+
+METRICS = {
+    "latent_psnr": "PSNR of the last latents; the peak is the range (max - min) of the reference's; 100 dB at most",
+    "psnr": "PSNR of the 8-bit pictures over all pixels and channels; the peak is 255; equal pictures count as 100 dB",
+    "ssim": "SSIM (Wang 2004): Gaussian window of 11 x 11, sigma 1.5, the mean over channels",
+    "ms_ssim": "MS-SSIM (Wang 2003): as many of its five scales as fit, weights scaled to 1 (four at 128 pixels)",
+    "agreement": "share of pictures in which the judge names the same concept as in the reference's",
+    "clip": "cosine of the judge's vectors of picture and prompt",
+}
+
+
+class Scorer:
+    """Reads pictures once and remembers the judge's opinions."""
+
+    def __init__(self, comparison: Comparison, work: dict[Artist, Work]) -> None:
+        self.comparison, self.work = comparison, work
+        self.judge, why = open_judge(comparison.bundle)
+        prompts = list(dict.fromkeys(shot.prompt for shot in comparison.shots))
+        self.prompts = read_prompts(self.judge, prompts) if self.judge else None
+        if self.judge and self.prompts is None:
+            why = "CLIP score: not measured, since no backend here runs the judge's text encoder"
+        self.notes = [why] if why else []
+        self._opinions: dict[Path, Opinion] = {}
+
+    def score(self, row: Row) -> dict[str, Any]:
+        """What the report says of `row`'s pictures; {"error": …} where there is nothing to measure."""
+        for artist in (row.artist, row.against):
+            if self.work[artist].error:
+                whose = "" if artist == row.artist else f"{artist.name}: "
+                return {"error": whose + self.work[artist].error}
+        alone = row.kind == "reference"
+        pictures, curves = [], []
+        for shot in self.comparison.shots[: row.count]:
+            own = self._path(row.artist, replace(shot, seed=shot.seed + row.shift))
+            theirs = self._path(row.against, shot)
+            measured: dict[str, Any] = {"shot": shot.stem, "prompt": shot.prompt, "seed": shot.seed}
+            if not alone:
+                try:
+                    measured |= compare_pictures(own, theirs)
+                except ValueError as error:
+                    return {"error": str(error)}
+                if (curve := divergence(own, theirs)) is not None:
+                    curves.append(curve)
+            pictures.append(measured | self._judged(own, theirs, shot, alone))
+        quality = {name: summary([picture[name] for picture in pictures]) for name in METRICS if name in pictures[0]}
+        result: dict[str, Any] = {"quality": quality, "pictures": pictures}
+        if not alone:
+            result["worst"] = [p["shot"] for p in sorted(pictures, key=lambda p: p["psnr"])[:WORST]]
+        if len(curves) == len(pictures):
+            result["divergence"] = [round(float(value), 2) for value in np.mean(curves, axis=0)]
+        return result
+
+    def _path(self, artist: Artist, shot: Shot) -> Path:
+        return self.work[artist].folder / f"{shot.stem}.png"
+
+    def _judged(self, own: Path, theirs: Path, shot: Shot, alone: bool) -> dict[str, Any]:
+        if not self.judge:
+            return {}
+        mine = self._opinion(self.judge, own)
+        found: dict[str, Any] = {"concept": mine.concept}
+        if not alone:
+            found["agreement"] = float(mine.concept == self._opinion(self.judge, theirs).concept)
+        if self.prompts:
+            found["clip"] = round(float(mine.vector @ self.prompts[shot.prompt]), 3)
+        return found
+
+    def _opinion(self, judge: Judge, path: Path) -> Opinion:
+        if path not in self._opinions:
+            with Image.open(path) as image:
+                self._opinions[path] = judge.look(image)
+        return self._opinions[path]
+
+
+def compare_pictures(found: Path, reference: Path) -> dict[str, float]:
+    """The metrics of two drawings STEM.png with their STEM.npy. Raises ValueError where they are of other sizes."""
+    own, theirs = _pixels(found), _pixels(reference)
+    if own.shape != theirs.shape:
+        (h, w, _), (height, width, _) = own.shape, theirs.shape
+        raise ValueError(f"it draws {w}x{h} and what it is compared with {width}x{height}; give --size")
+    last = [np.load(path.with_suffix(".npy"), mmap_mode="r")[-1] for path in (found, reference)]
+    return {
+        "latent_psnr": round(decibels(psnr(last[0], last[1])), 3),
+        "psnr": round(decibels(psnr(own, theirs, PEAK)), 3),
+        "ssim": round(ssim(own, theirs), 5),
+        "ms_ssim": round(ms_ssim(own, theirs), 5),
+    }
+
+
+def divergence(found: Path, reference: Path) -> NDArray[np.float64] | None:
+    """PSNR of the latents after each step, against the range of the reference's there; None where steps differ."""
+    own, theirs = (np.load(path.with_suffix(".npy"), mmap_mode="r") for path in (found, reference))
+    if own.shape != theirs.shape:
+        return None
+    return np.array([decibels(psnr(x, y)) for x, y in zip(own, theirs, strict=True)])
+
+
+def decibels(value: float) -> float:
+    """Infinity as the ceiling, and what is not finite as 0: what a mean can be taken of."""
+    return CEILING if value == math.inf else 0.0 if not math.isfinite(value) else min(value, CEILING)
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Mean, its standard error (s / sqrt(n), s with n - 1; 0 for one value), median, worst, n; more is better."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {
+        "mean": round(statistics.fmean(values), 4),
+        "error": round(error, 4),
+        "median": round(statistics.median(values), 4),
+        "worst": round(min(values), 4),
+        "count": len(values),
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest of the rounds."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}

@@ -1,0 +1,198 @@
+"""`edge-sd compare` as people start it: processes that draw, files that stay, and a report that opens anywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from edge_sd.apps.cli import main
+from edge_sd.apps.compare.score import METRICS
+from edge_sd.bundle import FileRecord, ModelBundle
+
+from .test_cli import edge_sd
+
+SHORT = ("--steps", "2", "--seeds", "1", "--rounds", "1", "--prompts", "prompts.txt")
+
+
+def rename(paths: Any, old: str, new: str) -> tuple[str, ...]:
+    return tuple(path.replace(old, new) for path in paths)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory, bundle: ModelBundle) -> Path:
+    """The miniature in fp32 and fp16, and a variant whose UNet was cut short."""
+    root = tmp_path_factory.mktemp("damaged") / "bundle"
+    shutil.copytree(bundle.root, root)
+    shutil.copytree(root / "openvino-fp16", root / "openvino-cut")
+    sound = bundle.variant("openvino-fp16")
+    artifacts = {
+        part: replace(
+            each,
+            graph=each.graph.replace("-fp16", "-cut"),
+            weights=rename(each.weights, "-fp16", "-cut"),
+        )
+        for part, each in sound.artifacts.items()
+    }
+    files = {path.replace("-fp16", "-cut"): FileRecord(r.bytes, r.sha256) for path, r in sound.files.items()}
+    cut = replace(sound, artifacts=artifacts, files=files)
+    ModelBundle(root, bundle.facts, {**bundle.variants, "openvino-cut": cut}, bundle.files).write_manifest()
+    weights = root / "openvino-cut/unet/openvino_model.bin"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, damaged: Path, miniature: Path) -> tuple[Path, Any]:
+    """A comparison of them with torch, for a gate that the damaged one misses."""
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "prompts.txt").write_text("a red apple\na </script> cat\n")
+    done = edge_sd("compare", str(damaged), *SHORT, "--weights", str(miniature), "--swap", "1", "--size", "64",
+                   "--fail-under", "psnr=20,ssim=0.5", "--report", "R", cwd=folder)  # fmt: skip
+    return folder, done
+
+
+def test_a_variant_that_fails_is_a_row_that_says_why_and_misses_the_gate(report: tuple[Path, Any]) -> None:
+    folder, done = report
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"gate missed: openvino-cut failed: .*openvino_model.bin has \d+ bytes", done.stderr)
+    rows = {row["name"]: row for row in json.loads((folder / "R/report.json").read_text())["rows"]}
+    assert "openvino_model.bin has" in rows["openvino-cut"]["error"]
+    assert "error" not in rows["openvino-fp16"]
+    assert done.stdout.splitlines()[-1] == "R/report.html"
+
+
+def test_float32_is_nearest_to_torch_and_another_seed_far_away(report: tuple[Path, Any]) -> None:
+    found = json.loads((report[0] / "R/report.json").read_text())
+    quality = {row["name"]: row["quality"] for row in found["rows"] if "quality" in row}
+    assert found["reference"] == "torch-fp32"
+    assert quality["openvino-fp32"]["psnr"]["mean"] > 45
+    assert quality["openvino-fp32"]["psnr"]["mean"] >= quality["openvino-fp16"]["psnr"]["mean"]
+    assert quality["openvino-fp16"]["latent_psnr"]["mean"] > quality["another seed"]["latent_psnr"]["mean"] + 10
+    swapped = [row for row in found["rows"] if row["kind"] == "swap" and row["donor"] == "openvino-fp16"]
+    assert [row["part"] for row in swapped] == ["text_encoder", "unet", "vae_decoder", "all"]
+    assert min(row["quality"]["psnr"]["mean"] for row in swapped) == pytest.approx(
+        swapped[-1]["quality"]["psnr"]["mean"], abs=6
+    )
+    for row in found["rows"]:
+        if row["kind"] == "variant" and "quality" in row:
+            assert len(row["divergence"]) == 2
+            assert {"load", "first", "step", "decode", "memory"} <= set(row["speed"])
+            assert row["speed"]["same"], "a fresh process draws the same picture"
+            assert row["speed"]["first"]["median"] > row["speed"]["load"]["median"] > 0
+            assert row["bytes"]["total"] >= row["bytes"]["unet"] > 0
+            assert set(row["quality"]) <= set(METRICS)
+
+
+def test_the_page_is_one_file_that_asks_nobody(report: tuple[Path, Any]) -> None:
+    page = (report[0] / "R/report.html").read_text("utf-8")
+    assert not re.findall(r"""(?:src|href)=["']?(?!data:)|@import|url\(|https?://""", page)
+    (data,) = re.findall(r"<script type=application/json id=pictures>(.*?)</script>", page)
+    assert len(json.loads(data)) == 3 * 2, "two pictures of torch, fp32 and fp16"
+    assert all(each.startswith("data:image/webp;base64,") for each in json.loads(data).values())
+    assert "a &lt;/script&gt; cat" in page
+
+
+def test_the_same_as_markdown_and_png(report: tuple[Path, Any]) -> None:
+    text = (report[0] / "R/report.md").read_text("utf-8")
+    assert "| openvino-fp16 |" in text
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        with Image.open(report[0] / "R" / name) as image:
+            assert min(image.size) > 200
+    assert {"size.png", "steps.png", "grid.png"} <= {path.name for path in (report[0] / "R").iterdir()}
+
+
+def test_show_prints_the_table_again(report: tuple[Path, Any]) -> None:
+    folder, done = report
+    shown = edge_sd("compare", "show", "R", cwd=folder)
+    assert shown.returncode == 0
+    assert shown.stdout.splitlines() == done.stdout.splitlines()[:-1]
+
+
+def test_stopped_and_started_again_it_goes_on_and_finds_the_same(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red apple\na cat\n")
+    arguments = ["compare", "emoji", *SHORT, "--reference", "openvino-fp16", "--json"]
+    command = [sys.executable, "-m", "edge_sd", *arguments, "--report", "stopped"]
+    first = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background jobs ignore SIGINT, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    while not (drawn := list((tmp_path / "stopped").rglob("*.png"))):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.02)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate()
+    assert (first.returncode, said.count("\n")) == (130, 1), said
+    assert not (tmp_path / "stopped/report.json").exists()
+    written = drawn[0].stat().st_mtime_ns
+
+    again = edge_sd(*arguments, "--report", "stopped", cwd=tmp_path)
+    assert drawn[0].stat().st_mtime_ns == written, "it was drawn again"
+    other = edge_sd(*arguments, "--report", "other", cwd=tmp_path)
+    reports = [json.loads(done.stdout) for done in (again, other)]
+    for report in reports:
+        for row in report["rows"]:
+            row.pop("speed", None)
+        report.pop("recommendation")
+    assert reports[0] == reports[1], "the same but for times"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no-such-model"], "no model 'no-such-model'"),
+        (["emoji", "--variants", "int3"], "it has: openvino-fp16"),
+        (["emoji", "--fail-under", "beauty=1"], "no gate 'beauty'"),
+        (["emoji", "--prompts", "missing.txt"], "missing.txt cannot be read"),
+        (["emoji", "--report", "taken.txt"], "taken.txt is a file"),
+        (["emoji", "--report", "full"], "neither empty nor a report"),
+        (["emoji", "--report", "no/such"], "does not exist"),
+        (["emoji", "--steps", "0"], "steps 0"),
+        (["emoji", "--seeds", "0"], "--seeds"),
+        (["show", "full"], "full holds no report"),
+        (["sweep", "emoji", "--bits", "3"], "no bits of 3"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "taken.txt").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["edge-sd", "compare", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr()
+    assert (stopped.value.code, printed.out) == (2, "")
+    assert printed.err.count("\n") == 1, printed.err
+    assert said in printed.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_sweep_makes_the_variants_and_compares_them(tmp_path: Path, miniature: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red apple\n")
+    few = ("--steps", "2", "--seeds", "1", "--rounds", "0", "--swap", "0", "--prompts", "prompts.txt")
+    done = edge_sd("compare", "sweep", str(miniature), "--bits", "16,8", *few, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["name"] for row in rows if row["kind"] == "variant"] == ["openvino-fp16", "openvino-int8"]
+    assert rows[0]["name"] == "torch-fp32"
+    assert (tmp_path / "sweep/bundle/edge_sd.json").is_file()
