@@ -92,7 +92,7 @@ class Run:
         hidden = [p for m in self.modules.values() for p in hidden_matrices(m) if id(p) not in apart]
         apart |= {id(p) for p in hidden}
         rest = [p for p in self.parameters if id(p) not in apart]
-        groups = [{"params": rest}, *([{"params": eager, "rate": EAGER}] if eager else [])]
+        groups: list[dict[str, Any]] = [{"params": rest}, *([{"params": eager, "rate": EAGER}] if eager else [])]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=True),
         ]

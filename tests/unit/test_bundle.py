@@ -124,7 +124,7 @@ def test_names_that_are_no_model_list_the_models(emoji: Path) -> None:
     for name in ("nothing", "a\0b", "x" * 5000, "../emoji"):
         with pytest.raises(ModelNotFound, match="installed: emoji"):
             ModelBundle.open(name)
-    with pytest.raises(VariantNotFound, match="it has: .*openvino-fp16"):
+    with pytest.raises(VariantNotFound, match=r"it has: .*openvino-fp16"):
         ModelBundle.open("emoji").variant("openvino-fp1")
 
 
