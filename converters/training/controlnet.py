@@ -28,11 +28,10 @@ from edge_sd.errors import InvalidRequest
 from . import autoencoder, latents, text, unet
 from .diffusion import alphas_cumprod, diffuse, loss_weight, sample_timesteps
 from .latents import Latents
-from .loop import Budget, Run, autocast, learning_rate
+from .loop import Budget, Run, autocast
 
 CONDITION_CHANNELS = (8, 16, 32, 64)
 BATCH = 16
-LINE_BATCH, LINE_STEPS = 32, 150
 
 
 def lines(kept: Latents, n: int, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -59,9 +58,12 @@ def build(model: Any) -> Any:
     from diffusers import ControlNetModel
 
     copy = ControlNetModel.from_unet(model, conditioning_embedding_out_channels=CONDITION_CHANNELS)
-    # The library starts this one at zero too. Behind the zero convolutions that is one zero too many: nothing of the
-    # lines would reach them until they had moved for other reasons.
-    copy.controlnet_cond_embedding.conv_out.reset_parameters()
+    # The library's initialisation leaves 2e-5 of thin lines after its eight layers, and then multiplies by zero; behind
+    # the zero convolutions nothing of them would ever be heard. He et al. 2015 keeps them at the size they came in.
+    for layer in copy.controlnet_cond_embedding.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            torch.nn.init.zeros_(layer.bias)
     return copy.to(memory_format=torch.channels_last)
 
 
@@ -84,8 +86,6 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     zero = (*copy.controlnet_down_blocks, copy.controlnet_mid_block, copy.controlnet_cond_embedding)
     run = Run("controlnet", work, {"controlnet": copy}, budget, peak=6e-4, ema_decay=0.998, eager=zero)
     rng = run.rng(seed)
-    if run.step == 0:
-        teach_lines(copy, kept, rng, LINE_STEPS if budget.steps is None else budget.steps, device)
     abar = alphas_cumprod().to(device)
 
     def loss_of(_: int) -> tuple[Tensor, dict[str, float]]:
@@ -107,27 +107,6 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     run.use_average()
     copy.to("cpu", memory_format=torch.contiguous_format).save_pretrained(work / "controlnet")
     (work / "controlnet.log.json").write_text(json.dumps(run.log))
-
-
-def teach_lines(copy: Any, kept: Latents, rng: np.random.Generator, steps: int, device: str) -> None:
-    """Let the small encoder of lines tell what the first convolution would see of the picture itself, as far as it can.
-
-    The copy understands pictures, not lines. Taught this way for a minute, without a UNet, what is added to its
-    first features is as good as a clearer picture, and the zero convolutions have something to pass on. (Tried without:
-    after 10,000 pictures the lines made no difference yet.)
-    """
-    encoder = copy.controlnet_cond_embedding
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=2e-3, fused=True)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(2e-3, step, step / steps, warmup=50)
-        x_0, _, chosen = kept.batch(LINE_BATCH, rng)
-        condition = as_condition([lines(kept, int(n), rng) for n in chosen]).to(device)
-        with torch.no_grad():
-            seen = torch.nn.functional.conv2d(x_0.to(device), copy.conv_in.weight, padding=1)
-        (encoder(condition) - seen).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
 
 def controlled(locked: Any, copy: Any, x_t: Tensor, t: Tensor, context: Tensor, condition: Tensor) -> Tensor:
