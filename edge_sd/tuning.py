@@ -160,16 +160,16 @@ def _probed(
     assert child.stdout is not None
     threading.Thread(target=_read, args=(child.stdout, lines), daemon=True).start()
     ready, last = False, ""
-    waiting, begun = list(rows), time.monotonic()
+    waiting, limit = list(rows), deadline
     try:
         with contextlib.suppress(OSError):
             child.stdin.write(json.dumps({"model": str(bundle.root.absolute()), "rows": rows}))
             child.stdin.close()
         while waiting or not ready:
             try:
-                line = lines.get(timeout=max(0.0, min(deadline, begun + patience) - time.monotonic()))
+                line = lines.get(timeout=max(0.0, min(deadline, limit) - time.monotonic()))
             except queue.Empty:
-                if ready and begun + patience < deadline:
+                if ready and limit < deadline:
                     yield waiting[0], Measured(failure=f"not loaded and run within {patience:.0f} s")
                 return
             if line is None:
@@ -183,10 +183,10 @@ def _probed(
                 # Drivers and tracebacks talk too.
                 last = line.strip() or last
             elif "ready" in document:
-                ready, begun = True, time.monotonic()
+                ready, limit = True, time.monotonic() + patience
             elif ready:
                 yield waiting.pop(0), Measured(**document)
-                begun = time.monotonic()
+                limit = time.monotonic() + patience
     finally:
         child.kill()
         child.wait()
