@@ -61,7 +61,7 @@ def build(model: Any) -> Any:
     # The library's initialisation leaves 2e-5 of thin lines after its eight layers, and then multiplies by zero; behind
     # the zero convolutions nothing of them would ever be heard. He et al. 2015 keeps them at the size they came in.
     for layer in copy.controlnet_cond_embedding.modules():
-        if isinstance(layer, torch.nn.Conv2d):
+        if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None:
             torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             torch.nn.init.zeros_(layer.bias)
     return copy.to(memory_format=torch.channels_last)

@@ -29,6 +29,8 @@ def test_a_command_of_the_readme_runs(command: str, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.getbasetemp() / "readme"
     folder.mkdir(exist_ok=True)
     words = shlex.split(command.replace("SOURCE", str(miniature)))[1:]
+    if words[:2] == ["compare", "emoji"]:
+        words += ["--steps", "2", "--rounds", "1"]  # The same way in a tenth of the time.
     home = {**os.environ, "EDGE_SD_MODELS": str(folder / "home/models")}
     done = subprocess.run(
         [sys.executable, "-m", "edge_sd", *words], cwd=folder, capture_output=True, text=True, env=home
