@@ -1,7 +1,7 @@
 """The doctor: versions, devices, caches, and one picture per device held beside the one that torch float32 drew.
 
 Each picture is drawn by `edge-sd generate` in a process of its own, as a user would: a driver that crashes is a line of
-the report, and the command is there to be run again. The report names no user and no folder outside the program's own.
+the report, and the command is there to be run again. The home folder, which names its user, is a ~ in it.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def examine(model: str, seconds: float) -> Report:
 
 
 def _problems(bundle: ModelBundle) -> list[str]:
-    found = {}
+    found: dict[str, None] = {}
     for name in bundle.variants:
         try:
             bundle.check(name)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from edge_sd import metrics
 from edge_sd.autoencoder import to_pixels
-from edge_sd.bundle import Facts, Parity
+from edge_sd.bundle import Facts, Parity, write_atomically
 from edge_sd.denoiser import Denoiser
 from edge_sd.edges import canny
-from edge_sd.image_io import save
+from edge_sd.image_io import encode
 from edge_sd.noise import TorchNoise
 from edge_sd.request import Picture, Settings
 from edge_sd.samplers import SAMPLERS
@@ -128,7 +128,7 @@ def save_reference(image: NDArray[np.float32], facts: Facts, path: Path, source:
     height, width = image.shape[2:]
     settings = Settings(PROMPT, "", width, height, STEPS, facts.defaults.guidance, SEED, SAMPLER, 1)
     pixels = Image.fromarray(to_pixels(image[0]))
-    save(Picture(pixels, settings, facts.name, "torch-fp32", "torch", source), path)
+    write_atomically(path, encode(Picture(pixels, settings, facts.name, "torch-fp32", "torch", source), "PNG"))
 
 
 def measure(run: Runner, recording: Recording) -> Parity:

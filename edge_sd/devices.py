@@ -159,8 +159,8 @@ def _combinations(allowed: Mapping[str, list[Placement]]) -> Iterator[DevicePlan
             rows.append(placement.variant)
     for some in product(*([None, *names] for names in variants.values())):
         taken = {name for name in some if name is not None}
-        rows = [[placement for placement in allowed[part] if placement.variant in taken] for part in PARTS]
-        for placements in product(*rows):
+        places = [[placement for placement in allowed[part] if placement.variant in taken] for part in PARTS]
+        for placements in product(*places):
             if {placement.variant for placement in placements} == taken:
                 yield DevicePlan(dict(zip(PARTS, placements, strict=True)), (), need=_need(placements))
 

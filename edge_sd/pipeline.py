@@ -23,12 +23,13 @@ from .bundle import Facts, ModelBundle
 from .canvas import Canvas, Inpainting, content_hash, make_canvas, open_picture, proportioned
 from .control import ControlledUNet, read_lines
 from .denoiser import Denoiser
-from .devices import DevicePlan, choose
+from .devices import choose
 from .discovery import discover
 from .errors import DeviceError, InvalidModel, InvalidRequest, NumericalError
 from .fallback import FAILURES, Guarded, reason
 from .measurements import remembered
 from .noise import TorchNoise
+from .plan import DevicePlan
 from .request import MAX_SEED, Picture, Request, Result, Settings
 from .samplers import SAMPLERS, Denoise, Latents, Step
 from .schedule import Level
@@ -97,7 +98,9 @@ class Pipeline:
             bundle.variant(variant)
         here = discover()
         devices, machine = here.devices, here.machine
-        measured, _ = remembered(bundle, devices, machine)
+        measured, note = remembered(bundle, devices, machine)
+        if note and tell is not None:
+            tell(f"note: {note}")
         plan = choose(bundle, devices, device, variant, machine=machine, preference=preference, measured=measured)
         if tell is not None and device == "auto" and variant is None:
             from .tuning import first_use

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 from .backends.base import Device
 from .bundle import ModelBundle
@@ -147,23 +147,29 @@ def _probed(
     bundle: ModelBundle, rows: Sequence[Row], deadline: float, patience: float, command: Sequence[str]
 ) -> Iterator[tuple[Row, Measured]]:
     """Each row as a process measures it, until it is through, has crashed or hangs, or the deadline is there."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    child = subprocess.Popen(command, text=True, encoding="utf-8", errors="replace", **pipes)
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
     lines: queue.Queue[str | None] = queue.Queue()
     assert child.stdin is not None
     assert child.stdout is not None
     threading.Thread(target=_read, args=(child.stdout, lines), daemon=True).start()
     ready, last = False, ""
-    waiting, begun = list(rows), time.monotonic()
+    waiting, limit = list(rows), deadline
     try:
         with contextlib.suppress(OSError):
             child.stdin.write(json.dumps({"model": str(bundle.root.absolute()), "rows": rows}))
             child.stdin.close()
         while waiting or not ready:
             try:
-                line = lines.get(timeout=max(0.0, min(deadline, begun + patience) - time.monotonic()))
+                line = lines.get(timeout=max(0.0, min(deadline, limit) - time.monotonic()))
             except queue.Empty:
-                if ready and begun + patience < deadline:
+                if ready and limit < deadline:
                     yield waiting[0], Measured(failure=f"not loaded and run within {patience:.0f} s")
                 return
             if line is None:
@@ -177,10 +183,10 @@ def _probed(
                 # Drivers and tracebacks talk too.
                 last = line.strip() or last
             elif "ready" in document:
-                ready, begun = True, time.monotonic()
+                ready, limit = True, time.monotonic() + patience
             elif ready:
                 yield waiting.pop(0), Measured(**document)
-                begun = time.monotonic()
+                limit = time.monotonic() + patience
     finally:
         child.kill()
         child.wait()
@@ -193,7 +199,7 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
     lines.put(None)
 
 
-def _document(line: str) -> dict[str, float | str] | None:
+def _document(line: str) -> dict[str, Any] | None:
     try:
         document = json.loads(line)
     except ValueError:

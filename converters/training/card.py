@@ -20,7 +20,7 @@ STAGES = {
     "unet": ("unet", "UNet (64, 128, 224) and CLIP text encoder (4 layers of 192), batches of 48, v-prediction"),
     "text": ("text", "text encoder, a wider vocabulary from a sentence model"),
     "decoder": ("decoder", "the autoencoder's decoder alone, batches of 4 pictures"),
-    "controlnet": ("controlnet", "ControlNet, batches of 24"),
+    "controlnet": ("controlnet", "ControlNet, batches of 16"),
     "lcm": ("distill", "consistency distillation, LoRA of rank 16, batches of 16"),
     "taesd": ("taesd", "tiny autoencoder, AutoencoderTiny of width 32, batches of 8"),
     "evaluator": ("evaluator", "judge, batches of 64 drawings"),

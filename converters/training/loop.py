@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from accelerate.utils import reduce
 from .muon import Muon, hidden_matrices
 
 Row = dict[str, float]
+EAGER = 4
 
 
 @dataclass
@@ -74,6 +75,9 @@ class Run:
     # The average is brought up to date every few steps, which costs a fraction and changes nothing that one could see.
     ema_every: int = 4
     weight_decay: float = 0.01
+    # Layers that begin at zero and have to find their size first: at EAGER times the rate, and not by Muon, whose steps
+    # are equally large in all directions.
+    eager: Sequence[torch.nn.Module] = ()
     step: int = 0
     seconds: float = 0.0
     log: list[Row] = field(default_factory=list)
@@ -83,11 +87,14 @@ class Run:
         device = next(p.device for m in self.modules.values() for p in m.parameters())
         self.processes = PartialState(cpu=device.type == "cpu")
         self.parameters = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
-        hidden = [p for m in self.modules.values() for p in hidden_matrices(m)]
-        chosen = {id(p) for p in hidden}
-        rest = [p for p in self.parameters if id(p) not in chosen]
+        eager = [p for m in self.eager for p in m.parameters()]
+        apart = {id(p) for p in eager}
+        hidden = [p for m in self.modules.values() for p in hidden_matrices(m) if id(p) not in apart]
+        apart |= {id(p) for p in hidden}
+        rest = [p for p in self.parameters if id(p) not in apart]
+        groups: list[dict[str, Any]] = [{"params": rest}, *([{"params": eager, "rate": EAGER}] if eager else [])]
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=self.peak, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=True),
+            torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=True),
         ]
         if hidden:
             self.optimizers.insert(0, Muon(hidden, lr=self.peak, weight_decay=self.weight_decay))
@@ -158,7 +165,7 @@ class Run:
             lr = learning_rate(self.peak, self.step, used)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group.get("rate", 1)
             loss, parts = loss_of(self.step)
             loss.backward()
             self._average_gradients()

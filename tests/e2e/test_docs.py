@@ -31,7 +31,10 @@ def test_a_command_of_the_readme_runs(command: str, tmp_path_factory: pytest.Tem
     words = shlex.split(command.replace("SOURCE", str(miniature)))[1:]
     if words[:2] == ["compare", "emoji"]:
         words += ["--steps", "2", "--rounds", "1"]  # The same way in a tenth of the time.
-    done = subprocess.run([sys.executable, "-m", "edge_sd", *words], cwd=folder, capture_output=True, text=True)
+    home = {**os.environ, "EDGE_SD_MODELS": str(folder / "home/models")}
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_sd", *words], cwd=folder, capture_output=True, text=True, env=home
+    )
     assert done.returncode == 0, done.stderr
 
 

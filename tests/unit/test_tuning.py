@@ -213,6 +213,19 @@ def test_first_use_says_one_line_and_survives_a_disk_that_is_full(
     assert {measured.call for measured in found.values()} == {0.5}
 
 
+def test_a_first_use_that_reached_nothing_is_not_repeated(
+    here: tuple[ModelBundle, list[Device], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, devices = invented("Meteor Lake")
+    monkeypatch.setattr("edge_sd.tuning.tune", lambda *_: None)
+    plan = choose(SD15, devices, machine=machine)
+    found = first_use(SD15, devices, machine, plan, {}, lambda line: None)
+    assert [measured.failure for measured in found.values()] == ["not loaded and run within 20 s"]
+    known, _ = remembered(SD15, devices, machine)
+    assert known == found
+    assert first_use(SD15, devices, machine, plan, known, pytest.fail) == {}
+
+
 def test_the_first_command_of_the_readme_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("measured")
