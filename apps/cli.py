@@ -64,6 +64,9 @@ def main() -> None:
         if type(error).__name__ == "Abort":
             _fail("stopped; nothing more was written", 130)
         raise
+    if code == 130:
+        # The parser answers Ctrl-C with this code and not a word.
+        _fail("stopped; nothing more was written", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
