@@ -158,9 +158,10 @@ def evaluate(model: Path, work: Path, *, pictures: int = 1000, report: Report = 
         for steps in (4, 1):
             for name, wanted in sets.items():
                 keep(f"{name}, {steps} step{'s' * (steps > 1)}", draw(pipeline, wanted, steps=steps), wanted)
-    rows["control"] = controlled_f1(model, work, folder, count=max(1, pictures // 20))
-    for kind, f1 in rows["control"].items():
-        report(f"{kind:24} F1 of edges {f1:.2f}")
+    if (model / "controlnet").is_dir():
+        rows["control"] = controlled_f1(model, work, folder, count=max(1, pictures // 20))
+        for kind, f1 in rows["control"].items():
+            report(f"{kind:24} F1 of edges {f1:.2f}")
     (model / "evaluation.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     return rows
 

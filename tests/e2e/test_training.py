@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny, ControlNetModel
 from PIL import Image
 
 from edge_sd import ModelBundle, Pipeline, Request
@@ -77,6 +78,8 @@ def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: 
     shards = [name for name in bundle.variants[MANY_STEPS].artifacts["unet"].weights if name.endswith(".safetensors")]
     assert len(shards) > 1
     assert max(path.stat().st_size for path in model.rglob("*.*")) < 25e6
+    ControlNetModel.from_pretrained(model / "controlnet")
+    AutoencoderTiny.from_pretrained(model / "vae_tiny")
     constants = model / "openvino-fp16/unet/openvino_model.constants"
     assert constants.stat().st_size < 10_000, "the weights stand in the safetensors files alone"
 
@@ -110,7 +113,7 @@ def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: 
 @pytest.mark.slow
 def test_the_published_parts_are_what_diffusers_loads(emoji: Path) -> None:
     """The few-step variant here, and the LoRA as diffusers applies it: one picture."""
-    from diffusers import AutoencoderTiny, ControlNetModel, LCMScheduler, StableDiffusionPipeline
+    from diffusers import LCMScheduler, StableDiffusionPipeline
 
     theirs = StableDiffusionPipeline.from_pretrained(emoji, torch_dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
@@ -123,8 +126,6 @@ def test_the_published_parts_are_what_diffusers_loads(emoji: Path) -> None:
         generator=torch.Generator().manual_seed(7),
     ).images[0]  # fmt: skip
     assert psnr(np.asarray(picture.image), np.asarray(one), 255) > 35
-    ControlNetModel.from_pretrained(emoji / "controlnet")
-    AutoencoderTiny.from_pretrained(emoji / "vae_tiny")
 
 
 def test_no_word_of_the_unseen_prompts_stands_in_a_caption(artwork_words: set[str]) -> None:
