@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -28,6 +29,8 @@ def test_the_readme_has_commands() -> None:
 def test_a_command_of_the_readme_runs(command: str, tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> None:
     folder = tmp_path_factory.getbasetemp() / "readme"
     folder.mkdir(exist_ok=True)
+    for name in ("photo.jpg", "mask.png", "star.png"):
+        Image.effect_noise((64, 64), 80).save(folder / name)
     words = shlex.split(command.replace("SOURCE", str(miniature)))[1:]
     if words[:2] == ["compare", "emoji"]:
         words += ["--steps", "2", "--rounds", "1"]  # The same way in a tenth of the time.
