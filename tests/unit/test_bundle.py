@@ -100,7 +100,8 @@ def test_a_file_cut_short_is_named(copy: Path, file: str, share: int) -> None:
 def test_every_flipped_bit_is_found(copy: Path) -> None:
     rng = random.Random(0)
     opened = ModelBundle.open(copy)
-    names = sorted({**opened.files, **opened.variants["openvino-fp16"].files})
+    files = {**opened.files, **opened.variants["openvino-fp16"].files}
+    names = sorted(name for name, record in files.items() if record.bytes)
     for _ in range(100):
         path = copy / rng.choice(names)
         data = bytearray(path.read_bytes())
