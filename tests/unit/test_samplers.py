@@ -172,6 +172,12 @@ def test_a_config_of_another_class_resolves_its_defaults_as_diffusers_does(name:
     assert_same(run_ours(sampler, schedule, levels, sampler.start(noise_of(), levels, schedule)), theirs)
 
 
+def schedule_end(config: dict[str, Any]) -> float:
+    """The smallest sigma that a schedule knows, at its first timestep."""
+    abar = float(NoiseSchedule.from_config(config).compute_alphas_cumprod()[0])
+    return ((1 - abar) / abar) ** 0.5
+
+
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("rescale", [False, True])
 def test_sigmas_and_timesteps_equal_diffusers(beta_schedule: str, rescale: bool) -> None:
@@ -187,11 +193,13 @@ def test_sigmas_and_timesteps_equal_diffusers(beta_schedule: str, rescale: bool)
                 scheduler = make_scheduler(SAMPLERS[name], config)
                 scheduler.set_timesteps(steps)
                 levels = SAMPLERS[name].levels(NoiseSchedule.from_config(config), steps)
-                # diffusers takes 1 - abar in float32, so its sigma^2 is right to some units of 6e-8 and no better.
-                variances = [level.sigma**2 for level in levels]
-                np.testing.assert_allclose(variances, np.float64(scheduler.sigmas) ** 2, rtol=1e-4, atol=2.5e-7)
+                # diffusers takes 1 - abar in float32, whose rounding differs between processors and is a large part of
+                # the smallest sigma^2; Karras' spacing starts from that sigma, so all of its levels share the error.
+                sigmas = [level.sigma for level in levels]
+                error = np.finfo(np.float32).eps / schedule_end(config) ** 2
+                np.testing.assert_allclose(sigmas, scheduler.sigmas, rtol=max(5e-5, error))
                 np.testing.assert_allclose(
-                    [level.t for level in levels[:-1]], scheduler.timesteps, rtol=1e-5, atol=2e-3
+                    [level.t for level in levels[:-1]], scheduler.timesteps, rtol=max(1e-5, error), atol=2e-3
                 )
 
 
