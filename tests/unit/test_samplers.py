@@ -198,8 +198,10 @@ def test_sigmas_and_timesteps_equal_diffusers(beta_schedule: str, rescale: bool)
                 sigmas = [level.sigma for level in levels]
                 error = np.finfo(np.float32).eps / schedule_end(config) ** 2
                 np.testing.assert_allclose(sigmas, scheduler.sigmas, rtol=max(5e-5, error))
+                # DPM++ rounds Karras' timesteps to whole ones, and where they lie between two that error decides.
+                whole = 1 if name == "dpmpp_2m_karras" else 2e-3
                 np.testing.assert_allclose(
-                    [level.t for level in levels[:-1]], scheduler.timesteps, rtol=max(1e-5, error), atol=2e-3
+                    [level.t for level in levels[:-1]], scheduler.timesteps, rtol=max(1e-5, error), atol=whole
                 )
 
 
