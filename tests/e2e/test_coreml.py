@@ -49,7 +49,7 @@ def test_packages_without_weights_draw_the_same_picture(
 ) -> None:
     """As the embedded model ships them: weights are those of the diffusers folder, here the UNet's in two shards."""
     from edge_sd.bundle import Variant
-    from edge_sd.converters.sources import PARTS, Source
+    from edge_sd.converters.sources import Source
     from edge_sd.converters.training.publish import COREML, link_coreml, records
 
     monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
@@ -57,7 +57,7 @@ def test_packages_without_weights_draw_the_same_picture(
     shutil.copytree(miniature, target)
     publish_halves(target)
     source = Source.open(target)
-    artifacts = {part: link_coreml(coreml_bundle, part, source) for part in PARTS}
+    artifacts = {part: link_coreml(coreml_bundle, part, source) for part in coreml_bundle.variant(COREML).artifacts}
     assert sum(name.endswith(".safetensors") for name in artifacts["unet"].weights) == 2
     variant = Variant("coreml", "fp16", artifacts, records(target, artifacts), compute="ane")
     linked = ModelBundle(target, coreml_bundle.facts, {COREML: variant})
