@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,9 @@ def convert(wrapped: Wrapped, recipe: QuantRecipe, folder: Path, prediction_type
         # Keeps float16 GPUs from overflowing in these decoders; the value is optimum-intel's.
         model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
     if recipe.bits < 16:
-        model = _compress(model, recipe)
+        # nncf draws its progress on stdout, where a command's result is expected.
+        with redirect_stdout(sys.stderr):
+            model = _compress(model, recipe)
     try:
         ov.save_model(model, folder / GRAPH, compress_to_fp16=recipe.bits <= 16)
     except RuntimeError as error:
