@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROMPT ?= a slice of pizza, 3d style
 OPTIONS ?=
+# A file's tests stay together, since they share what was converted; each process computes on one core.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: run test quick check types lint bench clean
 
@@ -11,10 +13,10 @@ run: $(VENV)/.runtime
 	@$(BIN)/edge-sd generate "$(PROMPT)" $(OPTIONS)
 
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: lint types
 
@@ -43,7 +45,7 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[convert,train,dev]"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps optimum optimum-intel
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps optimum optimum-intel open_clip_torch
 	touch $@ $(VENV)/.runtime
 
 clean:

@@ -6,8 +6,8 @@ Mistakes are one line and exit with 2. Nothing heavy is imported before it is ne
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +19,24 @@ import typer
 from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest
 
-from . import machine, train
+from . import machine, pictures, train
+from .bench.commands import bench
 from .compare import commands as compare
+from .drawing import (
+    deliver,
+    free_name,
+    one,
+    parse_embedding,
+    parse_extend,
+    parse_lora,
+    parse_seeds,
+    parse_size,
+    progress,
+)  # fmt: skip
 from .macos import commands as macos
 
 if TYPE_CHECKING:
-    from edge_sd.request import Request, Result
-    from edge_sd.samplers import Step
+    pass
 
 app = typer.Typer(
     name="edge-sd",
@@ -39,7 +50,9 @@ app.add_typer(models, name="models")
 app.add_typer(train.app, name="train")
 app.add_typer(compare.app, name="compare")
 app.add_typer(macos.app, name="macos")
-for command in (machine.devices, machine.tune, machine.doctor):
+for command in (
+    pictures.upscale, pictures.interpolate, pictures.info, machine.devices, machine.tune, machine.doctor, bench,
+):  # fmt: skip
     app.command()(command)
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -92,25 +105,77 @@ def _options(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    negative: Annotated[str, typer.Option(help="What to lead away from.")] = "",
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="Make this picture again; options beside it change it.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What to lead away from.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How strongly to follow the prompt; 1 is not at all.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed makes the same picture. Default: random.")] = None,
+    seed: Annotated[
+        str | None, typer.Option(metavar="N|N-M", help="The same seed makes the same picture. Default: random.")
+    ] = None,
     size: Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels, multiples of 8.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler, euler_a, dpmpp_2m, ddim, lcm, pndm, …")] = None,
-    count: Annotated[int, typer.Option(help="Pictures, at seed, seed + 1, …")] = 1,
+    sampler: Annotated[str | None, typer.Option(help="euler_a, dpmpp_2m, heun, unipc, ddim, lcm, …")] = None,
+    sigmas: Annotated[str | None, typer.Option(help="karras, exponential, beta, sgm-uniform, automatic.")] = None,
+    zero_snr: Annotated[
+        bool | None, typer.Option("--zero-snr", help="Start from noise alone (v-prediction models).")
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Pictures, at seed, seed + 1, … Default: 1.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much of the image is drawn anew, up to 1.")] = None,
     mask: Annotated[Path | None, typer.Option(help="White where the image is drawn anew; the rest stays.")] = None,
     mask_blur: Annotated[float | None, typer.Option(help="Pixels over which the two are blended.")] = None,
-    control: Annotated[Path | None, typer.Option(help="A sketch or picture whose lines are followed.")] = None,
-    control_weight: Annotated[float, typer.Option(help="How closely, 0 to 2.")] = 1.0,
-    control_start: Annotated[float, typer.Option(help="From this share of the steps …")] = 0.0,
-    control_end: Annotated[float, typer.Option(help="… to this one.")] = 1.0,
-    control_reading: Annotated[str, typer.Option(help="auto, canny, scribble (dark on light), lines.")] = "auto",
+    control: Annotated[
+        list[Path] | None,
+        typer.Option(help="A sketch or picture whose lines are followed. Repeats, with its options."),
+    ] = None,
+    control_weight: Annotated[list[float] | None, typer.Option(help="How closely, 0 to 2. Default: 1.")] = None,
+    control_start: Annotated[
+        list[float] | None, typer.Option(help="From this share of the steps … Default: 0.")
+    ] = None,
+    control_end: Annotated[list[float] | None, typer.Option(help="… to this one. Default: 1.")] = None,
+    control_reading: Annotated[
+        list[str] | None, typer.Option(help="auto, canny, scribble (dark on light), lines, grey, tile. Default: auto.")
+    ] = None,
+    control_net: Annotated[list[str] | None, typer.Option(help="Which of the model's ControlNets.")] = None,
+    mask_padding: Annotated[
+        int | None, typer.Option(help="Draw only the mask and N pixels around it, at the model's size.")
+    ] = None,
+    extend: Annotated[
+        str | None, typer.Option(metavar="L,R,T,B", help="Pixels to add to the image: left, right, top, bottom.")
+    ] = None,
+    colour: Annotated[
+        bool | None, typer.Option("--colour", "--color", help="Colour the image; its light and dark stay.")
+    ] = None,
+    variation_strength: Annotated[float | None, typer.Option(help="How far towards a second noise, 0 to 1.")] = None,
+    variation_seed: Annotated[int | None, typer.Option(help="The seed of that one; --count counts it on.")] = None,
+    tile: Annotated[int | None, typer.Option(help="Draw in overlapping pieces of N pixels a side.")] = None,
+    vae_tile: Annotated[int | None, typer.Option(help="Decode in such pieces; 0 is never.")] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="All pictures in one file.")] = False,
+    preset: Annotated[str | None, typer.Option(help="exact, balanced, fast, turbo: likeness for speed.")] = None,
+    guidance_start: Annotated[float | None, typer.Option(help="Guide from this share of the steps …")] = None,
+    guidance_end: Annotated[float | None, typer.Option(help="… to this one; others take half the time.")] = None,
+    deep_every: Annotated[int | None, typer.Option(help="Compute deep features on every n-th step only.")] = None,
+    merge_tokens: Annotated[bool | None, typer.Option(help="Average 2 x 2 positions that attention looks at.")] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="The text encoder's layer from its end. Default: 1.")] = None,
+    embedding: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:WORD]", help="A textual inversion, and the word for it. Repeats.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA, LoHa, LoKr, and how much of it. Repeats."),
+    ] = None,
+    refiner: Annotated[str | None, typer.Option(help="SDXL's refiner, a bundle, for the last steps …")] = None,
+    refiner_start: Annotated[float | None, typer.Option(help="… after this share of them. Default: 0.8.")] = None,
+    lora_folder: Annotated[Path | None, typer.Option(help="Where the prompt's <lora:NAME:0.8> lie.")] = None,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Prompts are templates: a {red|green} apple.")] = False,
+    wildcards: Annotated[Path | None, typer.Option(help="The folder that a template's __name__ is in.")] = None,
+    safety: Annotated[
+        bool | None, typer.Option(help="Black out what the model's checker flags. Default: if it has one.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = None,
-    model: Annotated[str, typer.Option(help="A name (edge-sd models list) or a folder.")] = "emoji",
+    model: Annotated[str | None, typer.Option(help="A name (edge-sd models list) or a folder. Default: emoji.")] = None,
     variant: Annotated[str | None, typer.Option(help="A variant of the model (edge-sd models show).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, ane, coreml-reference, …")] = "auto",
     prefer: machine.Prefer = "speed",
@@ -123,14 +188,35 @@ def generate(
     """Draw a picture."""
     from edge_sd.image_io import check_output
     from edge_sd.pipeline import Pipeline
+    from edge_sd.presets import preset_named
+    from edge_sd.recorded import read_recorded
     from edge_sd.request import Request
 
     width, height = parse_size(size)
-    request = Request(
-        prompt, negative, width, height, steps, guidance, seed, sampler, count, image, strength, mask, mask_blur,
-        control, control_weight, control_start, control_end, control_reading,
-    )  # fmt: skip
-    path = output if output is not None else free_name(prompt)
+    first, count = parse_seeds(seed, count)
+    wishes = {
+        "prompt": prompt, "negative": negative, "width": width, "height": height, "steps": steps,
+        "guidance": guidance, "seed": first, "sampler": sampler, "sigmas": sigmas, "zero_snr": zero_snr,
+        "count": count, "image": image,
+        "strength": strength, "mask": mask, "mask_blur": mask_blur,
+        "control": one(control), "control_weight": one(control_weight), "control_start": one(control_start),
+        "control_end": one(control_end), "control_reading": one(control_reading), "control_net": one(control_net),
+        "guidance_start": guidance_start, "guidance_end": guidance_end, "deep_every": deep_every,
+        "merge_tokens": merge_tokens, "mask_padding": mask_padding, "extend": parse_extend(extend),
+        "colour": colour, "variation_strength": variation_strength, "variation_seed": variation_seed, "tile": tile,
+        "vae_tile": vae_tile, "clip_skip": clip_skip, "dynamic": dynamic or None, "wildcards": wildcards,
+        "embeddings": dict(map(parse_embedding, embedding)) if embedding else None,
+        "loras": dict(map(parse_lora, lora)) if lora else None, "lora_folder": lora_folder,
+        "refiner": refiner, "refiner_start": refiner_start, "safety": safety,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in wishes.items() if value is not None}
+    if preset is not None:
+        given = {**preset_named(preset).changes, **given}
+    recorded = None if from_ is None else read_recorded(from_)
+    if recorded is None and prompt is None:
+        raise InvalidRequest("there is no prompt: say what to draw, or give a picture to make again with --from")
+    request = Request(**given) if recorded is None else recorded.request(**given)
+    path = output if output is not None else free_name(request.prompt)
     check_output(path)
     silent = quiet or as_json
 
@@ -138,107 +224,65 @@ def generate(
         if not silent:
             print(line, file=sys.stderr)
 
-    with Pipeline.open(model, device, variant, prefer, tell) as pipeline:
-        pipeline.resolve(request)  # A mistake is told before anything else is.
+    if recorded is None:
+        opened = Pipeline.open(model or "emoji", device, variant, prefer, tell, preset or "exact")
+    else:
+        opened = recorded.open(model, device, variant, prefer, tell)
+    with opened as pipeline:
+        settings = pipeline.resolve(request)  # A mistake is told before anything else is.
+        if recorded is not None:
+            recorded.check(settings)
         tell(pipeline.plan.explain() if verbose else pipeline.plan.summary())
-        with _progress(request, silent) as on_step:
+        with progress(request, silent) as on_step:
             result = pipeline.generate(request, on_step)
-    paths = result.save(path)
-    if as_json:
-        print(json.dumps(_report(result, paths), indent=2))
-    elif not quiet:
-        for note in result.notes:
-            print(f"note: {note}", file=sys.stderr)
-        for written in paths:
-            print(written)
-
-
-def parse_size(size: str | None) -> tuple[int | None, int | None]:
-    """Width and height of "512" or "512x768". Raises InvalidRequest."""
-    if size is None:
-        return None, None
-    match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", size.strip())
-    if match is None:
-        raise InvalidRequest(f"size {size!r} is neither a number nor WIDTHxHEIGHT, such as 512 or 512x768")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def free_name(prompt: str, folder: Path = Path()) -> Path:
-    """A name made of the prompt that no file in `folder` has yet."""
-    stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "picture"
-    path, n = folder / f"{stem}.png", 1
-    while path.exists() or path.with_stem(f"{path.stem}-1").exists():
-        n += 1
-        path = folder / f"{stem}-{n}.png"
-    return path
-
-
-@contextmanager
-def _progress(request: Request, silent: bool) -> Iterator[Any]:
-    """A bar over all steps of all pictures; yields the callback for Pipeline.generate."""
-    if silent:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def on_step(n: int, step: Step) -> None:
-            what = "drawing" if request.count == 1 else f"drawing {n + 1} of {request.count}"
-            bar.update(
-                task, description=what, total=request.count * step.total, completed=n * step.total + step.index + 1
-            )
-
-        yield on_step
-
-
-def _report(result: Result, paths: list[Path]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    pictures = [
-        {"path": str(path), **asdict(picture.settings), "model": picture.model, "model_hash": picture.model_hash,
-         "variant": picture.variant, "device": picture.device}
-        for path, picture in zip(paths, result.pictures, strict=True)
-    ]  # fmt: skip
-    return {"pictures": pictures, "plan": result.plan, "seconds": result.seconds, "notes": result.notes}
+    deliver(result, path, grid, as_json, quiet)
 
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="A diffusers folder with safetensors, or an installed model.")],
+    source: Annotated[
+        str, typer.Argument(help="A diffusers folder, a .safetensors checkpoint, an installed model, or ORG/NAME.")
+    ],
     bundle: Annotated[Path, typer.Argument(help="The bundle to make, or to add the variant to.")],
     to: Annotated[str, typer.Option(help="openvino, coreml")] = "openvino",
     precision: Annotated[
         str, typer.Option(help="How weights are stored: fp32, fp16, int8, int4; Core ML: fp16, int8, p8, p6, p4, …")
     ] = "fp16",
     compute: Annotated[str | None, typer.Option(help="Core ML: ane (Neural Engine) or gpu.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="Core ML: pixels, fixed. Default: the model's.")] = (
-        None
-    ),
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="N|WxH[,…]", help="Core ML: pixels, fixed; one or several."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Core ML: rows of the UNet, 1 or 2.")] = None,
+    chunks: Annotated[bool, typer.Option("--chunks", help="Core ML: the UNet in two packages.")] = False,
     target: Annotated[str | None, typer.Option(help="Core ML: the oldest system to run on, iOS16 or macOS13 …")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A checkpoint's tokenizer: vocab.json and merges.txt, or a model's folder.")
+    ] = None,
+    prediction: Annotated[
+        str | None, typer.Option(help="What a checkpoint's UNet predicts: epsilon or v_prediction.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Convert a model's weights, measure them against torch, and add them to a bundle."""
     from edge_sd.converters.build import build, require_extra, variant_name
+    from edge_sd.converters.checkpoints import unpacked
     from edge_sd.converters.forms import form_named
     from edge_sd.converters.recipes import recipe_named
 
-    width, height = parse_size(size)
-    form = form_named(to, compute=compute, target=target, width=width, height=height)
+    sizes = tuple(parse_size(each) for each in size.split(",")) if size else None
+    form = form_named(to, compute=compute, target=target, sizes=sizes, batch=batch, chunks=chunks or None)
     recipe = recipe_named(precision, form.recipes)
     require_extra()
     hush_libraries()
-    with _conversion_progress(quiet or as_json) as report:
-        made = build(source, bundle, form, recipe, report)
+    checkpoint = unpacked(source, bundle, tokenizer=tokenizer, prediction=prediction)
+    with _conversion_progress(quiet or as_json) as report, checkpoint as folder:
+        made = build(folder, bundle, form, recipe, report)
     name = variant_name(form, recipe)
     variant = made.variant(name)
     rows = {
-        part: {"psnr": artifact.parity.psnr, "max_error": artifact.parity.max_error}
+        part: {"psnr": artifact.parity.psnr, "max_error": artifact.parity.max_error, "precision": artifact.precision}
         for part, artifact in variant.artifacts.items()
         if artifact.parity
     }
@@ -246,7 +290,8 @@ def convert(
         print(json.dumps({"bundle": str(bundle), "variant": name, "bytes": variant.size(), "parity": rows}, indent=2))
     elif not quiet:
         for part, row in rows.items():
-            print(f"{part:13} {row['psnr']:6.1f} dB against torch float32", file=sys.stderr)
+            kept = " in float32: it overflows float16" if row["precision"] == "float32" else ""
+            print(f"{part:13} {row['psnr']:6.1f} dB against torch float32{kept}", file=sys.stderr)
         print(f"{name}: {variant.size() / 1e6:.1f} MB", file=sys.stderr)
         print(bundle)
 
@@ -285,14 +330,32 @@ def hush_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def hush_hub(bars: bool) -> None:
+    """Keep the hub library's advice out of our output, and its bars too unless they are wanted."""
+    with contextlib.suppress(ImportError):
+        from huggingface_hub.utils import logging
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        logging.get_logger().setLevel("CRITICAL")
+        if not bars:
+            disable_progress_bars()
+
+
 @models.command("list")
 def models_list(as_json: AsJson = False) -> None:
     """Every model that can be used by name."""
-    from edge_sd.bundle import installed_models, read_manifest
+    from edge_sd.bundle import installed_models, pulled_models, read_manifest
+    from edge_sd.errors import ModelError
+    from edge_sd.foreign import open_foreign
 
     rows = []
-    for name, folder in installed_models().items():
-        bundle = read_manifest(folder)
+    opened = {name: read_manifest(folder) for name, folder in installed_models().items()}
+    for name, folder in pulled_models().items():
+        # A single checkpoint has to be converted first.
+        with contextlib.suppress(ModelError):
+            opened[name] = open_foreign(folder)
+    for name, bundle in opened.items():
+        folder = bundle.root
         rows.append({"name": name, "folder": str(folder), "family": bundle.facts.family,
                      "license": bundle.facts.license, "variants": sorted(bundle.variants)})  # fmt: skip
     if as_json:
@@ -300,6 +363,28 @@ def models_list(as_json: AsJson = False) -> None:
         return
     for row in rows:
         print(f"{row['name']}  {', '.join(row['variants'])}  ({row['license']})")
+
+
+@models.command("pull")
+def models_pull(
+    name: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A model on Hugging Face's hub.")],
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit. Default: the main branch.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Weights in float16 where there are both: half the bytes.")] = (
+        False
+    ),
+    file: Annotated[str | None, typer.Option(help="Of several checkpoints, which.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Download a model's safetensors, at an exact revision; one that was stopped goes on."""
+    from edge_sd.hub import pull, recorded
+
+    hush_hub(bars=not quiet and sys.stderr.isatty())
+    folder = pull(name, revision, half=half, file=file)
+    if not quiet:
+        found = recorded(folder)
+        total = sum(row["bytes"] for row in found["files"].values())
+        print(f"{name} at {found['revision']}: {len(found['files'])} files, {total / 1e6:.1f} MB", file=sys.stderr)
+    print(folder)
 
 
 @models.command("show")

@@ -28,7 +28,7 @@ from edge_sd.bundle import ModelBundle, models_home
 from edge_sd.devices import choose
 from edge_sd.discovery import Here, discover
 from edge_sd.errors import EdgeSDError
-from edge_sd.image_io import read_request
+from edge_sd.recorded import read_recorded
 
 PACKAGES = ("numpy", "pillow", "tokenizers", "openvino", "coremltools", "torch", "diffusers", "transformers", "nncf")
 # Errors of components add up over a picture, so it may be this far, in dB, from what its worst component has.
@@ -152,6 +152,8 @@ def _private(path: Path) -> str:
 
 def _test(bundle: ModelBundle, model: str, here: Here, device: Device, seconds: float) -> SelfTest:
     """Draw with the best variant that `device` can run for the UNet, and nowhere else."""
+    if device.backend == "torch":
+        return SelfTest(device.name, device.backend, why="torch's own picture is what the others are held beside")
     others = [each for each in here.devices if each.backend == device.backend]
     try:
         plan = choose(bundle, others, device.name, machine=here.machine, preference="quality")
@@ -182,7 +184,7 @@ def _request(reference: Path | None) -> list[str]:
     """The words that ask for the picture of `reference`; for any other where there is none."""
     if reference is None:
         return ["a red apple, glossy style", "--seed", "0", "--steps", "4"]
-    request = read_request(reference)["request"]
+    request = read_recorded(reference).settings
     options = {name: str(request[name]) for name in ("seed", "steps", "sampler", "guidance")}
     options["size"] = f"{request['width']}x{request['height']}"
     return [request["prompt"], *(word for name, value in options.items() for word in (f"--{name}", value))]

@@ -37,11 +37,13 @@ from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, Parity
 from edge_sd.text import TextTokenizer, read_vocabulary
 
 from .forms import Form, Made, form_named
-from .parity import Arrays
+from .parity import CALIBRATION_STEPS, PROMPTS, STEPS, Arrays
 from .recipes import QuantRecipe
-from .sources import Source
+from .sources import CONTROL, Source
 
 Report = Callable[[str, float], None]
+# Bytes of a UNet.
+LARGE = 256 << 20
 
 
 def require_extra() -> None:
@@ -78,7 +80,9 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
             return bundle
         staging = target / f".{name}.partial"
         with _hidden_if_fresh(target, staging):
-            parts = tuple(part for part in opened.parts if part in form.parts)
+            # A ControlNet's residuals go into a UNet whose weights are those of its own; that of W8A8 has others.
+            parts = tuple(part for part in opened.parts
+                          if part in form.parts and not (recipe.activations and part in CONTROL))  # fmt: skip
             _check_space(opened, parts, recipe, target)
             artifacts = _make_parts(opened, parts, fingerprint, form, recipe, staging, report)
             form.finish(opened, staging)
@@ -148,7 +152,7 @@ def _existing(target: Path, source: Source, name: str) -> ModelBundle:
         return bundle
     visible = {path.name for path in target.iterdir() if not path.name.startswith(".")} if target.is_dir() else set()
     # A kill just before the manifest was written leaves these two.
-    if strange := visible - {"tokenizer", name}:
+    if strange := visible - {*(text.tokenizer for text in source.facts.encoders), name}:
         raise InvalidRequest(f"{target} is neither empty nor a bundle (it holds {min(strange)}); give a new folder")
     return ModelBundle(target, source.facts, {})
 
@@ -185,18 +189,22 @@ def _make_parts(
     name = variant_name(form, recipe)
     state_path = staging / ".state.json"
     state = _resume(state_path, staging, {"source": fingerprint, "recipe": asdict(recipe), "form": repr(form)})
-    tokenizer = TextTokenizer(source.folder / "tokenizer", source.facts.max_tokens)
+    facts = source.facts
+    tokenizers = {text.part: TextTokenizer(source.folder / text.tokenizer, facts.max_tokens) for text in facts.encoders}
     artifacts: dict[str, Artifact] = {}
-    returned: dict[str, Arrays] = {}
+    returned: dict[str, list[Arrays]] = {}
     for n, part in enumerate(parts):
         kept = staging / f".{part}.npz"
         if part in state["parts"]:
-            with np.load(kept) as arrays:
-                returned[part] = dict(arrays)
+            with np.load(kept) as held:
+                returned[part] = [{} for _ in _cases(source, form, recipe)]
+                for index, each in (key.split(".", 1) for key in held):
+                    returned[part][int(index)][each] = held[f"{index}.{each}"]
         else:
             report(f"{name}: {part}", n / len(parts))
-            row, returned[part] = _make_part(source, form, recipe, part, staging, tokenizer, returned)
-            np.savez(kept, allow_pickle=False, **returned[part])
+            row, returned[part] = _make_part(source, form, recipe, part, staging, tokenizers, returned)
+            flat: dict[str, Any] = {f"{i}.{key}": x for i, each in enumerate(returned[part]) for key, x in each.items()}
+            np.savez(kept, **flat)
             state["parts"][part] = row
             write_atomically(state_path, json.dumps(state).encode())
         row = state["parts"][part]
@@ -207,8 +215,10 @@ def _make_parts(
             inputs=tuple(made.inputs),
             outputs=tuple(made.outputs),
             parity=Parity(**row["parity"]),
+            chunks=tuple(f"{name}/{chunk}" for chunk in made.chunks),
+            precision=made.precision,
         )
-    save_reference(returned["vae_decoder"]["picture"], source.facts, staging / REFERENCE, fingerprint)
+    save_reference(returned["vae_decoder"][0]["picture"], source.facts, staging / REFERENCE, fingerprint)
     for part in parts:
         (staging / f".{part}.npz").unlink()
     state_path.unlink()
@@ -238,17 +248,20 @@ def _make_part(
     recipe: QuantRecipe,
     part: str,
     staging: Path,
-    tokenizer: TextTokenizer,
-    before: dict[str, Arrays],
-) -> tuple[dict[str, Any], Arrays]:
-    """Convert one component and measure it; its row for the state file, and what the next component needs of it."""
+    tokenizers: dict[str, TextTokenizer],
+    before: dict[str, list[Arrays]],
+) -> tuple[dict[str, Any], list[Arrays]]:
+    """Convert one component and measure it; its row for the state file, and for each size what the next ones need."""
     from .parity import TorchComponent, record
     from .wrappers import wrap
 
     wrapped = wrap(part, source.load(part), source.facts)
     component = TorchComponent(wrapped.module, tuple(wrapped.example), wrapped.outputs)
-    result = record(part, component, source.facts, tokenizer, before, form.latents(source.facts))
-    made = form.convert(wrapped, source, recipe, staging)
+    results = [
+        record(part, component, source.facts, tokenizers, {name: each[n] for name, each in before.items()}, *case)
+        for n, case in enumerate(_cases(source, form, recipe))
+    ]
+    made = form.convert(wrapped, source, recipe, staging, component.recording)
     del wrapped, component.module
     parity = form.measure(part, made, staging, component.recording)
     if not parity.psnr >= recipe.floor:
@@ -256,26 +269,41 @@ def _make_part(
             f"{part} in {recipe.name} reaches {parity.psnr:.1f} dB against torch float32, "
             f"its floor is {recipe.floor:g} dB; nothing was added to the bundle"
         )
-    files = {path.relative_to(staging).as_posix(): asdict(record_file(path)) for path in _files(staging / made.place)}
-    return {"made": asdict(made), "parity": asdict(parity), "files": files}, result
+    paths = [path for place in made.places for path in _files(staging / place)]
+    files = {path.relative_to(staging).as_posix(): asdict(record_file(path)) for path in paths}
+    return {"made": asdict(made), "parity": asdict(parity), "files": files}, results
+
+
+def _cases(source: Source, form: Form, recipe: QuantRecipe) -> list[tuple[tuple[int, int], str, int]]:
+    """The pictures on which components are measured: sizes of latents, prompts, steps."""
+    pictures = [(PROMPTS[0], STEPS)]
+    if recipe.activations:
+        # Of models that take seconds for a step, a third as many.
+        large = sum(path.stat().st_size for path in source.weights("unet")[0]) >= LARGE
+        pictures = list(zip(PROMPTS, CALIBRATION_STEPS, strict=True))[:: 3 if large else 1]
+    return [(latents, *picture) for picture in pictures for latents in form.latents(source.facts)]
 
 
 def _publish_tokenizer(source: Source, target: Path) -> dict[str, FileRecord]:
-    """The tokenizer of the bundle itself, which the runtime reads, whatever variants come and go."""
-    folder = target / "tokenizer"
-    folder.mkdir(exist_ok=True)
-    vocabulary, merges = read_vocabulary(source.folder / "tokenizer")
-    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
-    write_atomically(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False).encode())
-    write_atomically(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (source.folder / "tokenizer" / name).is_file():
-            write_atomically(folder / name, (source.folder / "tokenizer" / name).read_bytes())
-    return {f"tokenizer/{path.name}": record_file(path) for path in _files(folder)}
+    """The tokenizers of the bundle itself, which the runtime reads, whatever variants come and go."""
+    records: dict[str, FileRecord] = {}
+    for text in source.facts.encoders:
+        folder = target / text.tokenizer
+        folder.mkdir(exist_ok=True)
+        vocabulary, merges = read_vocabulary(source.folder / text.tokenizer)
+        lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+        write_atomically(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False).encode())
+        write_atomically(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            if (source.folder / text.tokenizer / name).is_file():
+                write_atomically(folder / name, (source.folder / text.tokenizer / name).read_bytes())
+        records |= {f"{text.tokenizer}/{path.name}": record_file(path) for path in _files(folder)}
+    return records
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """Every file in a folder; a file is its own only one."""
+    return [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _flushed(path: Path) -> FileRecord:

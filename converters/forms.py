@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edge_sd import safety
 from edge_sd.bundle import Facts, Parity
 from edge_sd.errors import InvalidRequest, choices
-from edge_sd.foreign import GRAPH
+from edge_sd.foreign import GRAPH, read_json
 
 from .link import share_weights
 from .parity import Recording
-from .recipes import QuantRecipe
+from .recipes import RECIPES, QuantRecipe
 from .sources import PARTS, Source
 
 if TYPE_CHECKING:
@@ -27,13 +28,18 @@ LARGEST_SIDE = 32
 
 @dataclass(frozen=True)
 class Made:
-    """One written component: paths are relative to the variant's folder, `place` holds all its files."""
+    """One written component: paths are relative to the variant's folder; `places`, files or folders, are all of it.
 
-    place: str
+    `chunks` are graphs that follow the first; `precision` is its own where it could not have the recipe's.
+    """
+
+    places: tuple[str, ...]
     graph: str
     weights: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    chunks: tuple[str, ...] = ()
+    precision: str = ""
 
 
 class Form(Protocol):
@@ -65,11 +71,16 @@ class Form(Protocol):
     def check(self, source: Source, recipe: QuantRecipe) -> None:
         """Refuse what cannot be, before any work."""
 
-    def latents(self, facts: Facts) -> tuple[int, int]:
-        """Height and width of the latents on which parity is measured."""
+    def latents(self, facts: Facts) -> list[tuple[int, int]]:
+        """Heights and widths of the latents on which parity is measured."""
 
-    def convert(self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path) -> Made:
-        """Write one component into `staging`; `wrapped` may be changed on the way."""
+    def convert(
+        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
+    ) -> Made:
+        """Write one component into `staging`; `wrapped` may be changed on the way.
+
+        `recording` is what it will be measured by, for choices that depend on what a component computes.
+        """
 
     def measure(self, part: str, made: Made, staging: Path, recording: Recording) -> Parity:
         """Parity of a written component, the same on every machine."""
@@ -87,29 +98,34 @@ class OpenVINOForm:
     compute: str = ""
     lowest: str = ""
     parts: tuple[str, ...] = tuple(PARTS)
-    recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "int4")
+    recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "w8a8", "int4", "int4g64", "int4g128")
 
     def check(self, source: Source, recipe: QuantRecipe) -> None:
         return
 
-    def latents(self, facts: Facts) -> tuple[int, int]:
+    def latents(self, facts: Facts) -> list[tuple[int, int]]:
         factor = facts.latents.factor
-        return min(facts.defaults.height // factor, LARGEST_SIDE), min(facts.defaults.width // factor, LARGEST_SIDE)
+        return [(min(facts.defaults.height // factor, LARGEST_SIDE), min(facts.defaults.width // factor, LARGEST_SIDE))]
 
-    def convert(self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path) -> Made:
+    def convert(
+        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
+    ) -> Made:
         from . import openvino
 
         part = wrapped.part
         folder = staging / part
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        openvino.convert(wrapped, recipe, folder, source.facts.schedule.prediction_type)
+        if part == safety.PART and recipe.bits < 16:
+            # A picture's verdict is to be the same in every variant.
+            recipe = RECIPES["fp16"]
+        openvino.convert(wrapped, recipe, folder, source.facts, recording)
         (folder / "config.json").write_text(json.dumps(source.config(part), indent=2), "utf-8")
         weights = [f"{part}/{Path(GRAPH).stem}.bin"]
         if part == "controlled_unet":
             weights = [f"unet/{weights[0].split('/')[1]}", f"{part}/{Path(GRAPH).stem}.constants"]
             share_weights(folder / GRAPH, staging / "unet" / GRAPH, staging / weights[1])
-        return Made(part, f"{part}/{GRAPH}", tuple(weights), tuple(wrapped.example), wrapped.outputs)
+        return Made((part,), f"{part}/{GRAPH}", tuple(weights), tuple(wrapped.example), wrapped.outputs)
 
     def measure(self, part: str, made: Made, staging: Path, recording: Recording) -> Parity:
         from . import openvino
@@ -120,10 +136,16 @@ class OpenVINOForm:
         """The index, the scheduler, the tokenizer in two forms."""
         from . import openvino
 
-        for folder in ("scheduler", "tokenizer"):
+        tokenizers = [text.tokenizer for text in source.facts.encoders]
+        for folder in ("scheduler", *tokenizers):
             shutil.copytree(source.folder / folder, staging / folder, dirs_exist_ok=True)
-        shutil.copyfile(source.folder / "model_index.json", staging / "model_index.json")
-        openvino.convert_tokenizer(source.folder / "tokenizer", staging / "tokenizer")
+        index = read_json(source.folder / "model_index.json")
+        if safety.PART in source.parts:
+            # Other programs would look for torch's weights of it.
+            index |= {safety.PART: [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+        (staging / "model_index.json").write_text(json.dumps(index, indent=2), "utf-8")
+        for folder in tokenizers:
+            openvino.convert_tokenizer(source.folder / folder, staging / folder)
 
 
 def form_named(name: str, **wishes: Any) -> Form:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edge_sd.backends.openvino import read_model
-from edge_sd.bundle import Parity
+from edge_sd.bundle import Facts, Parity
 from edge_sd.errors import ConversionError
 from edge_sd.foreign import GRAPH
 
@@ -18,9 +18,17 @@ from .parity import Arrays, Recording, measure
 from .recipes import QuantRecipe
 from .wrappers import Wrapped
 
+# Lives while a graph is quantized.
+FLOAT = "float"
 
-def convert(wrapped: Wrapped, recipe: QuantRecipe, folder: Path, prediction_type: str) -> None:
-    """Write the component's graph and weights, stored as `recipe` says, into `folder`. Raises ConversionError."""
+
+def convert(
+    wrapped: Wrapped, recipe: QuantRecipe, folder: Path, facts: Facts, recording: Recording | None = None
+) -> None:
+    """Write the component's graph and weights, stored as `recipe` says, into `folder`. Raises ConversionError.
+
+    A recipe with `activations` is calibrated on what `recording` says went into the component.
+    """
     import openvino as ov
     import torch
 
@@ -33,17 +41,33 @@ def convert(wrapped: Wrapped, recipe: QuantRecipe, folder: Path, prediction_type
     except Exception as error:  # The frontend raises whatever torch's tracer raises.
         raise ConversionError(f"{wrapped.part} could not be traced: {str(error).splitlines()[0]}") from error
     _name_ports(model, wrapped)
-    if wrapped.part.startswith("vae") and prediction_type == "v_prediction":
-        # Keeps float16 GPUs from overflowing in these decoders; the value is optimum-intel's.
-        model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
+    if wrapped.part.startswith("vae") and (facts.vae_float32 or facts.schedule.prediction_type == "v_prediction"):
+        # Keeps float16 GPUs from overflowing in these decoders; the values are optimum-intel's.
+        model.set_rt_info("128.0" if facts.vae_float32 else "8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
     if recipe.bits < 16:
         # nncf draws its progress on stdout, where a command's result is expected.
         with redirect_stdout(sys.stderr):
-            model = _compress(model, recipe)
+            # Text takes 1 % of the time and steers every step: its activations are left alone.
+            if recipe.activations and recording is not None and not wrapped.part.startswith("text_encoder"):
+                from .quantize import quantize_activations
+
+                model = quantize_activations(_in_float16(model, folder), wrapped, recording)
+            else:
+                model = _compress(model, recipe)
     try:
         ov.save_model(model, folder / GRAPH, compress_to_fp16=recipe.bits <= 16)
     except RuntimeError as error:
         raise ConversionError(f"{folder / GRAPH} could not be written: {str(error).splitlines()[-1]}") from error
+    for path in folder.glob(f"{FLOAT}.*"):
+        path.unlink()
+
+
+def _in_float16(model: Any, folder: Path) -> Any:
+    """The model with weights of float16: those that stay so beside int8 are not compressed as it is saved."""
+    import openvino as ov
+
+    ov.save_model(model, folder / f"{FLOAT}.xml", compress_to_fp16=True)
+    return ov.Core().read_model(folder / f"{FLOAT}.xml")
 
 
 def _name_ports(model: Any, wrapped: Wrapped) -> None:

@@ -10,19 +10,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sd import metrics
+from edge_sd import metrics, safety
 from edge_sd.autoencoder import to_pixels
+from edge_sd.backends.base import Component
 from edge_sd.bundle import Facts, Parity, write_atomically
+from edge_sd.canvas import Masked
+from edge_sd.conditioning import conditions
 from edge_sd.denoiser import Denoiser
 from edge_sd.edges import canny
 from edge_sd.image_io import encode
 from edge_sd.noise import TorchNoise
-from edge_sd.request import Picture, Settings
+from edge_sd.request import Settings
+from edge_sd.result import Picture
 from edge_sd.samplers import SAMPLERS
 from edge_sd.text import TextTokenizer
 
 PROMPT = "a red apple, glossy style"
+# Ranges of activations are of several pictures.
+PROMPTS = (
+    PROMPT, "a cat, flat style", "a snowman on a blue background", "a rocket, 3d style", "a slice of pizza",
+    "a photo of a mountain lake at dawn", "a cactus on a pink background", "portrait of a woman, oil painting",
+)  # fmt: skip
 STEPS, SEED, SAMPLER = 4, 0, "euler"
+# Each of PROMPTS in another number of steps: together they come by many timesteps.
+CALIBRATION_STEPS = (4, 5, 6, 7, 8, 9, 10, 11)
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], Arrays]
@@ -67,23 +78,33 @@ def record(
     part: str,
     component: TorchComponent,
     facts: Facts,
-    tokenizer: TextTokenizer,
+    tokenizers: Mapping[str, TextTokenizer],
     before: Mapping[str, Arrays],
     latents: tuple[int, int],
+    prompt: str = PROMPT,
+    steps: int = STEPS,
 ) -> Arrays:
     """Run one component's share of a picture of `latents` (h, w) in torch; returns what other components need of it.
 
     Components come in the order of the pipeline, one in memory at a time: `before` holds what earlier ones returned.
+    `tokenizers` are those of the text encoders, by part.
     """
-    if part == "text_encoder":
-        ids = np.concatenate([tokenizer("").ids, tokenizer(PROMPT).ids])
-        return {"context": component(input_ids=ids)["last_hidden_state"]}
+    if part in tokenizers:
+        doubled = not facts.guidance_width
+        texts = ["", prompt] if doubled else [prompt]
+        encoded = component(input_ids=np.concatenate([tokenizers[part](text).ids for text in texts]))
+        wanted = {text.states for text in facts.encoders if text.part == part} | {"text_embeds"}
+        return {name: value for name, value in encoded.items() if name in wanted}
     if part == "unet":
-        component.bind(encoder_hidden_states=before["text_encoder"]["context"])
+        component.bind(**_told(before, facts, latents))
         sampler, noise = SAMPLERS[SAMPLER], TorchNoise(SEED)
-        levels = sampler.levels(facts.schedule, STEPS)
+        levels = sampler.levels(facts.schedule, steps)
         x = sampler.start(noise.normal((1, facts.latents.channels, *latents)), levels, facts.schedule)
-        denoiser = Denoiser(component, facts.schedule.prediction_type, facts.defaults.guidance)
+        guidance = 1.0 if facts.guidance_width else facts.defaults.guidance
+        unet: Component = component
+        if facts.inpainting:
+            unet = Masked(component, np.ones((1, 1, *latents), np.float32), np.zeros_like(x))
+        denoiser = Denoiser(unet, facts.schedule.prediction_type, guidance)
         *_, last = sampler.run(denoiser, x, levels, noise.normal)
         return {"latents": last.latents}
     if part == "vae_decoder":
@@ -91,17 +112,31 @@ def record(
         return {"picture": np.clip(component(latent_sample=z)["sample"], -1, 1)}
     if part == "vae_encoder":
         return component(sample=before["vae_decoder"]["picture"])
-    component.bind(encoder_hidden_states=before["text_encoder"]["context"])
+    if part == safety.PART:
+        picture = to_pixels(before["vae_decoder"]["picture"][0])
+        for seen in (picture, picture[::-1], 255 - picture):
+            component(clip_input=safety.view(np.ascontiguousarray(seen), component.module.side))
+        return {}
+    told = _told(before, facts, latents)
+    rows = len(told["encoder_hidden_states"])
+    component.bind(**told)
     if part == "controlnet":
-        component.bind(controlnet_cond=np.concatenate([_edges(before["vae_decoder"]["picture"])] * 2))
-        outputs = [component(**inputs) for inputs in _noised(before["unet"]["latents"], facts)]
+        component.bind(controlnet_cond=np.repeat(_edges(before["vae_decoder"]["picture"]), rows, axis=0))
+        outputs = [component(**inputs) for inputs in _noised(before["unet"]["latents"], facts, rows)]
         return {f"{n}.{name}": value for n, output in enumerate(outputs) for name, value in output.items()}
     assert part == "controlled_unet", part
-    for n, inputs in enumerate(_noised(before["unet"]["latents"], facts)):
+    for n, inputs in enumerate(_noised(before["unet"]["latents"], facts, rows)):
         given = {name.removeprefix(f"{n}."): value for name, value in before["controlnet"].items()
                  if name.startswith(f"{n}.")}  # fmt: skip
         component(**inputs, **given)
     return {}
+
+
+def _told(before: Mapping[str, Arrays], facts: Facts, latents: tuple[int, int]) -> Arrays:
+    """What is bound to a UNet or a ControlNet; of the prompt alone where samples are of one row, without guidance."""
+    height, width = (side * facts.latents.factor for side in latents)
+    told = conditions(facts, before, width, height, facts.defaults.guidance)
+    return told if facts.guidance_width or facts.defaults.guidance != 1 else {n: v[-1:] for n, v in told.items()}
 
 
 def _edges(picture: NDArray[Any]) -> NDArray[np.float32]:
@@ -110,12 +145,12 @@ def _edges(picture: NDArray[Any]) -> NDArray[np.float32]:
     return np.repeat(canny(pixels)[None, None], 3, axis=1).astype(np.float32)
 
 
-def _noised(x_0: NDArray[Any], facts: Facts) -> Iterator[Arrays]:
-    """A UNet's inputs on the way to x_0, as if it were always right."""
+def _noised(x_0: NDArray[Any], facts: Facts, rows: int) -> Iterator[Arrays]:
+    """A UNet's inputs on the way to x_0, as if it were always right; `rows` of them alike."""
     noise = TorchNoise(SEED)
     for level in SAMPLERS[SAMPLER].levels(facts.schedule, STEPS)[:-1]:
         x_t = np.float32(level.alpha) * (x_0 + np.float32(level.sigma) * noise.normal(x_0.shape))
-        yield {"sample": np.concatenate([x_t, x_t]), "timestep": np.array([level.t], np.float32)}
+        yield {"sample": np.repeat(x_t, rows, axis=0), "timestep": np.array([level.t], np.float32)}
 
 
 def save_reference(image: NDArray[np.float32], facts: Facts, path: Path, source: str) -> None:

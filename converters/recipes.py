@@ -16,6 +16,8 @@ class QuantRecipe:
     bits        32 and 16 are floating point, fewer are integers with a scale (8: per output channel, 4: per group),
                 or, with `palette`, indices of a table that k-means made
     floor       PSNR in dB against torch float32 that every component must reach
+    activations whether what layers are given is rounded to integers, too (W8A8); calibrated on several pictures
+    mixed       `bits` is for the weights that need most, others get fewer, as a sensitivity analysis says
     group_size  the channels or inputs that share a scale or a table; None is the whole channel or tensor
     """
 
@@ -24,6 +26,8 @@ class QuantRecipe:
     floor: float
     group_size: int | None = None
     palette: bool = False
+    mixed: bool = False
+    activations: bool = False
 
 
 RECIPES = {
@@ -32,13 +36,18 @@ RECIPES = {
         QuantRecipe("fp32", 32, floor=80.0),
         QuantRecipe("fp16", 16, floor=45.0),
         QuantRecipe("int8", 8, floor=30.0),
+        QuantRecipe("w8a8", 8, floor=25.0, activations=True),
         QuantRecipe("int4", 4, floor=15.0, group_size=32),
+        QuantRecipe("int4g64", 4, floor=12.0, group_size=64),
+        QuantRecipe("int4g128", 4, floor=10.0, group_size=128),
         QuantRecipe("p8", 8, floor=35.0, palette=True),
         QuantRecipe("p6", 6, floor=30.0, palette=True),
         QuantRecipe("p4", 4, floor=15.0, palette=True),
         QuantRecipe("p4g16", 4, floor=18.0, group_size=16, palette=True),
         QuantRecipe("p2", 2, floor=5.0, palette=True),
         QuantRecipe("p1", 1, floor=0.0, palette=True),
+        # As near as fp16 has to be, in as few bits as that takes.
+        QuantRecipe("mixed", 16, floor=45.0, palette=True, mixed=True),
     )
 }
 

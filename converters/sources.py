@@ -1,8 +1,4 @@
-"""Where weights come from: a diffusers folder, one component at a time as a torch module in float32.
-
-Only safetensors are read; a pickle can run code when it is opened. A tensor that is missing would be made up at random
-by the libraries' loaders, so it is an error here.
-"""
+"""Where weights come from: a diffusers folder, one component at a time as a torch module in float32."""
 
 from __future__ import annotations
 
@@ -11,23 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sd.bundle import MANIFEST, Facts, find_model, hash_file, inside, read_manifest
+from edge_sd.bundle import MANIFEST, Facts, find_model, hash_file, read_manifest
 from edge_sd.errors import InvalidModel
-from edge_sd.foreign import diffusers_facts, read_json
+from edge_sd.foreign import diffusers_facts, has_checker, read_json
+from edge_sd.safety import PART
 from edge_sd.text import read_vocabulary
+from edge_sd.weights import load_module, weight_files
 
 # part -> (library, class, folder, the weight file's stem)
 PARTS = {
     "text_encoder": ("transformers", "CLIPTextModel", "text_encoder", "model"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection", "text_encoder_2", "model"),
     "unet": ("diffusers", "UNet2DConditionModel", "unet", "diffusion_pytorch_model"),
     "vae_decoder": ("diffusers", "AutoencoderKL", "vae", "diffusion_pytorch_model"),
     "vae_encoder": ("diffusers", "AutoencoderKL", "vae", "diffusion_pytorch_model"),
     "controlnet": ("diffusers", "ControlNetModel", "controlnet", "diffusion_pytorch_model"),
+    PART: ("diffusers.pipelines.stable_diffusion.safety_checker", "StableDiffusionSafetyChecker", PART, "model"),
     # The UNet that takes a ControlNet's residuals; its weights are the UNet's.
     "controlled_unet": ("diffusers", "UNet2DConditionModel", "unet", "diffusion_pytorch_model"),
 }
 CONTROL = ("controlnet", "controlled_unet")
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 
 
 @dataclass(frozen=True)
@@ -47,33 +46,28 @@ class Source:
         source = cls(folder, facts)
         for part in source.parts:
             source.check(part)
-        read_vocabulary(folder / "tokenizer")
+        for text in facts.encoders:
+            read_vocabulary(folder / text.tokenizer)
         return source
 
     @property
     def parts(self) -> tuple[str, ...]:
         """What the folder holds, in the order of the pipeline."""
         controlled = (self.folder / "controlnet/config.json").is_file()
-        return tuple(part for part in PARTS if controlled or part not in CONTROL)
+        checked = has_checker(self.folder)
+        texts = [text.part for text in self.facts.encoders]
+        return tuple(
+            part
+            for part in PARTS
+            if (controlled or part not in CONTROL)
+            and (part in texts or not part.startswith("text_encoder"))
+            and (checked or part != PART)
+        )
 
     def weights(self, part: str) -> tuple[list[Path], str | None]:
         """The weight files of a part, several if it is sharded, and their names' variant."""
         _, _, name, stem = PARTS[part]
-        folder = self.folder / name
-        for variant in (None, "fp16"):
-            path = folder / (f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors")
-            if path.is_file():
-                return [path], variant
-            index = folder / f"{stem}.safetensors.index{f'.{variant}' if variant else ''}.json"
-            if index.is_file():
-                return _shards(index), variant
-        pickles = [path.name for pattern in PICKLES for path in (self.folder / folder).glob(pattern)]
-        if pickles:
-            raise InvalidModel(
-                f"{self.folder / folder} holds {pickles[0]}, a pickle, which can run code when opened; "
-                f"only safetensors are read ({stem}.safetensors)"
-            )
-        raise InvalidModel(f"{self.folder / folder} has no {stem}.safetensors")
+        return weight_files(self.folder / name, stem)
 
     def check(self, part: str) -> None:
         """Read the weight file's header: it must be whole and describe exactly the bytes that follow."""
@@ -90,35 +84,8 @@ class Source:
         """The torch module of a part, float32, in evaluation mode. Raises InvalidModel."""
         import importlib
 
-        import torch
-
-        library, name, folder, _ = PARTS[part]
-        paths, variant = self.weights(part)
-        path = paths[0]
-        kind = getattr(importlib.import_module(library), name)
-        extra: dict[str, Any] = {} if library == "transformers" else {"low_cpu_mem_usage": False}
-        try:
-            module, info = kind.from_pretrained(
-                self.folder / folder,
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                torch_dtype=torch.float32,
-                **extra,
-            )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise InvalidModel(f"{self.folder / folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-        missing = sorted(key for key in info["missing_keys"] if "position_ids" not in key)
-        wrong = sorted(str(row[0]) for row in info["mismatched_keys"])
-        if missing or wrong:
-            names = missing or wrong
-            what = "lacks" if missing else "has a wrong shape for"
-            raise InvalidModel(f"{path} {what} {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""))
-        for key, tensor in module.state_dict().items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise InvalidModel(f"{path} is damaged: {key} holds NaN or infinity")
-        return module.eval().requires_grad_(False)
+        library, name, folder, stem = PARTS[part]
+        return load_module(getattr(importlib.import_module(library), name), self.folder / folder, stem)
 
     def config(self, part: str) -> dict[str, Any]:
         """The part's config.json."""
@@ -134,15 +101,3 @@ class Source:
 
     def _config_path(self, part: str) -> Path:
         return self.folder / PARTS[part][2] / "config.json"
-
-
-def _shards(index: Path) -> list[Path]:
-    """The files that an index of shards names, in order. Raises InvalidModel."""
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise InvalidModel(f"{index} is damaged: it has no weight_map")
-    paths = [inside(index.parent, name) for name in sorted(set(names.values()))]
-    for path in paths:
-        if not path.is_file():
-            raise InvalidModel(f"{index.parent} lacks {path.name}, which {index.name} names")
-    return paths

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edge_sd import safety
 from edge_sd.bundle import Facts
+from edge_sd.conditioning import shapes_of_conditions
 
 
 @dataclass(frozen=True)
@@ -42,39 +44,65 @@ class TextEncoder(nn.Module):
         return out.last_hidden_state, out.pooler_output, *out.hidden_states
 
 
-class UNet(nn.Module):
+class TextEncoder2(nn.Module):
+    """SDXL's second encoder: the projected end-of-text state, and the hidden states that the UNet attends to."""
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        output: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        length = input_ids.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()[None, None]
+        out = self.model(input_ids, attention_mask=causal, output_hidden_states=True)
+        return out.text_embeds, out.last_hidden_state, *out.hidden_states
+
+
+def conditioned(names: tuple[str, ...], values: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Further inputs of a UNet or a ControlNet as diffusers' keywords."""
+    given = dict(zip(names, values, strict=True))
+    keywords: dict[str, Any] = {"timestep_cond": given.pop("timestep_cond")} if "timestep_cond" in given else {}
+    return {**keywords, "added_cond_kwargs": given} if given else keywords
+
+
+class UNet(nn.Module):
+    """`names`: further inputs, those of SDXL or of a latent consistency model (edge_sd/conditioning.py)."""
+
+    def __init__(self, model: Any, names: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *further: Tensor) -> Tensor:
+        more = conditioned(self.names, further)
+        output: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False, **more)[0]
         return output
 
 
 class ControlNet(nn.Module):
     """The residuals of a condition, white lines on black [B, 3, H, W] in [0, 1]: one for each skip, the middle last."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, names: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.names = model, names
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, controlnet_cond: Tensor
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *further: Tensor
     ) -> tuple[Tensor, ...]:
-        down, middle = self.model(sample, timestep, encoder_hidden_states, controlnet_cond, return_dict=False)
+        more = conditioned(self.names, further[:-1])
+        down, middle = self.model(sample, timestep, encoder_hidden_states, further[-1], return_dict=False, **more)
         return *down, middle
 
 
 class ControlledUNet(nn.Module):
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, names: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.names = model, names
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *further: Tensor) -> Tensor:
+        more, residuals = conditioned(self.names, further[: len(self.names)]), further[len(self.names) :]
         output: Tensor = self.model(
             sample, timestep, encoder_hidden_states, return_dict=False,
-            down_block_additional_residuals=residuals[:-1], mid_block_additional_residual=residuals[-1],
+            down_block_additional_residuals=residuals[:-1], mid_block_additional_residual=residuals[-1], **more,
         )[0]  # fmt: skip
         return output
 
@@ -101,25 +129,43 @@ class VAEEncoder(nn.Module):
         return parameters
 
 
+class SafetyChecker(nn.Module):
+    """A picture as CLIP sees it -> its similarity to each concept less the threshold; the verdict is the runtime's."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.side = model, int(model.config.vision_config.image_size)
+
+    def forward(self, clip_input: Tensor) -> tuple[Tensor, Tensor]:
+        seen = nn.functional.normalize(self.model.visual_projection(self.model.vision_model(clip_input).pooler_output))
+        special, concepts = map(nn.functional.normalize, (self.model.special_care_embeds, self.model.concept_embeds))
+        thresholds = self.model.special_care_embeds_weights, self.model.concept_embeds_weights
+        return seen @ special.T - thresholds[0], seen @ concepts.T - thresholds[1]
+
+
 def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
     """Wrap a loaded component; the example inputs are small but of real shape."""
     side = 16
     latents = torch.zeros(1, facts.latents.channels, side, side)
+    further = {name: shape for name, shape in shapes_of_conditions(facts, 1).items() if name != "encoder_hidden_states"}
+    names = tuple(further)
     pixels = torch.zeros(1, 3, side * facts.latents.factor, side * facts.latents.factor)
 
     def denoising() -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
         text = torch.zeros(1, facts.max_tokens, model.config.cross_attention_dim)
+        sample = torch.zeros(1, facts.sample_channels, side, side)
+        more = {name: torch.zeros(shape) for name, shape in further.items()}
         return (
-            {"sample": latents, "timestep": torch.tensor([1]), "encoder_hidden_states": text},
-            {"sample": (0, 2, 3), "timestep": (0,), "encoder_hidden_states": (0, 1)},
+            {"sample": sample, "timestep": torch.tensor([1]), "encoder_hidden_states": text, **more},
+            {"sample": (0, 2, 3), "timestep": (0,), "encoder_hidden_states": (0, 1), **dict.fromkeys(more, (0,))},
         )
 
     def controlnet() -> Wrapped:
         example, dynamic = denoising()
-        names = tuple(residual_shapes(model.config, (1, side, side)))
+        outputs = tuple(residual_shapes(model.config, (1, side, side)))
         return Wrapped(
-            part, ControlNet(model), {**example, "controlnet_cond": pixels},
-            {**dynamic, "controlnet_cond": (0, 2, 3)}, names,
+            part, ControlNet(model, names), {**example, "controlnet_cond": pixels},
+            {**dynamic, "controlnet_cond": (0, 2, 3)}, outputs,
         )  # fmt: skip
 
     def controlled_unet() -> Wrapped:
@@ -127,7 +173,7 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
         shapes = residual_shapes(model.config, (1, side, side))
         residuals = {name: torch.zeros(shape) for name, shape in shapes.items()}
         return Wrapped(
-            part, ControlledUNet(model), {**example, **residuals},
+            part, ControlledUNet(model, names), {**example, **residuals},
             {**dynamic, **dict.fromkeys(shapes, (0, 2, 3))}, ("out_sample",),
         )  # fmt: skip
 
@@ -143,7 +189,18 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
                 *(f"hidden_states.{n}" for n in range(model.config.num_hidden_layers + 1)),
             ),
         ),
-        "unet": lambda: Wrapped(part, UNet(model), *denoising(), ("out_sample",)),
+        "text_encoder_2": lambda: Wrapped(
+            part,
+            TextEncoder2(model),
+            {"input_ids": torch.ones(1, facts.max_tokens, dtype=torch.int64)},
+            {"input_ids": (0, 1)},
+            (
+                "text_embeds",
+                "last_hidden_state",
+                *(f"hidden_states.{n}" for n in range(model.config.num_hidden_layers + 1)),
+            ),
+        ),
+        "unet": lambda: Wrapped(part, UNet(model, names), *denoising(), ("out_sample",)),
         "vae_decoder": lambda: Wrapped(
             part, VAEDecoder(model), {"latent_sample": latents}, {"latent_sample": (0, 2, 3)}, ("sample",)
         ),
@@ -153,6 +210,13 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
             {"sample": pixels},
             {"sample": (0, 2, 3)},
             ("latent_parameters",),
+        ),
+        safety.PART: lambda: Wrapped(
+            part,
+            checker := SafetyChecker(model),
+            {"clip_input": torch.zeros(1, 3, checker.side, checker.side)},
+            {"clip_input": (0,)},
+            ("special_scores", "concept_scores"),
         ),
         "controlnet": controlnet,
         "controlled_unet": controlled_unet,

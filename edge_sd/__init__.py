@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from .bundle import ModelBundle as ModelBundle
     from .pipeline import Pipeline as Pipeline
     from .request import Request as Request
-    from .request import Result as Result
+    from .result import Result as Result
 
 __version__ = "0.1.0"
 __all__ = ["ModelBundle", "Pipeline", "Request", "Result", "__version__"]
 
-_HOMES = {"ModelBundle": "bundle", "Pipeline": "pipeline", "Request": "request", "Result": "request"}
+_HOMES = {"ModelBundle": "bundle", "Pipeline": "pipeline", "Request": "request", "Result": "result"}
 
 
 def __getattr__(name: str) -> Any:

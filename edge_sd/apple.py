@@ -7,12 +7,15 @@ states are (B, C, 1, S) there, timesteps one for each of the batch, all sizes st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .errors import InvalidModel, InvalidRequest
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -39,6 +42,31 @@ LAYOUTS = {
 }
 
 
+# What SDXL's UNet is told beside the text.
+_SIZES = {name: name for name in ("text_embeds", "time_ids")}
+
+
+def layout_of(part: str, names: Iterable[str], states: str = "") -> Layout:
+    """The layout of a part whose package has inputs and outputs of these names: residuals are as many as there are.
+
+    `states` is our name of hidden_embeds, the states before a text encoder's last layer, which SDXL attends to.
+    """
+    names = set(names)
+    if part.startswith("text_encoder") and "hidden_embeds" in names:
+        name, pooled = ("TextEncoder", "pooler_output") if part == "text_encoder" else ("TextEncoder2", "text_embeds")
+        return Layout(name, {"input_ids": "input_ids"}, {states: "hidden_embeds", pooled: "pooled_outputs"})
+    unet = {**_UNET, **(_SIZES if "time_ids" in names else {})}
+    if part == "unet":
+        return Layout("Unet", unet, LAYOUTS[part].outputs)
+    if part not in ("controlnet", "controlled_unet"):
+        return LAYOUTS[part]
+    count = sum(name.startswith("additional_residual_") for name in names)
+    residuals = {name: name for name in (f"additional_residual_{n}" for n in range(count))}
+    if part == "controlnet":
+        return Layout("ControlNet", {**unet, "controlnet_cond": "controlnet_cond"}, residuals)
+    return Layout("ControlledUnet", {**unet, **residuals}, {"out_sample": "noise_pred"})
+
+
 class Port(Protocol):
     """What is known of an input: numpy's name of its type, and its static shape."""
 
@@ -47,6 +75,70 @@ class Port(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+
+
+class Chain:
+    """Programs one after the other as one: each gets the inputs of all and what those before it made, by name."""
+
+    def __init__(self, programs: Sequence[Any]) -> None:
+        self.programs = programs
+        self.inputs: dict[str, Port] = {}
+        made: set[str] = set()
+        for program in programs:
+            self.inputs |= {name: port for name, port in program.inputs.items() if name not in made}
+            made |= set(program.outputs)
+
+    @property
+    def overflow(self) -> Any:
+        """The first that a program of an executor met."""
+        found = (getattr(program, "overflow", None) for program in self.programs)
+        return next((each for each in found if each is not None), None)
+
+    def placements(self) -> Counter[str]:
+        """Those of all programs together."""
+        return sum((program.placements() for program in self.programs), Counter())
+
+    def predict(self, inputs: Arrays) -> Arrays:
+        """Run all; the outputs of the last."""
+        values, outputs = dict(inputs), {}
+        for program in self.programs:
+            outputs = program.predict({name: values[name].astype(p.dtype) for name, p in program.inputs.items()})
+            values |= outputs
+        return outputs
+
+
+def pick(
+    name: str,
+    functions: Mapping[str, Mapping[str, Port]],
+    layout: Layout,
+    shapes: Mapping[str, tuple[int, ...]],
+    factor: int,
+) -> str:
+    """The function of a package for inputs of these shapes (by our names): its pictures are of that size.
+
+    Of several, the one of the smallest batch that takes all rows, or of the largest. Raises InvalidModel for a package
+    of another layout, InvalidRequest listing the sizes there are, or for another number of tokens.
+    """
+    pictures = [ours for ours in shapes if ours in ("sample", "latent_sample")]
+    if not pictures:
+        return next(iter(functions))
+    wanted, theirs = shapes[pictures[0]], layout.inputs[pictures[0]]
+    if any(theirs not in ports for ports in functions.values()):
+        raise InvalidModel(f"{name} has no input {theirs}; it is not in Apple's layout")
+    fixed = {function: ports[theirs].shape for function, ports in functions.items()}
+    fitting = sorted((shape[0], function) for function, shape in fixed.items() if shape[1:] == tuple(wanted[1:]))
+    if not fitting:
+        scale = 1 if wanted[1] == 3 else factor
+        sizes = dict.fromkeys(f"{shape[3] * scale}x{shape[2] * scale}" for shape in fixed.values())
+        raise InvalidRequest(
+            f"{name} draws {', '.join(sizes)} only, not {wanted[3] * scale}x{wanted[2] * scale}; "
+            "convert a variant of that size"
+        )
+    if "encoder_hidden_states" in shapes:
+        tokens = functions[fitting[0][1]][layout.inputs["encoder_hidden_states"]].shape[3]
+        if shapes["encoder_hidden_states"][1] != tokens:
+            raise InvalidRequest(f"{name} takes {tokens} tokens of text, not {shapes['encoder_hidden_states'][1]}")
+    return next((function for batch, function in fitting if batch >= wanted[0]), fitting[-1][1])
 
 
 def call(predict: Callable[[Arrays], Arrays], ports: Mapping[str, Port], layout: Layout, inputs: Arrays) -> Arrays:

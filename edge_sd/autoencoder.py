@@ -11,13 +11,17 @@ from .errors import NumericalError
 
 
 def encode(
-    encoder: Component, space: LatentSpace, pixels: NDArray[np.uint8], eps: NDArray[np.float32]
-) -> NDArray[np.float32]:
+    encoder: Component, space: LatentSpace, pixels: NDArray[np.uint8], eps: NDArray[np.float32],
+    hidden: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float32]:  # fmt: skip
     """Pixels [H, W, 3] to latents [1, C, h, w], a sample of q(z | x) made of the normal noise `eps` of that shape.
 
-    The bounds of log variance are those of diffusers' DiagonalGaussianDistribution. Raises NumericalError.
+    Where `hidden` [H, W] is, the encoder sees the middle of its range instead: what inpainting models are told. The
+    bounds of log variance are those of diffusers' DiagonalGaussianDistribution. Raises NumericalError.
     """
     sample = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(127.5) - 1
+    if hidden is not None:
+        sample[:, :, hidden] = 0
     mean, log_variance = np.split(encoder(sample=sample)["latent_parameters"], 2, axis=1)
     z = mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * eps
     if not np.isfinite(z).all():

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +26,15 @@ from .errors import InvalidModel, ModelNotFound, VariantNotFound, choices
 from .schedule import NoiseSchedule
 
 MANIFEST = "edge_sd.json"
+# In the folder of a model that was pulled from the hub: its revision and hashes (see hub.py).
+HUB_RECORD = "hub.json"
 # In a variant's folder: what torch float32 drew of the same weights, with the request inside.
 REFERENCE = "reference.png"
 FORMAT = 1
 MANIFEST_LIMIT = 8 << 20
+# Facts that manifests of the first versions do not have.
+LATER: dict[str, Any] = {"conditioning": "", "pooled_width": 0, "zero_negative": False, "guidance_width": 0,
+                         "inpainting": False, "vae_float32": False}  # fmt: skip
 # Up to this size a variant is hashed at every open (about 0.1 s); larger ones when asked.
 ALWAYS_HASHED = 128 << 20
 
@@ -76,7 +82,8 @@ class Artifact:
     The weights of a graph are the bytes of `weights`, one file after the other: usually one `.bin`; in the embedded
     model the safetensors files that diffusers reads, then the few constants that are not in them. `lora` is a file of
     low-rank differences that are added to such weights. `pieces` is there where a graph, a Core ML package, comes
-    without its weight file: it tells how that is put together of `weights` (see assembly.py).
+    without its weight file: it tells how that is put together of `weights` (see assembly.py). `chunks` are graphs that
+    follow the first, as one component. `precision` is the component's own, where it could not have the variant's.
     """
 
     graph: str
@@ -86,10 +93,13 @@ class Artifact:
     parity: Parity | None = None
     lora: str | None = None
     pieces: str | None = None
+    chunks: tuple[str, ...] = ()
+    precision: str = ""
 
     def files(self) -> tuple[str, ...]:
         """Every path that is named here."""
-        return tuple(name for name in (self.graph, *self.weights, self.lora, self.pieces) if name is not None)
+        named = (self.graph, *self.chunks, *self.weights, self.lora, self.pieces)
+        return tuple(name for name in named if name is not None)
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ class Variant:
     compute    the device that its arithmetic was arranged for ("ane", "gpu"), where a backend tells them apart
     defaults   stand in for the model's where they differ, as those of a few-step variant do
     target     the oldest system that runs it ("iOS18", "macOS13"); "" is any that its backend runs on
+    sample     a hash of parts of its files, where those are large and no manifest has hashed them
     """
 
     backend: str
@@ -110,23 +121,54 @@ class Variant:
     compute: str = ""
     defaults: Defaults | None = None
     target: str = ""
+    sample: str = ""
+
+    @property
+    def static(self) -> bool:
+        """Whether the shapes of its components were fixed when it was converted."""
+        return self.backend == "coreml"
+
+    @property
+    def changeable(self) -> bool:
+        """Whether its graphs can be rewritten as they are read, as shortcuts need."""
+        return self.backend not in ("coreml", "torch")
 
     def size(self) -> int:
         """Bytes on disk."""
         return sum(record.bytes for record in self.files.values())
 
     def part_size(self, part: str) -> int:
-        """Bytes on disk of one component: its graph (a file, or the folder of a package) and its weights."""
+        """Bytes on disk of one component: its graphs (files, or the folders of packages) and its weights."""
         artifact = self.artifacts.get(part)
         if artifact is None:
             return 0
-        own = {artifact.graph, *artifact.weights, artifact.lora}
-        return sum(r.bytes for name, r in self.files.items() if name in own or name.startswith(f"{artifact.graph}/"))
+        own = {artifact.graph, *artifact.chunks, *artifact.weights, artifact.lora}
+        packages = tuple(f"{graph}/" for graph in (artifact.graph, *artifact.chunks))
+        return sum(r.bytes for name, r in self.files.items() if name in own or name.startswith(packages))
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """One text encoder: its component, the folder of its tokenizer, and the output that the UNet attends to."""
+
+    part: str = "text_encoder"
+    tokenizer: str = "tokenizer"
+    states: str = "last_hidden_state"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is true of the weights whatever runs them."""
+    """What is true of the weights whatever runs them.
+
+    text_width      of what the UNet attends to: of all text encoders together
+    texts           the text encoders, where it is not the one called text_encoder
+    conditioning    what a UNet of SDXL is told beside the text: "size", or "aesthetic", which is a refiner
+    pooled_width    of the text_embeds that go with it
+    zero_negative   an empty negative prompt is zeros, not the states of no words
+    guidance_width  of the embedded guidance scale that a latent consistency model takes; 0 is none
+    inpainting      the UNet also takes a mask and the latents of what is outside it
+    vae_float32     the autoencoder overflows in float16
+    """
 
     name: str
     family: Literal["sd1", "sd2", "sdxl"]
@@ -137,6 +179,28 @@ class Facts:
     max_tokens: int = 77
     text_width: int = 768
     license: str = "unknown"
+    texts: tuple[TextPart, ...] = ()
+    conditioning: Literal["", "size", "aesthetic"] = ""
+    pooled_width: int = 0
+    zero_negative: bool = False
+    guidance_width: int = 0
+    inpainting: bool = False
+    vae_float32: bool = False
+
+    @property
+    def encoders(self) -> tuple[TextPart, ...]:
+        """The text encoders in the order in which the UNet attends to them."""
+        return self.texts or (TextPart(tokenizer=self.tokenizer),)
+
+    @property
+    def sample_channels(self) -> int:
+        """Of what goes into the UNet."""
+        return 2 * self.latents.channels + 1 if self.inpainting else self.latents.channels
+
+    @property
+    def time_ids(self) -> int:
+        """How many numbers `conditioning` is."""
+        return {"": 0, "size": 6, "aesthetic": 5}[self.conditioning]
 
 
 @dataclass(frozen=True)
@@ -158,16 +222,14 @@ class ModelBundle:
 
     @classmethod
     def open(cls, model: str | Path) -> ModelBundle:
-        """Open a model by installed name or folder: a bundle, or an OpenVINO export of optimum-intel.
+        """Open a model by installed name or folder: a bundle, an OpenVINO export, or torch weights (diffusers).
 
         Raises ModelNotFound, or InvalidModel when the folder is damaged or no model.
         """
         root = find_model(model)
-        if (root / MANIFEST).is_file():
-            return read_manifest(root)
-        from .foreign import open_foreign
+        from .foreign import open_foreign, with_torch
 
-        return open_foreign(root)
+        return with_torch(read_manifest(root)) if (root / MANIFEST).is_file() else open_foreign(root)
 
     def defaults_of(self, variant: str) -> Defaults:
         """What a request gets that does not say, drawn with `variant`."""
@@ -209,7 +271,7 @@ class ModelBundle:
 
     def fingerprint(self, variant: str) -> str:
         """Ten hex digits that name the exact files of a variant; written into every picture."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.variant(variant).sample.encode())
         for path, record in sorted({**self.files, **self.variant(variant).files}.items()):
             # Folders that others wrote have no hashes; their sizes tell most of them apart.
             digest.update(f"{path}\0{record.sha256 or record.bytes}\n".encode())
@@ -221,7 +283,8 @@ class ModelBundle:
             "format": FORMAT,
             **asdict(self.facts),
             "files": {path: asdict(record) for path, record in sorted(self.files.items())},
-            "variants": {name: asdict(variant) for name, variant in sorted(self.variants.items())},
+            # What torch runs is there as long as the weights are, and is recorded nowhere.
+            "variants": {name: asdict(each) for name, each in sorted(self.variants.items()) if each.backend != "torch"},
         }
         write_atomically(self.root / MANIFEST, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -300,6 +363,42 @@ def installed_models() -> dict[str, Path]:
     return found
 
 
+def pulled_models() -> dict[str, Path]:
+    """ORG/NAME -> folder of every model that was pulled from the hub."""
+    home = models_home()
+    folders = sorted(home.iterdir()) if home.is_dir() else []
+    return {each.name.replace("--", "/", 1): each for each in folders if (each / HUB_RECORD).is_file()}
+
+
+def hub_folder(name: str) -> Path:
+    """Where the hub's model ORG/NAME goes."""
+    return models_home() / name.replace("/", "--")
+
+
+def find_pulled(name: str) -> Path | None:
+    """The hub's model ORG/NAME on this disk: pulled here, or a snapshot in the cache of Hugging Face's libraries."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return None
+    if hub_folder(name).is_dir():
+        return hub_folder(name)
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{name.replace('/', '--')}"
+    try:
+        snapshot = cache / "snapshots" / (cache / "refs/main").read_text("utf-8").strip()
+        return snapshot if snapshot.is_dir() else None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def model_name(folder: Path) -> str:
+    """What a model in `folder` is called: ORG/NAME's NAME where the hub's name is in the path, else the folder's."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        folder = folder.parent.parent
+    pulled = (folder / HUB_RECORD).is_file() or folder.name.startswith("models--")
+    return folder.name.split("--")[-1] if pulled else folder.name
+
+
 def find_model(model: str | Path) -> Path:
     """The folder of a model given by name or by path."""
     installed = installed_models()
@@ -309,6 +408,8 @@ def find_model(model: str | Path) -> Path:
     with contextlib.suppress(OSError, ValueError):
         if Path(model).is_dir():
             return Path(model)
+        if (pulled := find_pulled(str(model))) is not None:
+            return pulled
     raise ModelNotFound(
         f"no model {str(model)[:200]!r}: neither a folder nor installed; installed: {choices(installed)}"
     )
@@ -333,7 +434,11 @@ def read_manifest(root: Path) -> ModelBundle:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise InvalidModel(f"{path}: {detail}") from error
-    for name in [bundle.facts.tokenizer, *bundle.files, *(f for v in bundle.variants.values() for f in v.files)]:
+    for name in [
+        *(text.tokenizer for text in bundle.facts.encoders),
+        *bundle.files,
+        *(f for v in bundle.variants.values() for f in v.files),
+    ]:
         bundle.path(name)
     for variant in bundle.variants.values():
         for artifact in variant.artifacts.values():
@@ -346,7 +451,9 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
     for key in ("schedule", "latents", "defaults", "variants", "files"):
         if not isinstance(document[key], dict):
             raise TypeError(f"{key!r} is no object")
-    if missing := {each.name for each in fields(NoiseSchedule)} - set(document["schedule"]):
+    # What manifests of the first version do not know has a default.
+    known = {each.name for each in fields(NoiseSchedule)} - {"sigma_spacing", "flow_shift"}
+    if missing := known - set(document["schedule"]):
         raise ValueError(f"'schedule' lacks {choices(missing)}")
     for key in ("max_tokens", "text_width"):
         if type(document[key]) is not int or document[key] < 1:
@@ -361,6 +468,8 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
         max_tokens=document["max_tokens"],
         text_width=document["text_width"],
         license=str(document["license"]),
+        texts=tuple(TextPart(**text) for text in document.get("texts", ())),
+        **{name: type(default)(document.get(name, default)) for name, default in LATER.items()},
     )
     variants = {}
     for name, entry in document["variants"].items():
@@ -373,6 +482,8 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
                 parity=Parity(**row["parity"]) if row.get("parity") else None,
                 lora=str(row["lora"]) if row.get("lora") else None,
                 pieces=str(row["pieces"]) if row.get("pieces") else None,
+                chunks=tuple(row.get("chunks", ())),
+                precision=str(row.get("precision", "")),
             )
             for component, row in entry["artifacts"].items()
         }

@@ -1,27 +1,43 @@
-"""Canvas: the picture that a request starts from, and where it is drawn anew."""
+"""Canvas: the picture that a request starts from, and where it is drawn anew; a part of a larger picture, or all."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .backends.base import Array, Component
 from .errors import InvalidRequest
+from .image_io import MAX_PIXELS
 from .samplers import Denoise, Latents
 from .schedule import Level
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Decoders of a few kilobytes of PNG can ask for gigabytes.
-MAX_PIXELS = 100_000_000
+    from .request import Request
+
+# An extended picture of up to so many times the model's own number of pixels is drawn at its own size.
+NEAR = 2.25
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The whole picture, pixels [H, W, 3] with its mask [H, W], of which a canvas is what lies in `box`, scaled."""
+
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    box: Box
 
 
 @dataclass(frozen=True)
@@ -30,10 +46,12 @@ class Canvas:
 
     pixels   uint8 [H, W, 3]
     mask     where it is drawn anew, bool [H, W]; None is everywhere
+    frame    what the drawn is pasted back into; None where the canvas is the whole
     """
 
     pixels: NDArray[np.uint8]
     mask: NDArray[np.bool_] | None = None
+    frame: Frame | None = None
 
     def latent_mask(self, factor: int) -> Latents | None:
         """1 for each latent that has a pixel of the mask under it, float32 [1, 1, H / factor, W / factor]."""
@@ -44,14 +62,31 @@ class Canvas:
         touched: NDArray[np.bool_] = np.asarray(blocks.any(axis=(1, 3)))
         return touched[None, None].astype(np.float32)
 
+    def finish(self, drawn: NDArray[np.uint8], blur: float, colour: bool) -> NDArray[np.uint8]:
+        """The result made of what was drawn: recoloured, pasted, or as it is."""
+        return self.paste(self.recolour(drawn) if colour else drawn, blur)
+
     def paste(self, drawn: NDArray[np.uint8], blur: float) -> NDArray[np.uint8]:
         """`drawn` inside the mask and the picture itself outside, byte for byte, but for a seam of `blur` pixels."""
         if self.mask is None:
             return drawn
         from PIL import Image, ImageFilter
 
-        mask = Image.fromarray(self.mask.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(blur))
-        return np.asarray(Image.composite(Image.fromarray(drawn), Image.fromarray(self.pixels), mask))
+        whole = self.frame or Frame(self.pixels, self.mask, (0, 0, self.pixels.shape[1], self.pixels.shape[0]))
+        left, top, right, bottom = whole.box
+        before = Image.fromarray(whole.pixels)
+        after = before.copy()
+        after.paste(Image.fromarray(drawn).resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
+        mask = Image.fromarray(whole.mask.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(blur))
+        return np.asarray(Image.composite(after, before, mask))
+
+    def recolour(self, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The colours of `drawn` with the light and dark of the canvas: its luma, the other's chroma (BT.601)."""
+        from PIL import Image
+
+        luma = Image.fromarray(self.pixels).convert("YCbCr").getchannel("Y")
+        _, blue, red = Image.fromarray(drawn).convert("YCbCr").split()
+        return np.asarray(Image.merge("YCbCr", (luma, blue, red)).convert("RGB"))
 
 
 @dataclass(frozen=True)
@@ -71,6 +106,30 @@ class Inpainting:
     def __call__(self, x: Latents, level: Level) -> Latents:
         x_0: Latents = self.mask * self.denoise(x, level) + (1 - self.mask) * self.known
         return x_0
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A UNet for inpainting, of 2 C + 1 channels: it sees where it is to draw, and the picture around that.
+
+    mask     1 where it draws, [1, 1, h, w]
+    visible  latents of the picture without what is under the mask [1, C, h, w]
+    """
+
+    unet: Component
+    mask: Latents
+    visible: Latents
+
+    def bind(self, **constants: Array) -> None:
+        self.unet.bind(**constants)
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        sample = inputs.pop("sample")
+        seen = np.concatenate([self.mask, self.visible], axis=1).repeat(len(sample), axis=0)
+        return self.unet(sample=np.concatenate([sample, seen], axis=1), **inputs)
+
+    def close(self) -> None:
+        self.unet.close()
 
 
 def open_picture(source: str | Path | Image, what: str) -> Image:
@@ -106,6 +165,117 @@ def proportioned(size: tuple[int, int], area: int, multiple: int, limit: int) ->
     return width, height
 
 
+@dataclass(frozen=True)
+class Start:
+    """The pictures that a request starts from, opened.
+
+    image    as large as the result, RGB
+    mask     of its size, white where it is drawn anew; None is everywhere
+    box      the part of it that the model is shown; None is all
+    framed   whether the rest of the image is put around what was drawn
+    """
+
+    image: Image
+    mask: Image | None = None
+    box: Box | None = None
+    framed: bool = False
+
+    def size(self, area: int, multiple: int, limit: int) -> tuple[int, int]:
+        """Width and height to draw at: about `area` pixels, or an extended picture's own size where that is near."""
+        left, top, right, bottom = self.box or (0, 0, *self.image.size)
+        sides = right - left, bottom - top
+        own = tuple(-side // multiple * -multiple for side in sides)
+        if self.framed and self.box is None and max(own) <= limit and own[0] * own[1] <= NEAR * area:
+            return own[0], own[1]
+        return proportioned(sides, area, multiple, limit)
+
+    def canvas(self, width: int, height: int) -> Canvas:
+        """What lies in the box, cut and scaled to width x height."""
+        if not self.framed:
+            return make_canvas(self.image, self.mask, width, height)
+        from PIL import Image as Images
+
+        assert self.mask is not None
+        whole = (0, 0, *self.image.size)
+        box = whole if self.box is None else grown(self.box, width / height, self.image.size)
+        pixels = np.asarray(self.image.crop(box).resize((width, height), Images.Resampling.LANCZOS))
+        inside = np.asarray(self.mask.crop(box).resize((width, height), Images.Resampling.BILINEAR)) >= 128
+        frame = Frame(np.asarray(self.image), np.asarray(self.mask) >= 128, box)
+        return Canvas(pixels, inside, frame)
+
+
+def open_start(request: Request) -> tuple[Start, dict[str, Any]] | None:
+    """What `request` starts from, and its pictures' hashes; None where from nothing. Raises InvalidRequest."""
+    if request.image is None:
+        return None
+    image = open_picture(request.image, "image")
+    hashes: dict[str, Any] = {"image": content_hash(image)}
+    mask = None
+    if request.mask is not None:
+        opened = open_picture(request.mask, "mask")
+        hashes["mask"] = content_hash(opened)
+        mask = opened.convert("L")
+        _check_mask(image, mask)
+    if request.extend is not None:
+        image, mask = extended(image, mask, request.extend)
+    box = None
+    if request.mask_padding is not None:
+        assert mask is not None
+        box = around(mask, request.mask_padding)
+    return Start(image, mask, box, request.extend is not None or box is not None), hashes
+
+
+def extended(image: Image, mask: Image | None, sides: Sequence[int]) -> tuple[Image, Image]:
+    """The image with (left, right, top, bottom) pixels more, its edges repeated, and a mask of those and `mask`."""
+    from PIL import Image as Images
+
+    left, right, top, bottom = sides
+    width, height = image.width + left + right, image.height + top + bottom
+    if width * height > MAX_PIXELS:
+        raise InvalidRequest(f"an image extended to {width}x{height} pixels is too many")
+    margins = ((top, bottom), (left, right))
+    pixels = np.pad(np.asarray(image), (*margins, (0, 0)), mode="edge")
+    old = np.zeros((image.height, image.width), np.uint8) if mask is None else np.asarray(mask)
+    return Images.fromarray(pixels), Images.fromarray(np.pad(old, margins, constant_values=255))
+
+
+def around(mask: Image, padding: int) -> Box:
+    """The smallest box around the white of `mask`, and `padding` pixels more where the picture has them."""
+    found = mask.point([0] * 128 + [255] * 128).getbbox()
+    assert found is not None
+    left, top, right, bottom = found
+    return (
+        max(0, left - padding), max(0, top - padding),
+        min(mask.width, right + padding), min(mask.height, bottom + padding),
+    )  # fmt: skip
+
+
+def grown(box: Box, ratio: float, size: tuple[int, int]) -> Box:
+    """`box` made larger to `ratio`, width to height, as far as a picture of `size` has room, about its middle."""
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    width, height = max(width, min(size[0], round(height * ratio))), max(height, min(size[1], round(width / ratio)))
+    left = min(max(0, (left + right - width) // 2), size[0] - width)
+    top = min(max(0, (top + bottom - height) // 2), size[1] - height)
+    return left, top, left + width, top + height
+
+
+def _check_mask(image: Image, mask: Image) -> None:
+    if mask.size != image.size:
+        raise InvalidRequest(f"the mask has {_size(mask)} pixels, the image {_size(image)}; make them equal")
+    if np.asarray(mask).max() < 128:
+        raise InvalidRequest("the mask is all black; white is where the picture is drawn anew")
+
+
+def grain(side: int, factor: int) -> int:
+    """Pixels of which sides are best multiples, for a model whose own are `side`: converted UNets halve latents without
+    a remainder, three times in Stable Diffusion, less often in smaller ones."""
+    pixels = factor
+    while pixels < 8 * factor and side % (8 * pixels) == 0:
+        pixels *= 2
+    return pixels
+
+
 def make_canvas(image: Image, mask: Image | None, width: int, height: int) -> Canvas:
     """`image` and its mask, cut and scaled to width x height. Raises InvalidRequest for a mask that does not fit."""
     from PIL import Image as Images
@@ -114,11 +284,10 @@ def make_canvas(image: Image, mask: Image | None, width: int, height: int) -> Ca
     pixels = np.asarray(ImageOps.fit(image, (width, height), Images.Resampling.LANCZOS))
     if mask is None:
         return Canvas(pixels)
-    if mask.size != image.size:
-        raise InvalidRequest(f"the mask has {_size(mask)} pixels, the image {_size(image)}; make them equal")
+    _check_mask(image, mask.convert("L"))
     inside = np.asarray(ImageOps.fit(mask.convert("L"), (width, height), Images.Resampling.BILINEAR)) >= 128
     if not inside.any():
-        raise InvalidRequest("the mask is all black; white is where the picture is drawn anew")
+        raise InvalidRequest("the mask's white is lost at this size; make it larger, or give --mask-padding")
     return Canvas(pixels, inside)
 
 

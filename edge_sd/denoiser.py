@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Component
+from .backends.base import DEEP, Component
 from .errors import NumericalError
 
 if TYPE_CHECKING:
@@ -22,20 +22,26 @@ class Denoiser:
     """Classifier-free guidance around a UNet whose text is already bound.
 
     unet             takes sample [B, C, h, w] and timestep [1]; B is 2 (negative, then prompt) with guidance, else 1
-    prediction_type  "epsilon", "v_prediction" or "sample"
+    prediction_type  "epsilon", "v_prediction", "sample" or "flow_prediction"
     guidance         w of  out = out_negative + w (out_prompt - out_negative)
+    guided           the timesteps at which it is (Kynkäänniemi et al. 2024); None is all
+    deep_every       deep features are made by every n-th call and taken again by those between (Ma et al. 2023)
     """
 
     unet: Component
     prediction_type: str
     guidance: float
+    guided: frozenset[float] | None = None
+    deep_every: int = 1
+    _deep: Latents | None = None
+    _age: int = 0
 
     def __call__(self, x: Latents, level: Level) -> Latents:
         """x_0 of x = x_0 + sigma eps; x: [1, C, h, w]. Raises NumericalError."""
         x_t = np.float32(level.alpha) * x
-        guided = self.guidance != 1
-        sample = np.concatenate([x_t, x_t]) if guided else x_t
-        output = self.unet(sample=sample, timestep=np.array([level.t], np.float32))["out_sample"]
+        timestep = np.array([level.t], np.float32)
+        guided = self.guidance != 1 and (self.guided is None or float(timestep[0]) in self.guided)
+        output = self._predicted(np.concatenate([x_t, x_t]) if guided else x_t, timestep)
         if guided:
             negative, prompt = output[:1], output[1:]
             output = negative + np.float32(self.guidance) * (prompt - negative)
@@ -44,12 +50,26 @@ class Denoiser:
             raise NumericalError(f"the UNet returned NaN or infinity at timestep {level.t:g}; try a variant in fp32")
         return x_0
 
+    def _predicted(self, sample: Latents, timestep: Latents) -> Latents:
+        # Features of both rows serve a call for the prompt's alone, not the other way round.
+        if self._deep is not None and self._age < self.deep_every and len(self._deep) >= len(sample):
+            self._age += 1
+            kept = {DEEP: self._deep[-len(sample) :]}
+            return self.unet(sample=sample, timestep=timestep, **kept)["out_sample"]
+        outputs = self.unet(sample=sample, timestep=timestep)
+        # A component that can't split itself returns none.
+        self._deep, self._age = outputs.get(DEEP), 1
+        return outputs["out_sample"]
+
     def _denoised(self, x: Latents, x_t: Latents, output: Latents, level: Level) -> Latents:
         if self.prediction_type == "epsilon":
             x_0 = x - np.float32(level.sigma) * output
         elif self.prediction_type == "v_prediction":
             # x_0 = sqrt(abar) x_t - sqrt(1 - abar) v, and sqrt(1 - abar) = sigma sqrt(abar)
             x_0 = np.float32(level.alpha) * x_t - np.float32(level.sigma * level.alpha) * output
+        elif self.prediction_type == "flow_prediction":
+            # u = eps - x_0, and s = sigma (1 - s)
+            x_0 = x_t - np.float32(level.sigma * level.alpha) * output
         else:
             x_0 = output
         return np.asarray(x_0, np.float32)

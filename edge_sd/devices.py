@@ -102,7 +102,7 @@ def _options(
         if part not in bundle.variants[name].artifacts and any(part in v.artifacts for v in bundle.variants.values()):
             continue
         told = objections(bundle, name, part, device, machine)
-        against = next((each for each in told if each.unless is None or each.unless not in wishes), None)
+        against = next((each for each in told if not set(each.unless) & set(wishes)), None)
         cost = estimate(bundle, name, part, device, machine)
         found = measured.get((part, name, place_of(device)))
         if found is not None and found.failure:
@@ -143,10 +143,11 @@ def _allowed(options: list[_Option], wish: str) -> dict[str, list[Placement]]:
 
 
 def _despite(options: list[_Option], because: str) -> list[Placement]:
+    against = ((option.placement, option.objection) for option in options if option.objection is not None)
     return [
-        replace(option.placement, reason=f"{because}, though: {option.objection.why}")
-        for option in options
-        if option.objection is not None and not option.objection.final and not option.objection.unless
+        replace(placement, reason=f"{because}, though: {objection.why}")
+        for placement, objection in against
+        if objection.last or not (objection.final or objection.unless)
     ]
 
 

@@ -11,6 +11,7 @@ EdgeSDError
 ├── MissingExtra          an optional dependency is not installed; the message holds the install line
 ├── ConversionError       a conversion could not be finished; nothing was added to the bundle
 │   └── ParityError       it finished, but the result is too far from torch float32
+├── HubError              the hub could not be reached, or refused
 └── OutputError           a file could not be written
 """
 
@@ -64,6 +65,10 @@ class ConversionError(EdgeSDError):
 
 class ParityError(ConversionError):
     """A converted component is too far from torch float32."""
+
+
+class HubError(EdgeSDError):
+    """The hub could not be reached, or refused."""
 
 
 class OutputError(EdgeSDError):

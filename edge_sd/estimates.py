@@ -17,10 +17,10 @@ from .machine import Machine
 PARTS = ("text_encoder", "unet", "vae_decoder")
 
 # Bits of a stored weight, and PSNR in dB against torch float32 where the manifest has not measured it.
-BITS = {"fp32": 32, "fp16": 16, "as exported": 16, "int8": 8, "p8": 8, "p6": 6, "mixed": 5, "p4": 4, "p4g16": 4,
-        "int4": 4, "p2": 2, "p1": 1}  # fmt: skip
-TYPICAL_PSNR = {"fp32": 100.0, "fp16": 60.0, "as exported": 60.0, "p8": 40.0, "int8": 35.0, "p6": 32.0, "mixed": 30.0,
-                "p4g16": 22.0, "p4": 20.0, "int4": 20.0, "p2": 6.0, "p1": 2.0}  # fmt: skip
+BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "as exported": 16, "int8": 8, "p8": 8, "p6": 6, "mixed": 5,
+        "p4": 4, "p4g16": 4, "int4": 4, "p2": 2, "p1": 1}  # fmt: skip
+TYPICAL_PSNR = {"fp32": 100.0, "fp16": 60.0, "bf16": 42.0, "as exported": 60.0, "p8": 40.0, "int8": 35.0, "p6": 32.0,
+                "mixed": 30.0, "p4g16": 22.0, "p4": 20.0, "int4": 20.0, "p2": 6.0, "p1": 2.0}  # fmt: skip
 UNKNOWN_BITS, UNKNOWN_PSNR = 16, 25.0
 # What the arithmetic leaves of it, and the figure above which nobody sees a difference.
 ARITHMETIC_PSNR = {"f32": 100.0, "f16": 55.0, "bf16": 42.0}
@@ -31,10 +31,12 @@ BACKEND_BYTES, BACKEND_SECONDS = 150 << 20, 0.5
 # Seconds to open a component on a kind of device, and bytes of weights compiled in a second after that.
 LOADING = {
     ("openvino", "cpu"): (0.15, 1.5e9), ("openvino", "gpu"): (3.0, 3e8), ("openvino", "npu"): (8.0, 1.5e8),
+    ("torch", "torch-cpu"): (2.0, 1e9), ("torch", "torch-cuda"): (2.0, 2e9), ("torch", "torch-mps"): (2.0, 1e9),
     ("coreml", "cpu"): (0.3, 1e9), ("coreml", "gpu"): (1.0, 1e9), ("coreml", "ane"): (2.0, 3e8),
 }  # fmt: skip
 # Watts while it computes, of a laptop.
-WATTS = {"cpu": 25.0, "gpu": 20.0, "npu": 6.0, "ane": 4.0}
+WATTS = {"cpu": 25.0, "gpu": 20.0, "npu": 6.0, "ane": 4.0,
+         "torch-cpu": 25.0, "torch-cuda": 150.0, "torch-mps": 20.0}  # fmt: skip
 LOADING_WATTS = 15.0
 
 
@@ -97,6 +99,8 @@ def quality(variant: Variant, part: str, arithmetic: str) -> float:
 
 def arithmetic_of(variant: Variant, part: str, device: Device, machine: Machine) -> str:
     """The type that a backend computes in on this device; bfloat16 only where there is hardware for it."""
+    if device.backend == "torch":
+        return "f32" if part == "text_encoder" else {"fp16": "f16", "bf16": "bf16"}.get(variant.precision, "f32")
     if device.backend == "coreml":
         return "f16"
     if device.kind == "npu":
@@ -112,7 +116,8 @@ def arithmetic_of(variant: Variant, part: str, device: Device, machine: Machine)
 
 def has_bfloat16(device: Device, machine: Machine) -> bool:
     """Whether the CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
-    return device.kind == "cpu" and bool("BF16" in device.features or {"BF16", "AMX-BF16"} & machine.flags)
+    told = "BF16" in device.features or bool({"BF16", "AMX-BF16"} & machine.flags)
+    return told and device.kind in ("cpu", "torch-cpu")
 
 
 def flops_per_second(device: Device, machine: Machine, arithmetic: str) -> float:
@@ -122,7 +127,9 @@ def flops_per_second(device: Device, machine: Machine, arithmetic: str) -> float
         return 8e12 if architecture >= 5000 else 6e12 if architecture >= 4000 else 1.5e12
     if device.backend == "coreml" and device.kind == "ane":
         return {1: 1.5e12, 2: 2e12, 3: 2.3e12}.get(machine.apple_generation, 3.5e12)
-    if device.backend == "coreml" and device.kind == "gpu":
+    if device.kind == "torch-cuda":
+        return 10e12 * (0.5 if arithmetic == "f32" else 2.0)
+    if (device.kind == "gpu" and device.backend == "coreml") or device.kind == "torch-mps":
         generation = {0: 0.5, 1: 1.0, 2: 1.3, 3: 1.5, 4: 1.8}.get(machine.apple_generation, 4.0)
         size = next((n for word, n in (("Pro", 2), ("Max", 4), ("Ultra", 7)) if word in machine.apple_chip), 1)
         return generation * size * 1e12

@@ -1,17 +1,42 @@
-"""Folders that other programs wrote: facts of a diffusers folder, and OpenVINO exports of optimum-intel as bundles."""
+"""Folders that other programs wrote: facts of a diffusers folder; OpenVINO exports and torch weights as bundles.
+
+Core ML packages in Apple's layout are in resources.py.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .bundle import Artifact, Defaults, Facts, FileRecord, LatentSpace, ModelBundle, Variant
+from .bundle import (
+    HUB_RECORD,
+    Artifact,
+    Defaults,
+    Facts,
+    FileRecord,
+    LatentSpace,
+    ModelBundle,
+    TextPart,
+    Variant,
+    model_name,
+)
 from .errors import InvalidModel
-from .samplers import SAMPLERS
+from .resources import is_resources, open_resources
+from .safety import PART
+from .sampler_names import sampler_of_config
 from .schedule import NoiseSchedule
+from .weights import sample, weight_files
 
 GRAPH = "openvino_model.xml"
+# A pipeline's task is the request's affair; what a model is, its configs say.
+PIPELINES = (
+    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
+    "LatentConsistencyModelPipeline",
+)  # fmt: skip
+NET = "controlnet"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -34,12 +59,12 @@ def diffusers_facts(folder: Path) -> Facts:
         raise InvalidModel(f"{folder} is not a diffusers folder: it has no model_index.json")
     index = read_json(index_path)
     pipeline = str(index.get("_class_name", "")).removeprefix("OV")
-    if pipeline not in ("StableDiffusionPipeline", "LatentConsistencyModelPipeline"):
+    if pipeline not in PIPELINES:
         raise InvalidModel(
-            f"{folder} is a {pipeline or 'folder without _class_name'}; "
-            "supported: StableDiffusionPipeline, LatentConsistencyModelPipeline"
+            f"{folder} is a {pipeline or 'folder without _class_name'}; supported: {', '.join(PIPELINES)}"
         )
-    text = read_json(folder / "text_encoder/config.json")
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if (folder / name / "config.json").is_file()]
+    texts = {name: read_json(folder / name / "config.json") for name in encoders or ["text_encoder"]}
     unet = read_json(folder / "unet/config.json")
     vae_folder = next((f for f in (folder / "vae", folder / "vae_decoder") if f.is_dir()), folder / "vae")
     vae = read_json(vae_folder / "config.json")
@@ -48,42 +73,98 @@ def diffusers_facts(folder: Path) -> Facts:
         schedule = NoiseSchedule.from_config(scheduler)
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         latents = LatentSpace(
-            channels=int(unet["in_channels"]),
+            channels=int(vae.get("latent_channels", unet["out_channels"])),
             factor=factor,
             scale=float(vae.get("scaling_factor") or 0.18215),
             shift=float(vae.get("shift_factor") or 0.0),
         )
         sample_size = unet["sample_size"]
         height, width = sample_size if isinstance(sample_size, list) else (sample_size, sample_size)
-        family: Literal["sd1", "sd2"] = "sd2" if int(unet["cross_attention_dim"]) == 1024 else "sd1"
-        max_tokens, text_width = int(text.get("max_position_embeddings", 77)), int(text["hidden_size"])
+        family, more = _family(index, unet, texts)
+        inpainting = _takes_mask(folder, int(unet["in_channels"]), latents.channels)
+        text = next(iter(texts.values()))
+        max_tokens = int(text.get("max_position_embeddings", 77))
+        text_width = int(unet["cross_attention_dim"]) if family == "sdxl" else int(text["hidden_size"])
+        guidance_width = int(unet.get("time_cond_proj_dim") or 0)
     except (KeyError, TypeError, ValueError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise InvalidModel(f"{folder}: {detail} in its configs") from error
-    theirs = scheduler.get("_class_name")
-    sampler = next((name for name, s in SAMPLERS.items() if s.diffusers_class == theirs), "dpmpp_2m")
+    sampler = sampler_of_config(scheduler) or "dpmpp_2m"
     lcm = pipeline == "LatentConsistencyModelPipeline" or sampler == "lcm"
+    few = lcm or _is_turbo(schedule, sampler)
+    # The scale that a latent consistency model has embedded is no guidance: it costs nothing.
+    guidance = 8.5 if guidance_width else 1.0 if few else 5.0 if family == "sdxl" else 7.5
     defaults = Defaults(
         width=width * factor,
         height=height * factor,
-        steps=4 if lcm else 20,
-        guidance=1.0 if lcm else 7.5,
+        steps=4 if few else 20,
+        guidance=guidance,
         sampler="lcm" if lcm else sampler,
     )
-    return Facts(folder.resolve().name, family, schedule, latents, defaults, "tokenizer", max_tokens, text_width)
+    return Facts(
+        model_name(folder), family, schedule, latents, defaults,
+        tokenizer=more["texts"][0].tokenizer if "texts" in more else "tokenizer",
+        max_tokens=max_tokens, text_width=text_width, guidance_width=guidance_width, inpainting=inpainting,
+        vae_float32=family == "sdxl" and bool(vae.get("force_upcast", True)), **more,
+    )  # fmt: skip
+
+
+def _family(
+    index: dict[str, Any], unet: dict[str, Any], texts: dict[str, dict[str, Any]]
+) -> tuple[Literal["sd1", "sd2", "sdxl"], dict[str, Any]]:
+    """The family of a UNet and the facts that only SDXL has, by what its config says that it takes."""
+    if unet.get("addition_embed_type") != "text_time":
+        return ("sd2" if int(unet["cross_attention_dim"]) == 1024 else "sd1"), {}
+    # Both encoders' last layer but one.
+    parts = tuple(
+        TextPart(name, name.replace("text_encoder", "tokenizer"), f"hidden_states.{int(text['num_hidden_layers']) - 1}")
+        for name, text in texts.items()
+    )
+    return "sdxl", {
+        "texts": parts,
+        "conditioning": "aesthetic" if index.get("requires_aesthetics_score") else "size",
+        "pooled_width": int(texts["text_encoder_2"]["projection_dim"]),
+        "zero_negative": bool(index.get("force_zeros_for_empty_prompt", False)),
+    }
+
+
+def _takes_mask(folder: Path, found: int, channels: int) -> bool:
+    """Whether a UNet of `found` input channels is for inpainting. Raises InvalidModel for other numbers."""
+    if found not in (channels, 2 * channels + 1):
+        raise InvalidModel(
+            f"{folder}: its UNet takes {found} channels; supported: {channels}, and {2 * channels + 1} for inpainting"
+        )
+    return found != channels
+
+
+def _is_turbo(schedule: NoiseSchedule, sampler: str) -> bool:
+    """Adversarially distilled models (Sauer et al. 2023) say it by nothing but their scheduler."""
+    trailing = schedule.timestep_spacing == "trailing" and schedule.prediction_type == "epsilon"
+    return trailing and sampler in ("euler", "euler_a")
+
+
+def has_checker(folder: Path) -> bool:
+    """Whether a diffusers folder uses a safety checker, and has it in safetensors."""
+    named = read_json(folder / "model_index.json").get(PART)
+    if not isinstance(named, list) or not named or named[0] is None or not (folder / PART / "config.json").is_file():
+        return False
+    try:
+        return bool(weight_files(folder / PART, "model")[0])
+    except InvalidModel:
+        return False
 
 
 def open_foreign(root: Path) -> ModelBundle:
-    """An optimum-intel export as a bundle of one variant; its manifest is derived, without hashes."""
+    """An optimum-intel export, torch weights as diffusers saves them, or Apple's `Resources/`, without hashes."""
+    for folder in (root, root / "Resources"):
+        if is_resources(folder):
+            return open_resources(folder)
     facts = diffusers_facts(root)
-    parts = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
-    present = {part: root / part / GRAPH for part in parts if (root / part / GRAPH).is_file()}
-    missing = [part for part in parts[:3] if part not in present]
+    needed = (*(text.part for text in facts.encoders), "unet", "vae_decoder")
+    present = {part: root / part / GRAPH for part in (*needed, "vae_encoder") if (root / part / GRAPH).is_file()}
     if not present:
-        raise InvalidModel(
-            f"{root} holds torch weights, which this pipeline does not run; "
-            f"convert them: edge-sd convert {root} BUNDLE --to openvino"
-        )
+        return ModelBundle(root, facts, torch_variants(root))
+    missing = [part for part in needed if part not in present]
     if missing:
         raise InvalidModel(f"{root} has no {missing[0]}/{GRAPH}")
     artifacts: dict[str, Artifact] = {}
@@ -96,3 +177,65 @@ def open_foreign(root: Path) -> ModelBundle:
         artifacts[part] = Artifact(names[0], (names[1],), (), ())
         files |= {name: FileRecord((root / name).stat().st_size, "") for name in names}
     return ModelBundle(root, facts, {"openvino": Variant("openvino", "as exported", artifacts, files)})
+
+
+# Classes that the torch backend runs -> their library and the weight file's stem.
+_DIFFUSERS, _TRANSFORMERS = ("diffusers", "diffusion_pytorch_model"), ("transformers", "model")
+TORCH_CLASSES = {
+    "CLIPTextModel": _TRANSFORMERS, "CLIPTextModelWithProjection": _TRANSFORMERS,
+    "UNet2DConditionModel": _DIFFUSERS, "AutoencoderKL": _DIFFUSERS, "ControlNetModel": _DIFFUSERS,
+    "StableDiffusionSafetyChecker": ("diffusers.pipelines.stable_diffusion.safety_checker", "model"),
+}  # fmt: skip
+# The types that torch computes in, by the variants' names.
+TORCH_VARIANTS = {"torch": "fp32", "torch-bf16": "bf16", "torch-fp16": "fp16"}
+
+
+def with_torch(bundle: ModelBundle) -> ModelBundle:
+    """`bundle` with the torch weights that lie in its folder, if they do, as variants."""
+    try:
+        return replace(bundle, variants={**bundle.variants, **torch_variants(bundle.root, bundle)})
+    except InvalidModel:
+        return bundle
+
+
+def torch_variants(root: Path, bundle: ModelBundle | None = None) -> dict[str, Variant]:
+    """The torch weights in a diffusers folder, in each type; files that `bundle` knows keep their hashes.
+
+    Raises InvalidModel where a component has no safetensors.
+    """
+    nets = sorted(path.parent.name for path in root.glob(f"{NET}*/config.json"))
+    texts = [name for name in ("text_encoder", "text_encoder_2") if (root / name / "config.json").is_file()]
+    folders = {**{each: each for each in (*texts, "unet", *nets)}, "vae_decoder": "vae", "vae_encoder": "vae"}
+    if nets:
+        folders["controlled_unet"] = "unet"
+    if has_checker(root):
+        folders[PART] = PART
+    known = {name: record for each in bundle.variants.values() for name, record in each.files.items()} if bundle else {}
+    known |= _pulled(root)
+    artifacts: dict[str, Artifact] = {}
+    files: dict[str, FileRecord] = {}
+    for part, folder in folders.items():
+        stem = "model" if part.startswith("text_encoder") or part == PART else "diffusion_pytorch_model"
+        paths = weight_files(root / folder, stem)[0]
+        names = [path.relative_to(root).as_posix() for path in (root / folder / "config.json", *paths)]
+        artifacts[part] = Artifact(names[0], tuple(names[1:]), (), ())
+        try:
+            files |= {name: known.get(name) or FileRecord((root / name).stat().st_size, "") for name in names}
+        except OSError as error:
+            raise InvalidModel(f"{root / folder} cannot be read ({error.strerror})") from error
+    unknown = [root / name for name, record in files.items() if not record.sha256]
+    sampled = sample(unknown) if unknown else ""
+    return {
+        name: Variant("torch", precision, artifacts, files, sample=sampled)
+        for name, precision in TORCH_VARIANTS.items()
+    }
+
+
+def _pulled(root: Path) -> dict[str, FileRecord]:
+    """The files of a model that was pulled from the hub, with their hashes; none where it was not."""
+    if not (root / HUB_RECORD).is_file():
+        return {}
+    try:
+        return {str(name): FileRecord(**row) for name, row in read_json(root / HUB_RECORD)["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidModel(f"{root / HUB_RECORD} is damaged; pull the model again") from error

@@ -1,4 +1,4 @@
-"""Pictures on disk, with the parameters that made them inside.
+"""Pictures on disk, with the parameters that made them inside; recorded.py reads them again.
 
 PNG        text chunks `parameters` (AUTOMATIC1111's text) and `edge_sd` (JSON, the exact request)
 JPEG/WebP  EXIF UserComment with the same text, EXIF ImageDescription with the JSON
@@ -12,14 +12,15 @@ import re
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from .errors import InvalidRequest, OutputError, choices
-from .request import Picture
+from .result import Picture
 from .samplers import SAMPLERS
 
+# Decoders of a few kilobytes of PNG can ask for gigabytes.
+MAX_PIXELS = 100_000_000
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_USER_COMMENT, _IMAGE_DESCRIPTION, _EXIF_IFD = 0x9286, 0x010E, 0x8769
+USER_COMMENT, IMAGE_DESCRIPTION, EXIF_IFD = 0x9286, 0x010E, 0x8769
 
 
 def check_output(path: Path) -> None:
@@ -39,16 +40,20 @@ def check_output(path: Path) -> None:
 def parameters_text(picture: Picture) -> str:
     """AUTOMATIC1111's text; values hold no ":" or ",", which its readers stumble over."""
     settings = picture.settings
-    lines = [settings.prompt]
+    lines = [settings.prompt + "".join(f" <lora:{name}:{weight:g}>" for name, (weight, _) in settings.loras.items())]
     if settings.negative:
         lines.append(f"Negative prompt: {settings.negative}")
     sampler = SAMPLERS[settings.sampler].title
+    if settings.sigmas is not None:
+        sampler += f" {settings.sigmas.replace('_', ' ').title().replace('Sgm', 'SGM')}"
     values = {
         "Steps": settings.steps,
         "Sampler": sampler,
         "CFG scale": f"{settings.guidance:g}",
         "Seed": settings.seed,
         "Size": f"{settings.width}x{settings.height}",
+        **({} if settings.clip_skip == 1 else {"Clip skip": settings.clip_skip}),
+        **({"Safety checker": "off"} if settings.safety is False else {}),
         **({} if settings.strength is None else {"Denoising strength": f"{settings.strength:g}"}),
         **({} if settings.mask_blur is None else {"Mask blur": f"{settings.mask_blur:g}"}),
         "Model hash": picture.model_hash,
@@ -74,21 +79,6 @@ def request_json(picture: Picture) -> str:
     )
 
 
-def read_request(path: Path) -> dict[str, Any]:
-    """The JSON that `save` put into a picture. InvalidRequest if there is none."""
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
-            text = image.info.get("edge_sd") if image.format == "PNG" else image.getexif().get(_IMAGE_DESCRIPTION)
-        document = json.loads(text or "")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{path} holds no edge-sd request") from error
-    if not isinstance(document, dict) or not isinstance(document.get("request"), dict):
-        raise InvalidRequest(f"{path} holds no edge-sd request")
-    return document
-
-
 def encode(picture: Picture, kind: str) -> bytes:
     """The bytes of a PNG, JPEG or WEBP file."""
     from PIL.Image import Exif
@@ -105,19 +95,24 @@ def encode(picture: Picture, kind: str) -> bytes:
         picture.image.save(buffer, "PNG", pnginfo=chunks)
     else:
         exif = Exif()
-        exif[_IMAGE_DESCRIPTION] = request
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+        exif[IMAGE_DESCRIPTION] = request
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
         picture.image.save(buffer, kind, exif=exif, quality=95)
     return buffer.getvalue()
 
 
 def save(picture: Picture, path: Path) -> Path:
     """Write `picture` by the ending of `path`; all of it or nothing. Raises InvalidRequest or OutputError."""
+    check_output(path)
+    return write(encode(picture, FORMATS[path.suffix.lower()]), path)
+
+
+def write(data: bytes, path: Path) -> Path:
+    """Write a picture's bytes, all or nothing. Raises OutputError."""
     from .bundle import write_atomically
 
-    check_output(path)
     try:
-        write_atomically(path, encode(picture, FORMATS[path.suffix.lower()]))
+        write_atomically(path, data)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise OutputError(f"{path} could not be written ({reason}); nothing was left behind") from error

@@ -85,6 +85,30 @@ class TorchNoise:
         return uniforms
 
 
+def first_noise(
+    noise: TorchNoise, shape: tuple[int, ...], second_seed: int | None = None, share: float = 0.0
+) -> NDArray[np.float32]:
+    """What a picture begins with: the next of `noise`, `share` of the way to the first of another seed."""
+    eps = noise.normal(shape)
+    return eps if second_seed is None else slerp(share, eps, TorchNoise(second_seed).normal(shape))
+
+
+def slerp(share: float, low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`share` of the way from `low` to `high`, [1, C, h, w], along arcs, so that noise stays as large as noise is.
+
+    As AUTOMATIC1111's variation seeds: the angle is taken between columns of each channel; a straight line where they
+    are nearly parallel.
+    """
+    unit_low, unit_high = (x / np.linalg.norm(x, axis=2, keepdims=True) for x in (low, high))
+    dot = (unit_low * unit_high).sum(axis=2, keepdims=True)
+    if dot.mean() > 0.9995:
+        return np.asarray(low * np.float32(1 - share) + high * np.float32(share))
+    omega = np.arccos(np.clip(dot, -1, 1))
+    so = np.maximum(np.sin(omega), np.float32(1e-6))
+    mixed = np.sin((1 - share) * omega) / so * low + np.sin(share * omega) / so * high
+    return np.asarray(mixed, np.float32)
+
+
 def _box_muller(uniforms: NDArray[np.float32]) -> NDArray[np.float32]:
     """Box-Muller on blocks of 16: the first 8 give the radius, the last 8 the angle. float32 throughout, as torch."""
     u1, u2 = np.float32(1.0) - uniforms.reshape(-1, 2, 8)[:, 0], uniforms.reshape(-1, 2, 8)[:, 1]

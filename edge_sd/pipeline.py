@@ -16,27 +16,42 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from . import safety
 from .autoencoder import decode, encode
 from .backends import Backend, Component
-from .backends.base import Shapes
+from .backends.base import Array, Shapes
+from .between import bind_between
 from .bundle import Facts, ModelBundle
-from .canvas import Canvas, Inpainting, content_hash, make_canvas, open_picture, proportioned
-from .control import ControlledUNet, read_lines
+from .canvas import Canvas, Inpainting, Masked, content_hash, grain, open_picture, open_start
+from .conditioning import conditions, shapes_of_conditions, states_of
+from .control import NET, ControlledUNet, read_lines
 from .denoiser import Denoiser
 from .devices import choose
 from .discovery import discover
-from .errors import DeviceError, InvalidModel, InvalidRequest, NumericalError
+from .edits import NONE, Edits
+from .errors import DeviceError, InvalidModel, InvalidRequest, NumericalError, choices
 from .fallback import FAILURES, Guarded, reason
 from .measurements import remembered
-from .noise import TorchNoise
+from .noise import TorchNoise, first_noise
 from .plan import DevicePlan
-from .request import MAX_SEED, Picture, Request, Result, Settings
+from .presets import preset_named
+from .prompt import take_loras
+from .request import MAX_SEED, Request, Settings
+from .result import Picture, Result
 from .samplers import SAMPLERS, Denoise, Latents, Step
-from .schedule import Level
-from .text import TextTokenizer
+from .schedule import Level, active_timesteps
+from .text import encode as encode_text
+from .tiles import fitted
+from .wording import Wording
 
-# Components that are where another is: both halves of the autoencoder, and the UNet with its ControlNet.
-HOMES = {"vae_encoder": "vae_decoder", "controlnet": "unet", "controlled_unet": "unet"}
+# Components that are where another is: the autoencoder's halves, the UNet with its ControlNet, one CLIP with another.
+HOMES = {"vae_encoder": "vae_decoder", "controlled_unet": "unet", "text_encoder_2": "text_encoder",
+         safety.PART: "text_encoder"}  # fmt: skip
+
+
+def home_of(part: str) -> str:
+    """The component that decides where `part` is."""
+    return "unet" if part.startswith(NET) else HOMES.get(part, part)
 
 
 @dataclass(frozen=True)
@@ -52,11 +67,11 @@ def shapes_of(facts: Facts, width: int, height: int, batch: int) -> dict[str, Sh
     space, tokens = facts.latents, facts.max_tokens
     h, w = height // space.factor, width // space.factor
     return {
-        "text_encoder": {"input_ids": (batch, tokens)},
+        **{text.part: {"input_ids": (batch, tokens)} for text in facts.encoders},
         "unet": {
-            "sample": (batch, space.channels, h, w),
+            "sample": (batch, facts.sample_channels, h, w),
             "timestep": (1,),
-            "encoder_hidden_states": (batch, tokens, facts.text_width),
+            **shapes_of_conditions(facts, batch),
         },
         "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
     }
@@ -74,8 +89,13 @@ class Pipeline:
     plan: DevicePlan
     backend: Backend
     _components: dict[str, tuple[Shapes, Component]] = field(default_factory=dict)
-    _tokenizer: TextTokenizer | None = None
+    _edited: dict[str, Edits] = field(default_factory=dict)
     _planning: Lock = field(default_factory=Lock)
+    # Settings.refiner -> the pipeline that draws the last steps.
+    _refiners: dict[str, Pipeline] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.wording = Wording(self.bundle)
 
     @classmethod
     def open(
@@ -85,12 +105,13 @@ class Pipeline:
         variant: str | None = None,
         preference: str = "speed",
         tell: Callable[[str], None] | None = None,
+        preset: str = "exact",
     ) -> Pipeline:
         """Open a model by name or folder; `device` is "auto", "cpu", "gpu", …; `variant` one of the model's.
 
         `preference` is "speed", "quality", "battery" or "memory", for what is left open. With `tell`, devices between
         which estimates do not decide are measured at first use, for at most `tuning.FIRST_USE` seconds; it gets the
-        line that says so.
+        line that says so. `preset` names the precisions that are drawn with where `variant` is None (presets.py).
         Raises ModelNotFound, InvalidModel, VariantNotFound, DeviceError, MissingExtra or InvalidRequest.
         """
         bundle = ModelBundle.open(model)
@@ -98,6 +119,8 @@ class Pipeline:
             bundle.variant(variant)
         here = discover()
         devices, machine = here.devices, here.machine
+        if variant is None:
+            variant = preset_named(preset).variant(bundle, {each.backend for each in devices})
         measured, note = remembered(bundle, devices, machine)
         if note and tell is not None:
             tell(f"note: {note}")
@@ -108,19 +131,29 @@ class Pipeline:
             if found := first_use(bundle, devices, machine, plan, measured, tell):
                 measured = {**measured, **found}
                 plan = choose(bundle, devices, machine=machine, preference=preference, measured=measured)
-        for part, placement in plan.parts.items():
-            if part not in bundle.variant(placement.variant).artifacts:
-                raise InvalidModel(f"{bundle.name}: variant {placement.variant} has no {part}")
+        for home, placement in plan.parts.items():
+            texts = [text.part for text in bundle.facts.encoders]
+            for part in texts if home == "text_encoder" else [home]:
+                if part not in bundle.variant(placement.variant).artifacts:
+                    raise InvalidModel(f"{bundle.name}: variant {placement.variant} has no {part}")
         return cls(bundle, plan, here.backends)
 
     def prepare(self, settings: Settings) -> None:
         """Check the files and load what `settings` need and is not loaded yet; `steps` does this by itself."""
-        self._prepare(self._shapes(settings))
+        edits = self.wording.edits(settings)
+        for part in ("unet", "controlled_unet", *(each.part for each in settings.controls())):
+            edits[part] = replace(edits.get(part, NONE), shortcuts=settings.shortcuts)
+        self._prepare(self._shapes(settings), edits)
         if settings.control is not None:
-            self._prepare(self._controlled_shapes(settings))
+            self._prepare(self._controlled_shapes(settings), edits)
 
-    def _prepare(self, wanted: dict[str, Shapes]) -> None:
-        missing = [part for part in wanted if self._components.get(part, (None, None))[0] != wanted[part]]
+    def _prepare(self, wanted: dict[str, Shapes], edits: dict[str, Edits]) -> None:
+        missing = [
+            part
+            for part in wanted
+            if self._components.get(part, (None, None))[0] != wanted[part]
+            or self._edited[part] != edits.get(part, NONE)
+        ]
         if not missing:
             return
         for part in missing:
@@ -129,22 +162,24 @@ class Pipeline:
         variants = {placement.variant for placement in self.plan.parts.values()}
         with ThreadPoolExecutor(len(wanted) + len(variants)) as pool:
             checked = [pool.submit(self.bundle.check, variant) for variant in variants]
-            loading = {part: pool.submit(self._load, part, wanted[part]) for part in missing}
+            loading = {part: pool.submit(self._load, part, wanted[part], edits.get(part, NONE)) for part in missing}
             # A damaged file is named by the check before a backend stumbles over it.
             for check in checked:
                 check.result()
             for part, loaded in loading.items():
                 self._components[part] = (wanted[part], loaded.result())
+                self._edited[part] = edits.get(part, NONE)
 
-    def _load(self, part: str, shapes: Shapes) -> Component:
-        planned = HOMES.get(part, part)
+    def _load(self, part: str, shapes: Shapes, edits: Edits) -> Component:
+        planned = home_of(part)
 
         def load() -> Component:
             while True:
                 placement = self.plan.parts[planned]
                 variant = self.bundle.variant(placement.variant)
+                artifact, device = variant.artifacts[part], placement.device
                 try:
-                    return self.backend.load(self.bundle, variant, variant.artifacts[part], placement.device, shapes)
+                    return self.backend.load(self.bundle, variant, artifact, device, shapes, edits)
                 except (*FAILURES, InvalidRequest) as error:
                     # InvalidRequest: a package of fixed size can't draw this one; another variant may.
                     if not move(reason(error), isinstance(error, NumericalError)):
@@ -162,19 +197,34 @@ class Pipeline:
 
         return Guarded(part.replace("_", " "), load(), move, load)
 
+    def _doubled(self, settings: Settings) -> bool:
+        """Whether the negative prompt is asked, too: not where the UNet itself takes the guidance scale."""
+        return settings.guided and not self.bundle.facts.guidance_width
+
     def _shapes(self, settings: Settings) -> dict[str, Shapes]:
-        batch = 2 if settings.guided else 1
-        shapes = shapes_of(self.bundle.facts, settings.width, settings.height, batch)
+        batch = 2 if self._doubled(settings) else 1
+        width, height = settings.window
+        shapes = shapes_of(self.bundle.facts, width, height, batch)
+        chunks = self.wording.count(settings, self.plan.variant)
+        _, tokens, values = shapes["unet"]["encoder_hidden_states"]
+        shapes["unet"] = {**shapes["unet"], "encoder_hidden_states": (batch, tokens * chunks, values)}
         if settings.control is not None:
-            lines = {"controlnet_cond": (batch, 3, settings.height, settings.width)}
-            shapes["controlnet"] = {**shapes.pop("unet"), **lines}
+            lines = {"controlnet_cond": (batch, 3, height, width)}
+            unet = shapes.pop("unet")
+            shapes |= {each.part: {**unet, **lines} for each in settings.controls()}
+        width, height = settings.vae_window
+        shapes["vae_decoder"] = shapes_of(self.bundle.facts, width, height, 1)["vae_decoder"]
+        if settings.safety:
+            artifact = self.bundle.variant(self.plan.parts[home_of(safety.PART)].variant).artifacts[safety.PART]
+            side = safety.side_of(self.bundle.path(artifact.graph).parent)
+            shapes[safety.PART] = {"clip_input": (1, 3, side, side)}
         if settings.image is not None:
-            shapes["vae_encoder"] = {"sample": (1, 3, settings.height, settings.width)}
+            shapes["vae_encoder"] = {"sample": (1, 3, height, width)}
         return shapes
 
     def _controlled_shapes(self, settings: Settings) -> dict[str, Shapes]:
         """Those of the UNet that takes a ControlNet's residuals, whose shapes that alone knows."""
-        shapes, controlnet = self._components["controlnet"]
+        shapes, controlnet = self._components[settings.controls()[0].part]
         kept = self._components.get("controlled_unet")
         unet = {name: shape for name, shape in shapes.items() if name != "controlnet_cond"}
         if kept is not None and unet.items() <= kept[0].items():
@@ -189,46 +239,104 @@ class Pipeline:
     def _resolve(self, request: Request) -> tuple[Settings, Source]:
         defaults = self.bundle.defaults_of(self.plan.variant)
         limit, factor = defaults.max_side, self.bundle.facts.latents.factor
-        image = None if request.image is None else open_picture(request.image, "image")
-        if image is not None and request.width is None and request.height is None:
-            width, height = proportioned(image.size, defaults.width * defaults.height, factor, limit)
+        opened = open_start(request)
+        if opened is not None and request.width is None and request.height is None:
+            width, height = opened[0].size(defaults.width * defaults.height, grain(defaults.width, factor), limit)
             defaults = replace(defaults, width=width, height=height)
         settings = request.resolve(defaults, secrets.randbelow(MAX_SEED + 2 - request.count))
-        for name, side in (("width", settings.width), ("height", settings.height)):
-            if side > limit:
-                raise InvalidRequest(f"{name} {side} is beyond this model's limit of {limit}")
+        settings = self._worded(replace(settings, embeddings=self.wording.read(request)), request, settings.seed)
+        settings = replace(settings, safety=self._safety(request.safety))
+        self.wording.count(settings, self.plan.variant)  # A word that has no room is told here.
+        for name, side, piece in zip(
+            ("width", "height"), (settings.width, settings.height), settings.window, strict=True
+        ):
+            if piece > limit:
+                raise InvalidRequest(f"{name} {piece} is beyond this model's limit of {limit}; larger ones need --tile")
             if side % factor:
                 raise InvalidRequest(f"{name} {side} is not a multiple of {factor}, as this model needs")
         try:
-            SAMPLERS[settings.sampler].levels(self.bundle.facts.schedule, settings.steps)
+            SAMPLERS[settings.sampler].levels(settings.schedule(self.bundle.facts.schedule), settings.steps)
         except ValueError as error:
             raise InvalidRequest(f"sampler {settings.sampler}: {error}") from error
         lines = None
         if request.control is not None:
-            self._need("controlnet", "a control picture")
-            drawing = open_picture(request.control, "control picture")
-            lines = read_lines(drawing, settings.width, settings.height, settings.control_reading)
-            settings = replace(settings, control=content_hash(drawing))
-        if image is None:
+            settings, lines = self._read_controls(request, settings)
+        if self.bundle.facts.conditioning == "aesthetic" and request.image is None:
+            raise InvalidRequest(
+                f"{self.bundle.name} is a refiner: it goes on from an image, or from a base model that it is given to"
+            )
+        if request.refiner is not None:
+            settings = self._resolve_refiner(request, settings)
+        if self.bundle.facts.inpainting and request.mask is None and request.extend is None:
+            raise InvalidRequest(
+                f"{self.bundle.name} is a model for inpainting: it needs an image and a mask of what it is to draw"
+            )
+        if opened is None:
             return settings, Source(None, lines)
         self._need("vae_encoder", "an image")
         if not self._tail(settings):
             raise InvalidRequest(
                 f"strength {settings.strength:g} of {settings.steps} steps is less than one; give more of either"
             )
-        mask = None if request.mask is None else open_picture(request.mask, "mask")
-        canvas = make_canvas(image, mask, settings.width, settings.height)
-        settings = replace(settings, image=content_hash(image))
-        if mask is not None:
+        start, hashes = opened
+        canvas = start.canvas(settings.width, settings.height)
+        settings = replace(settings, **hashes)
+        if canvas.mask is not None:
             # A 128th of the picture's width: the four pixels at 512 that other programs have.
             blur = settings.width / 128 if request.mask_blur is None else request.mask_blur
-            settings = replace(settings, mask=content_hash(mask), mask_blur=blur)
+            settings = replace(settings, mask_blur=blur)
         return settings, Source(canvas, lines)
 
+    def _resolve_refiner(self, request: Request, settings: Settings) -> Settings:
+        """Open the refiner, and say where it takes over."""
+        assert request.refiner is not None
+        name = str(request.refiner)
+        refiner = self._refiners.get(name) or Pipeline.open(request.refiner, self.plan.device.name)
+        if refiner.bundle.facts.conditioning != "aesthetic":
+            raise InvalidRequest(f"{refiner.bundle.name} is no refiner; SDXL's is one")
+        if self.bundle.facts.conditioning != "size":
+            raise InvalidRequest(f"{self.bundle.name} takes no refiner: that goes with the base model of SDXL")
+        if settings.control is not None or settings.tile is not None:
+            raise InvalidRequest("a refiner takes neither control pictures nor tiles")
+        start = 0.8 if request.refiner_start is None else request.refiner_start
+        self._refiners[name] = refiner
+        return replace(settings, refiner=name, refiner_start=start)
+
+    def _read_controls(self, request: Request, settings: Settings) -> tuple[Settings, Array]:
+        """The settings with the pictures' hashes, and what the nets follow, three channels each."""
+        hashes, lines = [], []
+        for each in request.controls():
+            self._need(each.part, "a control picture")
+            drawing = open_picture(each.picture, "control picture")
+            hashes.append(content_hash(drawing))
+            lines.append(read_lines(drawing, settings.width, settings.height, each.reading))
+        many = isinstance(request.control, (list, tuple))
+        return replace(settings, control=tuple(hashes) if many else hashes[0]), np.concatenate(lines, axis=1)
+
+    def _safety(self, wish: bool | None) -> bool | None:
+        """Whether pictures are checked; None where the model has nothing to check them with."""
+        there = safety.PART in self.bundle.variant(self.plan.parts[home_of(safety.PART)].variant).artifacts
+        if wish and not there:
+            raise InvalidRequest(f"{self.bundle.name} has no safety checker; convert a source that has one")
+        return wish is not False if there else None
+
+    def _flagged(self, pixels: NDArray[np.uint8]) -> bool:
+        """Whether the model's own checker objects to a finished picture [H, W, 3]."""
+        shapes, checker = self._components[safety.PART]
+        return safety.is_flagged(checker(clip_input=safety.view(pixels, shapes["clip_input"][-1])))
+
+    def _worded(self, settings: Settings, request: Request, seed: int) -> Settings:
+        """`settings` with the prompts, and the LoRAs that they name, of a template expanded with `seed`."""
+        drawn = request.expanded(seed)
+        prompt, loras = take_loras(drawn.prompt)[0], self.wording.read_loras(drawn)
+        return replace(settings, prompt=prompt, negative=drawn.negative, loras=loras)
+
     def _need(self, part: str, what: str) -> None:
-        home = self.plan.parts[HOMES[part]].variant
+        home = self.plan.parts[home_of(part)].variant
         if part not in self.bundle.variant(home).artifacts:
-            raise InvalidRequest(f"{self.bundle.name}: variant {home} has no {part}, which {what} needs")
+            nets = [each for each in self.bundle.variant(home).artifacts if each.startswith(NET)]
+            other = f"; it has: {choices(nets)}" if nets and part.startswith(NET) else ""
+            raise InvalidRequest(f"{self.bundle.name}: variant {home} has no {part}, which {what} needs{other}")
 
     def _tail(self, settings: Settings) -> int:
         """How many of the steps are taken, counted as diffusers does."""
@@ -243,69 +351,125 @@ class Pipeline:
 
     def _steps(self, settings: Settings, source: Source) -> Iterator[Step]:
         self.prepare(settings)
-        schedule, sampler = self.bundle.facts.schedule, SAMPLERS[settings.sampler]
+        schedule, sampler = settings.schedule(self.bundle.facts.schedule), SAMPLERS[settings.sampler]
         noise = TorchNoise(settings.seed)
         levels = sampler.levels(schedule, settings.steps)[settings.steps - self._tail(settings) :]
         unet = self._unet(settings, source, levels)
-        self._bind_text(unet, settings)
-        denoise: Denoise = Denoiser(unet, schedule.prediction_type, settings.guidance)
+        bind_between(self._bind_text, unet, settings)
+        guided = active_timesteps([level.t for level in levels[:-1]], settings.guidance_start, settings.guidance_end)
+        scale = settings.guidance if self._doubled(settings) else 1.0
+        denoiser = Denoiser(unet, schedule.prediction_type, scale, guided, settings.deep_every)
+        denoise: Denoise = denoiser
         if source.canvas is None:
-            x = sampler.start(noise.normal(self._latent_shape(settings)), levels, schedule)
+            x = sampler.start(first_noise(noise, self._latent_shape(settings), *settings.variation), levels, schedule)
         else:
-            denoise, x = self._begin(settings, source.canvas, denoise, levels, noise)
-        yield from sampler.run(denoise, x, levels, noise.normal)
+            denoise, x = self._begin(settings, source.canvas, denoiser, levels, noise)
+        if settings.refiner is None:
+            yield from sampler.run(denoise, x, levels, noise.normal)
+            return
+        own, total = self._before_refining(settings, levels), len(levels) - 1
+        # `solve`, not `run`: these latents are no end, and stay x.
+        for step in sampler.solve(denoise, x, levels[: own + 1], noise.normal):
+            x = step.latents
+            yield replace(step, total=total)
+        for step in self._refiners[settings.refiner]._refine(settings, x, noise):
+            yield replace(step, index=own + step.index, total=total)
+
+    def _before_refining(self, settings: Settings, levels: list[Level]) -> int:
+        """How many of the steps from `levels` are not the refiner's, counted by timesteps as diffusers does."""
+        count = self.bundle.facts.schedule.num_train_timesteps
+        handed_over = round(count - (settings.refiner_start or 1) * count)
+        return sum(level.t >= handed_over for level in levels[:-1])
+
+    def _refine(self, settings: Settings, x: Latents, noise: TorchNoise) -> Iterator[Step]:
+        """Go on from where a base model stopped (Podell et al. 2023, section 2.5); words of one's own are not told."""
+        settings = replace(settings, embeddings={}, loras={}, clip_skip=1, toward=None, safety=None)
+        shapes = {part: each for part, each in self._shapes(settings).items() if not part.startswith("vae")}
+        self._prepare(shapes, self.wording.edits(settings))
+        schedule, sampler = settings.schedule(self.bundle.facts.schedule), SAMPLERS[settings.sampler]
+        levels = sampler.levels(schedule, settings.steps)
+        levels = levels[self._before_refining(settings, levels) :]
+        unet = self._fitted("unet", self._latent_shape(settings))
+        self._bind_text(unet, settings)
+        yield from sampler.run(Denoiser(unet, schedule.prediction_type, settings.guidance), x, levels, noise.normal)
 
     def _unet(self, settings: Settings, source: Source, levels: list[Level]) -> Component:
         if source.lines is None:
-            return self._components["unet"][1]
-        # As diffusers counts: a step takes part if all of it lies between start and end.
-        count = len(levels) - 1
-        start, end = settings.control_start, settings.control_end
-        active = {float(np.float32(level.t)) for n, level in enumerate(levels[:-1])
-                  if n / count >= start and (n + 1) / count <= end}  # fmt: skip
-        (shapes, controlnet), (_, unet) = self._components["controlnet"], self._components["controlled_unet"]
-        both = ControlledUNet(unet, controlnet, settings.control_weight, frozenset(active))
-        both.bind(controlnet_cond=np.repeat(source.lines, shapes["controlnet_cond"][0], axis=0))
-        return both
+            return self._fitted("unet", self._latent_shape(settings))
+        timesteps = [level.t for level in levels[:-1]]
+        controls = settings.controls()
+        nets = [(self._components[each.part][1], each.weight, each.active(timesteps)) for each in controls]
+        both = ControlledUNet(self._components["controlled_unet"][1], nets)
+        shapes = self._components[controls[0].part][0]
+        whole = fitted(both, "unet", shapes, self._latent_shape(settings), self.bundle.facts.latents.factor)
+        whole.bind(controlnet_cond=np.repeat(source.lines, shapes["controlnet_cond"][0], axis=0))
+        return whole
 
     def _latent_shape(self, settings: Settings) -> tuple[int, int, int, int]:
         space = self.bundle.facts.latents
         return 1, space.channels, settings.height // space.factor, settings.width // space.factor
 
+    def _fitted(self, part: str, latents: tuple[int, ...]) -> Component:
+        shapes, component = self._components[part]
+        return fitted(component, part, shapes, latents, self.bundle.facts.latents.factor)
+
     def _begin(
-        self, settings: Settings, canvas: Canvas, denoise: Denoise, levels: list[Level], noise: TorchNoise
+        self, settings: Settings, canvas: Canvas, denoise: Denoiser, levels: list[Level], noise: TorchNoise
     ) -> tuple[Denoise, Latents]:
         """The denoiser and the first x where a picture is gone on from; noise is drawn in the order of diffusers."""
         space, shape = self.bundle.facts.latents, self._latent_shape(settings)
-        z = encode(self._components["vae_encoder"][1], space, canvas.pixels, noise.normal(shape))
-        eps = noise.normal(shape)
+        encoder, mask = self._fitted("vae_encoder", shape), canvas.latent_mask(space.factor)
+        if self.bundle.facts.inpainting:
+            return self._begin_masked(settings, canvas, denoise, levels, noise)
+        z = encode(encoder, space, canvas.pixels, noise.normal(shape))
+        eps = first_noise(noise, shape, *settings.variation)
         x = z + np.float32(levels[0].sigma) * eps
-        mask = canvas.latent_mask(space.factor)
         if mask is None:
             return denoise, x
         if settings.strength == 1:
             # Nothing of what is to go may shine through.
-            start = SAMPLERS[settings.sampler].start(eps, levels, self.bundle.facts.schedule)
+            start = SAMPLERS[settings.sampler].start(eps, levels, settings.schedule(self.bundle.facts.schedule))
             x = mask * start + (1 - mask) * x
         return Inpainting(denoise, z, mask), x
 
-    def _bind_text(self, unet: Component, settings: Settings) -> None:
-        tokenizer = self.tokenizer()
-        prompts = [settings.negative, settings.prompt] if settings.guided else [settings.prompt]
-        ids = np.concatenate([tokenizer(prompt).ids for prompt in prompts])
-        context = self._components["text_encoder"][1](input_ids=ids)["last_hidden_state"]
-        unet.bind(encoder_hidden_states=context)
+    def _begin_masked(
+        self, settings: Settings, canvas: Canvas, denoise: Denoiser, levels: list[Level], noise: TorchNoise
+    ) -> tuple[Denoise, Latents]:
+        """The same for a UNet that sees the mask: it keeps the rest by itself."""
+        space, shape = self.bundle.facts.latents, self._latent_shape(settings)
+        encoder, mask = self._fitted("vae_encoder", shape), canvas.latent_mask(space.factor)
+        assert mask is not None, "a request without one was refused"
+        if settings.strength == 1:
+            eps = first_noise(noise, shape, *settings.variation)
+            x = SAMPLERS[settings.sampler].start(eps, levels, settings.schedule(self.bundle.facts.schedule))
+        else:
+            z = encode(encoder, space, canvas.pixels, noise.normal(shape))
+            x = z + np.float32(levels[0].sigma) * first_noise(noise, shape, *settings.variation)
+        visible = encode(encoder, space, canvas.pixels, noise.normal(shape), canvas.mask)
+        return replace(denoise, unet=Masked(denoise.unet, mask, visible)), x
 
-    def tokenizer(self) -> TextTokenizer:
-        """The model's tokenizer, read at first use."""
-        if self._tokenizer is None:
-            folder = self.bundle.path(self.bundle.facts.tokenizer)
-            self._tokenizer = TextTokenizer(folder, self.bundle.facts.max_tokens)
-        return self._tokenizer
+    def _bind_text(self, unet: Component, settings: Settings) -> None:
+        shapes, _ = self._components["unet" if settings.control is None else settings.controls()[0].part]
+        # What was loaded decides: a plan may have changed meanwhile.
+        count = shapes["encoder_hidden_states"][1] // self.bundle.facts.max_tokens
+        facts = self.bundle.facts
+        encoded = {
+            text.part: encode_text(
+                self._components[text.part][1],
+                self.wording.chunks(settings, count, text),
+                states_of(text, settings.clip_skip),
+            )
+            for text in facts.encoders
+        }
+        told = conditions(facts, encoded, settings.width, settings.height, settings.guidance, settings.clip_skip)
+        if facts.zero_negative and self._doubled(settings) and not settings.negative:
+            for name in ("encoder_hidden_states", "text_embeds"):
+                told[name] = np.concatenate([np.zeros_like(told[name][:1]), told[name][1:]])
+        unet.bind(**told)
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Latents [1, C, h, w] of a request that was prepared -> pixels [H, W, 3]."""
-        return decode(self._components["vae_decoder"][1], self.bundle.facts.latents, latents)
+        return decode(self._fitted("vae_decoder", latents.shape), self.bundle.facts.latents, latents)
 
     def generate(self, request: Request, on_step: Callable[[int, Step], None] | None = None) -> Result:
         """Draw all pictures of `request`; `on_step(n, step)` is called after each step of picture n."""
@@ -317,8 +481,9 @@ class Pipeline:
         self.prepare(settings)
         seconds = {"load": time.perf_counter() - started, "denoise": 0.0, "decode": 0.0}
         pictures = []
+        checked = [] if settings.safety is not False else ["the model's safety checker is switched off"]
         for n in range(settings.count):
-            each = replace(settings, seed=settings.seed + n, count=1)
+            each = self._worded(settings.nth(n), request, settings.seed + n)
             started = time.perf_counter()
             for step in self._steps(each, source):
                 latents = step.latents
@@ -326,30 +491,31 @@ class Pipeline:
                     on_step(n, step)
             drawn = time.perf_counter()
             pixels = self.decode(latents)
-            if source.canvas is not None and each.mask_blur is not None:
-                pixels = source.canvas.paste(pixels, each.mask_blur)
+            if source.canvas is not None:
+                pixels = source.canvas.finish(pixels, each.mask_blur or 0, each.colour)
+            if each.safety and self._flagged(pixels):
+                pixels = np.zeros_like(pixels)
+                checked.append(f"the safety checker blacked out the picture of seed {each.seed}; another seed may pass")
             image = Image.fromarray(pixels)
             seconds["denoise"] += drawn - started
             seconds["decode"] += time.perf_counter() - drawn
             variant, device = self.plan.variant, self.plan.device.name
             fingerprint = self.bundle.fingerprint(variant)
             pictures.append(Picture(image, each, self.bundle.name, variant, device, fingerprint))
-        notes = [*self.plan.reasons[planned:], *self._notes(settings)]
+        told = [note for picture in pictures for note in self.wording.notes(picture.settings, picture.variant)]
+        unet = self.plan.parts["unet"].variant
+        if (settings.shortcuts.deep or settings.shortcuts.merge) and not self.bundle.variant(unet).changeable:
+            told.append(f"{unet} computes everything: deep_every and merge_tokens need a graph that can be changed")
+        notes = [*self.plan.reasons[planned:], *checked, *dict.fromkeys(told)]
         return Result(pictures, self.plan.summary(), seconds, notes)
-
-    def _notes(self, settings: Settings) -> list[str]:
-        notes = []
-        for name, text in (("prompt", settings.prompt), ("negative prompt", settings.negative)):
-            if dropped := self.tokenizer()(text).dropped:
-                room = self.bundle.facts.max_tokens - 2
-                notes.append(f"the {name} is longer than this model's {room} tokens; not used: {dropped!r}")
-        return notes
 
     def close(self) -> None:
         """Give the memory of all components back."""
         for _, component in self._components.values():
             component.close()
         self._components.clear()
+        for refiner in self._refiners.values():
+            refiner.close()
 
     def __enter__(self) -> Pipeline:
         return self

@@ -21,6 +21,7 @@ import numpy as np
 from .backends import AllBackends, Backend, Component, Device
 from .backends.base import Array
 from .bundle import ModelBundle
+from .conditioning import conditions
 from .errors import InvalidRequest
 from .fallback import FAILURES, fault, reason
 from .measurements import Measured, place_of
@@ -58,7 +59,7 @@ class Probe:
         self.devices = {place_of(device): device for device in backend.devices()}
         self.references: dict[str, Arrays] = {}
         defaults = bundle.defaults
-        self.batch = 2 if defaults.guidance != 1 else 1
+        self.batch = 2 if defaults.guidance != 1 and not bundle.facts.guidance_width else 1
         self.shapes = shapes_of(bundle.facts, defaults.width, defaults.height, self.batch)
 
     def measure(self, part: str, variant: str, place: str) -> Measured:
@@ -97,24 +98,26 @@ class Probe:
     def _inputs(self, part: str, variant: str, device: Device) -> tuple[Arrays, Arrays]:
         """What is bound once, and what each call gets: pure noise at the last timestep, as a picture starts."""
         facts, space = self.bundle.facts, self.bundle.facts.latents
-        if part == "text_encoder":
-            tokenizer = TextTokenizer(self.bundle.path(facts.tokenizer), facts.max_tokens)
+        for text in (each for each in facts.encoders if each.part == part):
+            tokenizer = TextTokenizer(self.bundle.path(text.tokenizer), facts.max_tokens)
             return {}, {"input_ids": np.concatenate([tokenizer(text).ids for text in ("", PROMPT)[-self.batch :]])}
         shape = self.shapes["vae_decoder"]["latent_sample"]
         noise = TorchNoise(0).normal(shape)
         if part == "vae_decoder":
             return {}, {"latent_sample": noise / np.float32(space.scale) + np.float32(space.shift)}
         last = np.array([facts.schedule.num_train_timesteps - 1], np.float32)
-        context = self._context(variant, device)
-        return {"encoder_hidden_states": context}, {"sample": noise.repeat(self.batch, 0), "timestep": last}
+        sample = np.zeros(self.shapes["unet"]["sample"], np.float32)
+        sample[:, : noise.shape[1]] = noise
+        return self._conditions(variant, device), {"sample": sample, "timestep": last}
 
-    def _context(self, variant: str, device: Device) -> Array:
-        if "text_encoder" not in self.references:
+    def _conditions(self, variant: str, device: Device) -> Arrays:
+        facts, defaults = self.bundle.facts, self.bundle.defaults
+        for part in (text.part for text in facts.encoders if text.part not in self.references):
             cpus = [each for each in self.devices.values() if (each.backend, each.kind) == (device.backend, "cpu")]
-            _, inputs = self._inputs("text_encoder", variant, device)
-            with closing(self._load("text_encoder", variant, cpus[0] if cpus else device)) as encoder:
-                self.references["text_encoder"] = encoder(**inputs)
-        return self.references["text_encoder"]["last_hidden_state"]
+            _, inputs = self._inputs(part, variant, device)
+            with closing(self._load(part, variant, cpus[0] if cpus else device)) as encoder:
+                self.references[part] = encoder(**inputs)
+        return conditions(facts, self.references, defaults.width, defaults.height, defaults.guidance)
 
 
 def _timed(component: Component, inputs: Arrays) -> tuple[float, Arrays]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .backends.base import Device
 from .bundle import ModelBundle
-from .estimates import arithmetic_of
+from .estimates import arithmetic_of, has_bfloat16
 from .machine import Machine
 
 REFERENCE = "coreml-reference"
@@ -21,11 +21,13 @@ class Objection:
 
     final    it can't be
     unless   only where somebody asks for the device or variant of this name
+    last     with `unless`: or where there is nothing else
     """
 
     why: str
     final: bool = False
-    unless: str | None = None
+    unless: tuple[str, ...] = ()
+    last: bool = False
 
 
 def macos_needed(target: str) -> int:
@@ -48,10 +50,18 @@ def objections(bundle: ModelBundle, name: str, part: str, device: Device, machin
         yield Objection("Macs with Intel processors have no Neural Engine", final=True)
     if device.name == REFERENCE:
         why = f"computes in torch to check what a Mac would draw, slowly; ask for it: --device {REFERENCE}"
-        yield Objection(why, unless=REFERENCE)
+        yield Objection(why, unless=(REFERENCE,))
+    if variant.backend == "torch" and device.name == "torch-cpu":
+        if variant.precision == "fp16":
+            yield Objection("CPUs compute float16 slowly; torch-cpu is for float32", unless=(name,))
+        if variant.precision == "bf16" and not has_bfloat16(device, machine):
+            yield Objection("this CPU has no bfloat16", unless=(name,))
+    if device.backend == "torch" and any(each.backend != "torch" for each in bundle.variants.values()):
+        why = f"a converted variant is faster and smaller; ask for it: --device {device.name}"
+        yield Objection(why, unless=(name, device.name), last=True)
     if variant.defaults is not None:
         why = f"draws in other steps than the model's own, which shows; ask for it: --variant {name}"
-        yield Objection(why, unless=name)
+        yield Objection(why, unless=(name,))
     if part == "unet" and variant.compute == "ane" and device.kind == "gpu":
         yield Objection("its attention is cut up for the Neural Engine, which a GPU runs slowly")
     if part == "unet" and variant.compute == "gpu" and device.kind == "ane":

@@ -12,11 +12,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
 from .schedule import Level, NoiseSchedule
+from .spacing import SIGMA_SPACINGS
 
 Latents = NDArray[np.float32]
 Denoise = Callable[[Latents, Level], Latents]
@@ -80,6 +83,135 @@ def sample_dpmpp_2m(denoise: Denoise, x: Latents, levels: Sequence[Level], noise
             h_last = h
         x = _move(x, D, level.sigma, target.sigma)
         x0_last = x0
+        yield Step(i, len(levels) - 1, x, x0)
+
+
+def sample_dpmpp_2m_sde(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """SDE-DPM-Solver++(2M), the midpoint form (Lu et al. 2022, arXiv:2211.01095, section 5.1): half of the way down is
+    drift, the rest is made up for by fresh noise. In these coordinates exp(-h) = sigma' / sigma.
+    """
+    x0_last: Latents | None = None
+    h_last = 0.0
+    for i, (level, target) in enumerate(pairwise(levels)):
+        x0 = denoise(x, level)
+        D, share = x0, (target.sigma / level.sigma) ** 2  # exp(-2h)
+        if target.sigma > 0:
+            h = math.log(level.sigma / target.sigma)
+            if x0_last is not None:
+                D = x0 + (x0 - x0_last) * (h / (2 * h_last))
+            h_last = h
+        x = D + (x - D) * share
+        if target.sigma > 0:
+            x = x + noise(x.shape) * (target.sigma * math.sqrt(1 - share))
+        x0_last = x0
+        yield Step(i, len(levels) - 1, x, x0)
+
+
+def sample_heun(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """Heun's method, the trapezoidal rule (Karras et al. 2022, algorithm 1 without churn).
+
+    n steps evaluate the model 2 n - 1 times and yield as often: at the end that Euler predicts, and corrected. The last
+    step is Euler's where it reaches sigma 0.
+    """
+    pairs = list(pairwise(levels))
+    total = sum(2 if target.sigma > 0 else 1 for _, target in pairs)
+    index = 0
+    for level, target in pairs:
+        x0 = denoise(x, level)
+        d: Latents = (x - x0) / level.sigma
+        x_next = _move(x, x0, level.sigma, target.sigma)
+        yield Step(index, total, x_next, x0)
+        index += 1
+        if target.sigma > 0:
+            x0 = denoise(x_next, target)
+            d_next = (x_next - x0) / target.sigma
+            x_next = x_next + (d_next - d) * ((target.sigma - level.sigma) / 2)
+            yield Step(index, total, x_next, x0)
+            index += 1
+        x = x_next
+
+
+def sample_lms(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """Linear multistep: dx/dsigma is the polynomial through its last four values (Liu et al. 2022's Adams-Bashforth on
+    uneven steps, as k-diffusion's sample_lms), integrated exactly.
+    """
+    history: list[Latents] = []  # dx/dsigma, the newest first
+    for i, (level, target) in enumerate(pairwise(levels)):
+        x0 = denoise(x, level)
+        history = [(x - x0) / level.sigma, *history[:3]]
+        past = [each.sigma for each in levels[max(0, i - 3) : i + 1]][::-1]
+        # The weights' sum is the step, so all but Euler's part is in differences, and nothing large cancels.
+        x = _move(x, x0, level.sigma, target.sigma)
+        for weight, slope in zip(_adams_weights(past, target.sigma)[1:], history[1:], strict=True):
+            x = x + (slope - history[0]) * weight
+        yield Step(i, len(levels) - 1, x, x0)
+
+
+def _adams_weights(past: Sequence[float], target: float) -> list[float]:
+    """The integrals from past[0] to target of the Lagrange polynomials over `past`."""
+    h = target - past[0]
+    nodes = [(sigma - past[0]) / h for sigma in past]
+    weights = []
+    for j, node in enumerate(nodes):
+        others = nodes[:j] + nodes[j + 1 :]
+        basis = Polynomial.fromroots(others) if others else Polynomial([1.0])
+        weights.append(h * float(basis.integ()(1.0)) / math.prod(node - other for other in others))
+    return weights
+
+
+def sample_unipc(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """UniPC-2 with B(h) = e^h - 1 on x0 (Zhao et al. 2023, arXiv:2302.04867, algorithms 5 to 8), lambda = -log sigma.
+
+    Each evaluation first corrects the x it was made at, which costs nothing, and then predicts the next. The first and
+    the last step are of first order.
+    """
+    x_last = x
+    history: list[tuple[Latents, float]] = []  # (x0, sigma), the newest first
+    order = 1
+    for i, (level, target) in enumerate(pairwise(levels)):
+        x0 = denoise(x, level)
+        if i > 0:
+            x = _unipc_move(x_last, history[:order], level.sigma, x0)
+        history = [(x0, level.sigma), *history[:1]]
+        order = min(2, i + 1, len(levels) - 1 - i)
+        x_last = x
+        x = _unipc_move(x, history[:order], target.sigma, None)
+        yield Step(i, len(levels) - 1, x, x0)
+
+
+def _unipc_move(
+    x: Latents, history: Sequence[tuple[Latents, float]], sigma_to: float, x0_to: Latents | None
+) -> Latents:
+    """One step from x at history[0]'s sigma, knowing x0 there and before, and, to correct, `x0_to` at its end."""
+    m0, sigma = history[0]
+    if sigma_to == 0:
+        return m0
+    hh = math.log(sigma_to / sigma)  # -h, as x0 is what is predicted
+    slopes, rks = [], []  # (m - m0) / r at r = (lambda - lambda_0) / h
+    for m, past in history[1:]:
+        rks.append(math.log(past / sigma) / hh)
+        slopes.append((m - m0) / np.float32(rks[-1]))
+    if x0_to is not None:
+        rks.append(1.0)
+        slopes.append(x0_to - m0)
+    if not slopes:
+        return _move(x, m0, sigma, sigma_to)
+    weights = [0.5]  # exact for one slope to the order that counts; the values of the paper's official code
+    if len(slopes) > 1:
+        phi_2 = math.expm1(hh) / hh - 1
+        phi_3 = phi_2 / hh - 1 / 2
+        b = np.array([phi_2, 2 * phi_3]) / math.expm1(hh)
+        weights = np.linalg.solve(np.array([np.ones(2), rks]), b).tolist()
+    return _move(x, m0 + _combine(weights, slopes), sigma, sigma_to)
+
+
+def sample_tcd(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """Trajectory consistency (Zheng et al. 2024, arXiv:2402.19159, algorithm 4): down to `via`, up again by noise."""
+    for i, (level, target) in enumerate(pairwise(levels)):
+        x0 = denoise(x, level)
+        x = _move(x, x0, level.sigma, target.via)
+        if i < len(levels) - 2:
+            x = x + noise(x.shape) * math.sqrt(target.sigma**2 - target.via**2)
         yield Step(i, len(levels) - 1, x, x0)
 
 
@@ -150,9 +282,10 @@ class Sampler:
     solve: Solve
     make_levels: Callable[[NoiseSchedule, int], list[Level]]
     diffusers_class: str
-    diffusers_options: Mapping[str, bool] = field(default_factory=dict)
+    diffusers_options: Mapping[str, Any] = field(default_factory=dict)
     draws_noise: bool = False
     from_sigma: bool = False  # diffusers runs it in x = x0 + sigma * eps, and may start at sigma * noise
+    sigmas: tuple[str, ...] = ("karras", "exponential", "beta", "sgm_uniform")  # spacings that it may be given
 
     def levels(self, schedule: NoiseSchedule, steps: int) -> list[Level]:
         """The steps + 1 noise levels, falling, the last one being where the sampler ends (sigma 0, or DDIM's).
@@ -161,6 +294,15 @@ class Sampler:
             ValueError: steps is below 1 or more than the schedule has room for.
         """
         return self.make_levels(schedule, steps)
+
+    def diffusers_config(self, schedule: NoiseSchedule) -> dict[str, Any]:
+        """What makes diffusers' scheduler for `schedule`'s model take this sampler's levels."""
+        spaced = {
+            f"use_{name}_sigmas": name == schedule.sigma_spacing for name in SIGMA_SPACINGS if name in self.sigmas
+        }
+        rescaled = {"rescale_betas_zero_snr": schedule.rescale_betas_zero_snr}
+        spacing = {"timestep_spacing": schedule.timestep_spacing} if schedule.timestep_spacing else {}
+        return {**self.diffusers_options, **spaced, **spacing, **rescaled}
 
     def start(self, noise: Latents, levels: Sequence[Level], schedule: NoiseSchedule) -> Latents:
         """The first x, of the shape of noise (standard normal), for text to image.
@@ -182,23 +324,30 @@ class Sampler:
             yield replace(step, latents=step.latents * levels[-1].alpha) if last else step
 
 
-_EULER, _EULER_A = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"
-_DPMPP, _DDIM, _LCM, _PNDM = "DPMSolverMultistepScheduler", "DDIMScheduler", "LCMScheduler", "PNDMScheduler"
-_KARRAS, _PLMS = {"use_karras_sigmas": True}, {"skip_prk_steps": True}
 _S = NoiseSchedule
 
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler
     for sampler in (
-        Sampler("euler", "Euler", sample_euler, _S.euler_levels, _EULER, from_sigma=True),
-        Sampler("euler_karras", "Euler Karras", sample_euler, _S.euler_karras_levels, _EULER, _KARRAS, from_sigma=True),
+        Sampler("euler", "Euler", sample_euler, _S.euler_levels, "EulerDiscreteScheduler", from_sigma=True),
         Sampler(
-            "euler_a", "Euler a", sample_euler_ancestral, _S.euler_levels, _EULER_A, draws_noise=True, from_sigma=True
+            "euler_a", "Euler a", sample_euler_ancestral, _S.euler_levels, "EulerAncestralDiscreteScheduler",
+            draws_noise=True, from_sigma=True,
         ),
-        Sampler("dpmpp_2m", "DPM++ 2M", sample_dpmpp_2m, _S.dpmpp_levels, _DPMPP),
-        Sampler("dpmpp_2m_karras", "DPM++ 2M Karras", sample_dpmpp_2m, _S.dpmpp_karras_levels, _DPMPP, _KARRAS),
-        Sampler("ddim", "DDIM", sample_euler, _S.ddim_levels, _DDIM),
-        Sampler("lcm", "LCM", sample_lcm, _S.lcm_levels, _LCM, draws_noise=True),
-        Sampler("pndm", "PLMS", sample_pndm, _S.pndm_levels, _PNDM, _PLMS),
+        Sampler("heun", "Heun", sample_heun, _S.euler_levels, "HeunDiscreteScheduler", from_sigma=True),
+        Sampler("lms", "LMS", sample_lms, _S.euler_levels, "LMSDiscreteScheduler", from_sigma=True),
+        Sampler("dpmpp_2m", "DPM++ 2M", sample_dpmpp_2m, _S.dpmpp_levels, "DPMSolverMultistepScheduler"),
+        Sampler(
+            "dpmpp_2m_sde", "DPM++ 2M SDE", sample_dpmpp_2m_sde, _S.dpmpp_levels, "DPMSolverMultistepScheduler",
+            {"algorithm_type": "sde-dpmsolver++"}, draws_noise=True,
+        ),
+        Sampler("unipc", "UniPC", sample_unipc, _S.dpmpp_levels, "UniPCMultistepScheduler"),
+        Sampler("ddim", "DDIM", sample_euler, _S.ddim_levels, "DDIMScheduler", sigmas=("sgm_uniform",)),
+        Sampler("lcm", "LCM", sample_lcm, _S.lcm_levels, "LCMScheduler", draws_noise=True, sigmas=()),
+        Sampler("tcd", "TCD", sample_tcd, _S.tcd_levels, "TCDScheduler", draws_noise=True, sigmas=()),
+        Sampler(
+            "pndm", "PLMS", sample_pndm, _S.pndm_levels, "PNDMScheduler", {"skip_prk_steps": True},
+            sigmas=("sgm_uniform",),
+        ),
     )
-}
+}  # fmt: skip

@@ -1,42 +1,54 @@
 """The noise schedule a model was trained with, and the noise levels at which a sampler visits it.
 
 Coordinates are variance exploding (Karras et al. 2022, arXiv:2206.00364): x = x0 + sigma * eps. A variance
-preserving x_vp (Ho et al. 2020) relates to it by x_vp = alpha * x, alpha = sqrt(abar) = 1 / sqrt(1 + sigma^2).
+preserving x_vp (Ho et al. 2020) relates to it by x_vp = alpha * x, alpha = sqrt(abar) = 1 / sqrt(1 + sigma^2), and the
+straight paths of flow matching (Lipman et al. 2023, arXiv:2210.02747), x_s = (1 - s) x0 + s eps, by alpha = 1 - s and
+sigma = s / (1 - s), so that all solvers hold for them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .spacing import SigmaSpacing, space
+
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
 # With zero terminal SNR the last abar is 0 and sigma infinite. diffusers' Euler and DPM++ use 2**-24 instead. Its DDIM
 # and LCM compute with the 0; 2**-48 gives sigma = 2**24, where alpha * x equals the pure noise to float32 precision.
 _ABAR_MIN_EULER = 2.0**-24
 _ABAR_MIN_VP = 2.0**-48
+# Flow matching starts at pure noise, s = 1; there too alpha * x is the noise to float32 precision.
+_SIGMA_MAX_FLOW = 2.0**24
 
-_KARRAS_RHO = 7.0  # Karras et al. 2022, equation 5
+_TCD_ETA = 0.3  # gamma of Zheng et al. 2024 (arXiv:2402.19159); the value is diffusers'
 _LCM_ORIGINAL_STEPS = 50  # the grid LCMs are distilled on (Luo et al. 2023, arXiv:2310.04378)
 
 
 class Level(NamedTuple):
-    """One noise level: sigma = sqrt((1 - abar) / abar), and t, the timestep as the UNet is given it."""
+    """One noise level: sigma = sqrt((1 - abar) / abar), and t, the timestep as the UNet is given it.
+
+    flow   whether it lies on a straight path, where sigma = s / (1 - s)
+    via    the sigma that TCD goes down to on its way to this level, before it adds noise
+    """
 
     sigma: float
     t: float
+    flow: bool = False
+    via: float = 0.0
 
     @property
     def alpha(self) -> float:
-        """sqrt(abar), which scales latents into what the UNet was trained on: unet(alpha * x, t)."""
-        return 1.0 / math.sqrt(1.0 + self.sigma**2)
+        """sqrt(abar), or 1 - s, which scales latents into what the UNet was trained on: unet(alpha * x, t)."""
+        return 1.0 / (1.0 + self.sigma) if self.flow else 1.0 / math.sqrt(1.0 + self.sigma**2)
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ class NoiseSchedule:
 
     timestep_spacing and set_alpha_to_one may be None: then each sampler uses the default of its diffusers class, which
     is what ``SomeScheduler.from_config(other.config)`` does there (Euler and DPM++: linspace; the others: leading).
+    sigma_spacing stands for use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas. A flow model has no betas;
+    flow_shift moves its levels towards the noise.
 
     Raises:
         ValueError: a field is out of range; the message is one line that names the valid values.
@@ -60,6 +74,8 @@ class NoiseSchedule:
     steps_offset: int = 0
     set_alpha_to_one: bool | None = None
     rescale_betas_zero_snr: bool = False
+    sigma_spacing: SigmaSpacing | None = None
+    flow_shift: float = 1.0
 
     def __post_init__(self) -> None:
         _require_int("num_train_timesteps", self.num_train_timesteps, 1)
@@ -69,6 +85,9 @@ class NoiseSchedule:
         _require_choice("timestep_spacing", self.timestep_spacing, (*get_args(TimestepSpacing), None))
         _require_choice("set_alpha_to_one", self.set_alpha_to_one, (True, False, None))
         _require_choice("rescale_betas_zero_snr", self.rescale_betas_zero_snr, (True, False))
+        _require_choice("sigma_spacing", self.sigma_spacing, (*get_args(SigmaSpacing), None))
+        if not isinstance(self.flow_shift, (int, float)) or not 0 < self.flow_shift < 1000:
+            raise ValueError(f"flow_shift {self.flow_shift!r} is not valid: it must be a number above 0, below 1000")
         for name, betas in (("beta_start", [self.beta_start]), ("beta_end", [self.beta_end])):
             _require_betas(name, betas)
         if self.beta_start > self.beta_end:
@@ -89,6 +108,11 @@ class NoiseSchedule:
             ValueError: as for the class.
         """
         values = {field.name: config[field.name] for field in fields(cls) if field.name in config}
+        for spacing in get_args(SigmaSpacing):
+            if config.get(f"use_{spacing}_sigmas"):
+                values["sigma_spacing"] = spacing
+        if str(config.get("_class_name")).startswith("FlowMatch"):
+            values |= {"prediction_type": "flow_prediction", "flow_shift": config.get("shift", 1.0)}
         if isinstance(values.get("trained_betas"), list):
             values["trained_betas"] = tuple(values["trained_betas"])
         return cls(**values)
@@ -124,33 +148,32 @@ class NoiseSchedule:
         Like every ``*_levels`` method: ``steps`` is at least 1, the list has ``steps`` levels of falling sigma and a
         last one that says where the sampler ends; ValueError where the schedule has no room for so many steps.
         """
-        sigmas = self.compute_sigmas()
+        if self.is_flow:
+            return self._flow_levels(steps)
+        trained = self.compute_sigmas()
         t = self._space(steps, self.timestep_spacing or "linspace").astype(np.float32)
-        return self._pair(np.interp(t, np.arange(len(sigmas)), sigmas), t, 0.0)
-
-    def euler_karras_levels(self, steps: int) -> list[Level]:
-        """Levels of diffusers' EulerDiscreteScheduler(use_karras_sigmas=True): Karras between Euler's own ends."""
-        plain = self.euler_levels(steps)
-        sigmas = _karras_sigmas(plain[-2].sigma, plain[0].sigma, steps)
-        return self._pair(sigmas, _interpolate_t(sigmas, self.compute_sigmas()), 0.0)
+        plain = self._pair(np.interp(t, np.arange(len(trained)), trained), t, 0.0)
+        if self.sigma_spacing is None:
+            return plain
+        sigmas = space(self.sigma_spacing, plain[0].sigma, plain[-2].sigma, steps)
+        return self._pair(sigmas, _interpolate_t(sigmas, trained), 0.0)
 
     def dpmpp_levels(self, steps: int) -> list[Level]:
-        """Levels of diffusers' DPMSolverMultistepScheduler(final_sigmas_type="zero")."""
+        """Levels of diffusers' DPMSolverMultistepScheduler and UniPCMultistepScheduler (final_sigmas_type="zero")."""
         _require_int("steps", steps, 1)
-        spacing = self.timestep_spacing or "linspace"
-        # diffusers spaces one more than steps and drops the lowest, except for trailing
-        t = self._space(steps + (spacing != "trailing"), spacing).round()[:steps]
-        return self._pair(self.compute_sigmas()[self._checked_t(t, steps)], t, 0.0)
-
-    def dpmpp_karras_levels(self, steps: int) -> list[Level]:
-        """Levels of diffusers' DPMSolverMultistepScheduler(use_karras_sigmas=True): Karras over all sigmas."""
-        _require_int("steps", steps, 1)
+        if self.is_flow:
+            return self._flow_levels(steps)
         trained = self.compute_sigmas()
-        sigmas = _karras_sigmas(float(trained[0]), float(trained[-1]), steps)
+        if self.sigma_spacing is None:
+            spacing = self.timestep_spacing or "linspace"
+            # diffusers spaces one more than steps and drops the lowest, except for trailing
+            t = self._space(steps + (spacing != "trailing"), spacing).round()[:steps]
+            return self._pair(trained[self._checked_t(t, steps)], t, 0.0)
+        sigmas = space(self.sigma_spacing, float(trained[-1]), float(trained[0]), steps)
         t = _interpolate_t(sigmas, trained)
-        # diffusers truncates t to an integer, but rounds it first unless the schedule is the cosine one
-        t = np.floor(t) if self.beta_schedule == "squaredcos_cap_v2" else t.round()
-        return self._pair(sigmas, t, 0.0)
+        # diffusers truncates t to an integer, but rounds Karras' first unless the schedule is the cosine one
+        rounds = self.sigma_spacing == "karras" and self.beta_schedule != "squaredcos_cap_v2"
+        return self._pair(sigmas, t.round() if rounds else np.floor(t), 0.0)
 
     def ddim_levels(self, steps: int) -> list[Level]:
         """Levels of diffusers' DDIMScheduler; they end at sigma_0 instead of 0 if set_alpha_to_one is False.
@@ -158,6 +181,8 @@ class NoiseSchedule:
         diffusers always steps to t - num_train_timesteps // steps, even where the next t is another one (linspace,
         and trailing if steps does not divide num_train_timesteps). These levels step to the next t.
         """
+        if self.is_flow:
+            return self._flow_levels(steps)
         return self._vp_levels(steps, set_alpha_to_one=self.set_alpha_to_one is not False)
 
     def pndm_levels(self, steps: int) -> list[Level]:
@@ -167,6 +192,7 @@ class NoiseSchedule:
             ValueError: also if the first level would have zero terminal SNR. There eps says nothing about x0, so PNDM's
                 mean of two eps is meaningless. (diffusers' PNDM ignores rescale_betas_zero_snr altogether.)
         """
+        self._refuse_flow("PNDM")
         levels = self._vp_levels(steps, set_alpha_to_one=self.set_alpha_to_one is True)
         if self.rescale_betas_zero_snr and levels[0].t == self.num_train_timesteps - 1:
             raise ValueError(
@@ -181,13 +207,51 @@ class NoiseSchedule:
         Raises:
             ValueError: more than 50 steps.
         """
+        t = self._distilled_grid(steps, "LCM")
+        return self._pair(self.compute_sigmas(_ABAR_MIN_VP)[t], t, 0.0)
+
+    def tcd_levels(self, steps: int) -> list[Level]:
+        """Levels of diffusers' TCDScheduler(eta=0.3): LCM's, but they end at sigma_0, each with its `via`."""
+        t = self._distilled_grid(steps, "TCD")
+        sigmas = self.compute_sigmas(_ABAR_MIN_VP)
+        levels = self._pair(sigmas[t], t, float(sigmas[0]))
+        return [level._replace(via=float(sigmas[math.floor((1 - _TCD_ETA) * level.t)])) for level in levels]
+
+    @property
+    def is_flow(self) -> bool:
+        return self.prediction_type == "flow_prediction"
+
+    def _flow_levels(self, steps: int) -> list[Level]:
+        """Levels of diffusers' FlowMatchEulerDiscreteScheduler; t is 1000 s, between integers too."""
         _require_int("steps", steps, 1)
+        T = self.num_train_timesteps
+        # diffusers shifts the ends before it divides what lies between, and then all of it.
+        s = self._shift(np.linspace(1.0, float(self._shift(np.array(1 / T))), steps))
+        if self.sigma_spacing is not None:
+            s = space(self.sigma_spacing, float(s[0]), float(s[-1]), steps)
+        sigmas = [s_i / (1 - s_i) if s_i < 1 else _SIGMA_MAX_FLOW for s_i in s.tolist()]
+        levels = [Level(sigma, float(np.float32(s_i * T)), True) for sigma, s_i in zip(sigmas, s.tolist(), strict=True)]
+        return [*levels, Level(0.0, 0.0, True)]
+
+    def _shift(self, s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Esser et al. 2024 (arXiv:2403.03206), equation 23, in s."""
+        return np.asarray(self.flow_shift * s / (1 + (self.flow_shift - 1) * s))
+
+    def _refuse_flow(self, name: str) -> None:
+        if self.is_flow:
+            raise ValueError(
+                f"{name} is no sampler for a flow-matching model: choose another, such as euler or dpmpp_2m"
+            )
+
+    def _distilled_grid(self, steps: int, name: str) -> NDArray[np.int64]:
+        """Timesteps evenly taken from those that few-step models are distilled on."""
+        _require_int("steps", steps, 1)
+        self._refuse_flow(name)
         original = min(_LCM_ORIGINAL_STEPS, self.num_train_timesteps)
         if steps > original:
-            raise ValueError(f"steps {steps} is too many for LCM: the valid range is 1 to {original}")
+            raise ValueError(f"steps {steps} is too many for {name}: the valid range is 1 to {original}")
         grid = np.arange(original, 0, -1) * (self.num_train_timesteps // original) - 1
-        t = grid[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(np.int64)]
-        return self._pair(self.compute_sigmas(_ABAR_MIN_VP)[t], t, 0.0)
+        return np.asarray(grid[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(np.int64)])
 
     def _vp_levels(self, steps: int, set_alpha_to_one: bool) -> list[Level]:
         t = self._space(steps, self.timestep_spacing or "leading").round()
@@ -243,13 +307,6 @@ def _cumprod(alphas: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.cumprod(alphas, dtype=np.float64).astype(np.float32)
 
 
-def _karras_sigmas(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.float64]:
-    """Karras et al. 2022, equation 5, without the final 0: shape (steps,), falling."""
-    ramp = np.linspace(0, 1, steps)
-    low, high = sigma_min ** (1 / _KARRAS_RHO), sigma_max ** (1 / _KARRAS_RHO)
-    return np.asarray((high + ramp * (low - high)) ** _KARRAS_RHO, dtype=np.float64)
-
-
 def _interpolate_t(sigmas: NDArray[np.float64], trained: NDArray[np.float32]) -> NDArray[np.float64]:
     """The fractional timesteps of some sigmas: linear in log sigma, as k-diffusion's sigma_to_t."""
     t = np.interp(np.log(sigmas), np.log(trained), np.arange(len(trained)))
@@ -273,3 +330,13 @@ def _require_betas(name: str, values: object) -> None:
     )
     if not ok:
         raise ValueError(f"{name} is not valid: betas must be numbers from 1e-7 up to, but not including, 1")
+
+
+def active_timesteps(timesteps: Sequence[float], start: float, end: float) -> frozenset[float]:
+    """Those of the steps that lie within a share of all, 0 to 1, as a UNet is given them.
+
+    Counted as diffusers does: a step takes part if all of it lies between start and end.
+    """
+    count = len(timesteps)
+    within = [n for n in range(count) if n / count >= start and (n + 1) / count <= end]
+    return frozenset(float(np.float32(timesteps[n])) for n in within)

@@ -1,10 +1,13 @@
-"""Prompt -> token ids, by the byte-pair encoding of CLIP.
+"""Prompt -> chunks of weighted token ids, by the byte-pair encoding of CLIP, and chunks -> what the UNet attends to.
 
-Its files are vocab.json and merges.txt; transformers 5 writes the same as one tokenizer.json.
+The tokenizer's files are vocab.json and merges.txt; transformers 5 writes the same as one tokenizer.json. A prompt
+becomes as many chunks as it needs, each of what a text encoder takes at once, cut as AUTOMATIC1111 cuts them.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +15,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidModel
+from .errors import InvalidModel, InvalidRequest
+from .prompt import parse
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from .backends.base import Array, Component
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 # OpenAI's pattern: contractions, runs of letters, single digits, runs of anything else.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# Where a chunk is full, what follows its last comma goes into the next, if that is no more than this many tokens.
+BACKTRACK = 20
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a text encoder takes at once: ids int64 [S], and the weight of each, float32 [S]."""
+
+    ids: NDArray[np.int64]
+    weights: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,98 @@ class TextTokenizer:
         if len(encoding.ids) > room:
             dropped = self._bpe.decode(encoding.ids[room:]).strip()
         return Tokens(np.array([ids], np.int64), dropped)
+
+    def chunks(self, prompt: str, words: Mapping[str, tuple[int, ...]] | None = None) -> list[Chunk]:
+        """The chunks of a prompt in the language of prompt.py, at least one.
+
+        words   ids of words that the vocabulary does not have (textual inversion); those of one word stay together
+        Raises InvalidRequest for a weight beyond its limits, or a word of more ids than a chunk has room for.
+        """
+        room = self.length - 2
+        comma = self._bpe.token_to_id(",</w>")
+        chunks: list[Chunk] = []
+        parts = parse(prompt)
+        for n, spans in enumerate(parts, 1):
+            current: list[tuple[int, float]] = []
+            # The length of `current` just after its last comma.
+            after_comma = 0
+            for ids, weight in ((ids, span.weight) for span in spans for ids in self._units(span.text, words or {})):
+                if len(ids) > room:
+                    raise InvalidRequest(f"a word of the prompt stands for {len(ids)} tokens; a chunk takes {room}")
+                if len(current) + len(ids) > room:
+                    near = after_comma > 0 and len(current) - after_comma < BACKTRACK
+                    cut = after_comma if near and len(ids) == 1 and ids != (comma,) else len(current)
+                    chunks.append(self._chunk(current[:cut]))
+                    current, after_comma = current[cut:], 0
+                current += [(id_, weight) for id_ in ids]
+                if ids == (comma,):
+                    after_comma = len(current)
+            if current or not chunks or n < len(parts):
+                chunks.append(self._chunk(current))
+        return chunks
+
+    def filled(self, chunks: Sequence[Chunk], count: int) -> list[Chunk]:
+        """`chunks` and as many empty ones as make `count`."""
+        return [*chunks, *[self._chunk([])] * (count - len(chunks))]
+
+    def words(self, chunks: Sequence[Chunk]) -> str:
+        """The text of chunks, as far as the vocabulary has it."""
+        special = {self._start, self._end, self._pad}
+        return str(self._bpe.decode([int(n) for chunk in chunks for n in chunk.ids if n not in special])).strip()
+
+    def _units(self, text: str, words: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+        """Ids that may not be parted: one by one, and those of each of `words`."""
+        # The longest first, where one begins as another does.
+        known = sorted(words, key=len, reverse=True)
+        end = 0
+        for match in _any_of(known).finditer(text) if known else ():
+            yield from self._tokens(text[end : match.start()])
+            yield words[known[(match.lastindex or 1) - 1]]
+            end = match.end()
+        yield from self._tokens(text[end:])
+
+    def _tokens(self, text: str) -> list[tuple[int]]:
+        return [(int(id_),) for id_ in self._bpe.encode(text, add_special_tokens=False).ids]
+
+    def _chunk(self, tokens: Sequence[tuple[int, float]]) -> Chunk:
+        tail = self.length - 2 - len(tokens)
+        ids = [self._start, *(id_ for id_, _ in tokens), self._end, *[self._pad] * tail]
+        weights = [1.0, *(weight for _, weight in tokens), *[1.0] * (tail + 1)]
+        return Chunk(np.array(ids, np.int64), np.array(weights, np.float32))
+
+
+def encode(encoder: Component, rows: Sequence[Sequence[Chunk]], hidden: str = "last_hidden_state") -> dict[str, Array]:
+    """A text encoder's outputs for prompts of n chunks each; `hidden`, one of them, is [B, n S, C], weighted.
+
+    The chunks are encoded one by one and stand side by side; the other outputs are those of the first.
+    """
+    runs, contexts = [], []
+    for column in zip(*rows, strict=True):
+        runs.append(encoder(input_ids=np.stack([chunk.ids for chunk in column])))
+        contexts.append(weighted(runs[-1][hidden], np.stack([chunk.weights for chunk in column])))
+    return {**runs[0], hidden: np.concatenate(contexts, axis=1)}
+
+
+def weighted(states: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """States [B, S, C] times weights [B, S], each row then scaled back to the mean that it had: AUTOMATIC1111's way.
+
+    A factor beyond what the weights themselves can ask for comes of a mean near zero; such a row keeps its scale.
+    """
+    scaled = states * weights[..., None]
+    before, after = (each.mean(axis=(1, 2), dtype=np.float64) for each in (states, scaled))
+    ratio = np.divide(before, after, out=np.ones_like(before), where=after != 0)
+    highest, lowest = 1 / np.minimum(weights.min(axis=1), 1), 1 / np.maximum(weights.max(axis=1), 1)
+    ratio = np.where((lowest <= ratio) & (ratio <= highest), ratio, 1.0)
+    return np.asarray(scaled * ratio[:, None, None], np.float32)
+
+
+def _any_of(words: Sequence[str]) -> re.Pattern[str]:
+    """A pattern for any of `words` that is no part of a longer one; group n + 1 is the one that was found."""
+    patterns = []
+    for word in words:
+        before, after = (r"\b" if re.match(r"\w", edge) else "" for edge in (word[0], word[-1]))
+        patterns.append(f"({before}{re.escape(word)}{after})")
+    return re.compile("|".join(patterns), re.IGNORECASE)
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:

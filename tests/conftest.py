@@ -21,8 +21,12 @@ def emoji() -> Path:
     return embedded_models() / "emoji"
 
 
-def save_miniature(folder: Path, tokenizer_from: Path, prediction_type: str = "epsilon") -> Path:
-    """A diffusers folder of SD 1's architecture, all widths cut down, with random weights."""
+def save_miniature(folder: Path, tokenizer_from: Path, prediction_type: str = "epsilon", shallow: bool = False) -> Path:
+    """A diffusers folder of SD 1's architecture, all widths cut down, with random weights.
+
+    A `shallow` one attends in its first block alone and has an autoencoder of factor 2: it converts in a third of the
+    time.
+    """
     import torch
     from diffusers import (
         AutoencoderKL,
@@ -53,16 +57,18 @@ def save_miniature(folder: Path, tokenizer_from: Path, prediction_type: str = "e
         sample_size=8,
         block_out_channels=(32, 64),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        mid_block_type="UNetMidBlock2D" if shallow else "UNetMidBlock2DCrossAttn",
+        up_block_types=("UpBlock2D", "UpBlock2D" if shallow else "CrossAttnUpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=32,
         attention_head_dim=2,
         norm_num_groups=8,
     )
+    levels = 2 if shallow else 4
     vae = AutoencoderKL(
-        block_out_channels=(8, 16, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 16, 16)[:levels],
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         norm_num_groups=4,
         scaling_factor=0.7,
     )
@@ -78,7 +84,7 @@ def save_miniature(folder: Path, tokenizer_from: Path, prediction_type: str = "e
         vae=vae, text_encoder=text, unet=unet, tokenizer=tokenizer, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
-    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 8))
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 8)[:levels])
     for parameter in net.parameters():
         # Zero convolutions as they are would hide every mistake.
         if not parameter.any():
@@ -90,6 +96,12 @@ def save_miniature(folder: Path, tokenizer_from: Path, prediction_type: str = "e
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
     return save_miniature(tmp_path_factory.mktemp("source") / "miniature", emoji)
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
+    """The miniature with fewer layers: it draws 16x16 pixels."""
+    return save_miniature(tmp_path_factory.mktemp("source") / "shallow", emoji, shallow=True)
 
 
 def convert(source: Path, target: Path, precision: str, report: Any = None) -> ModelBundle:
@@ -108,11 +120,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> ModelBu
 
 
 @pytest.fixture(scope="session")
-def coreml_bundle(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> ModelBundle:
-    """The miniature for the Neural Engine in fp16."""
+def coreml_bundle(tmp_path_factory: pytest.TempPathFactory, shallow: Path) -> ModelBundle:
+    """The shallow miniature for the Neural Engine in fp16."""
     from edge_sd.converters.build import build
     from edge_sd.converters.forms import form_named
     from edge_sd.converters.recipes import RECIPES
 
-    target = tmp_path_factory.mktemp("coreml") / "miniature"
-    return build(miniature, target, form_named("coreml"), RECIPES["fp16"], lambda what, share: None)
+    target = tmp_path_factory.mktemp("coreml") / "shallow"
+    return build(shallow, target, form_named("coreml"), RECIPES["fp16"], lambda what, share: None)

@@ -72,7 +72,8 @@ class Ours:
 
     def draw(self, request: Request) -> Drawing:
         settings = self.pipeline.resolve(request)
-        levels = SAMPLERS[settings.sampler].levels(self.pipeline.bundle.facts.schedule, settings.steps)
+        schedule = settings.schedule(self.pipeline.bundle.facts.schedule)
+        levels = SAMPLERS[settings.sampler].levels(schedule, settings.steps)
         latents: list[NDArray[np.float32]] = []
         seconds: list[float] = []
         started = time.perf_counter()
@@ -147,7 +148,8 @@ class Diffusers:
         settings = self._settings(request)
         sampler = SAMPLERS[settings.sampler]
         kind = getattr(diffusers, sampler.diffusers_class)
-        self.pipe.scheduler = kind.from_config(self.config, **sampler.diffusers_options)
+        options = sampler.diffusers_config(settings.schedule(self.bundle.facts.schedule))
+        self.pipe.scheduler = kind.from_config(self.config, **options)
         latents: list[NDArray[np.float32]] = []
         ends = [time.perf_counter()]
 

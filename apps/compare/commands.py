@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edge_sd.errors import InvalidRequest
+from edge_sd.errors import InvalidRequest, choices
 
 
 class _ModelOrCommand(TyperGroup):
@@ -95,7 +95,8 @@ def sweep(
     bits: Annotated[str | None, typer.Option(metavar="N,N", help="Of 32, 16, 8, 6, 4, 2, 1. Default: all.")] = None,
     group_size: Annotated[str | None, typer.Option(metavar="N,N", help="Where weights have groups.")] = None,
     method: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="float, weights, palette. Default: all.")
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="float, weights (w8, w4), palette, w8a8. Default: all but w8a8."),
     ] = None,
     compute: Annotated[str | None, typer.Option(help="Core ML: ane or gpu.")] = None,
     reference: Reference = None,
@@ -201,7 +202,7 @@ def _names(text: str | None) -> list[str]:
 
 
 def _wishes(steps: int | None, guidance: float | None, size: str | None, sampler: str | None) -> Any:
-    from ..cli import parse_size
+    from ..drawing import parse_size
     from .plan import Wishes
 
     width, height = parse_size(size)
@@ -253,3 +254,27 @@ def autoencoder(
         kept = "" if row["picture"] != row["picture"] else f"{row['picture']:.1f} dB"
         print(f"| {name} | {kept} | {row['noisy']:.1f} dB |")
     print(f"{output}: pictures, {', '.join(list(rows)[1:])}; noisy, cleaned; grey and coloured", file=sys.stderr)
+
+
+@app.command("bits")
+def bits(
+    bundle: Annotated[Path, typer.Argument(help="A bundle with a variant of mixed bits (edge-sd convert).")],
+    variant: Annotated[str, typer.Option(help="Which variant.")] = "coreml-ane-mixed",
+    component: Annotated[str, typer.Option(help="Which component, by the name of its package.")] = "Unet",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the figure goes.")] = Path("bits.png"),
+) -> None:
+    """Size and PSNR of palettes of one width, and of the mixtures that a sensitivity analysis found."""
+    from edge_sd.bundle import ModelBundle
+    from edge_sd.converters.coreml.mixed import BitRecipe, draw, table
+
+    if output.suffix.lower() != ".png" or not output.absolute().parent.is_dir():
+        raise InvalidRequest(f"{output} is no PNG file in a folder that exists")
+    opened = ModelBundle.open(bundle)
+    opened.variant(variant)
+    recipes = {path.name.split(".")[0]: path for path in sorted((opened.root / variant).glob("*.bits.json"))}
+    if component not in recipes:
+        raise InvalidRequest(f"{variant} has no bits of {component!r}; valid: {choices(recipes)}")
+    recipe = BitRecipe.open(recipes[component])
+    draw(recipe, output)
+    print(table(recipe))
+    print(f"{output}: the same, drawn", file=sys.stderr)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from edge_sd.bundle import ModelBundle, embedded_models
 from edge_sd.errors import EdgeSDError
-from edge_sd.lora import tensors
+from edge_sd.tensors import tensors
 from edge_sd.text import TextTokenizer
 
 Array = NDArray[np.float32]

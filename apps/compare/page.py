@@ -10,7 +10,7 @@ from typing import Any
 
 from .pictures import DIFFERENCE, SHOTS, data_uri, shown_rows, shown_shots
 from .plots import Plot, svg
-from .report import floors, plots, swaps, table, where
+from .report import failures, floors, plots, swaps, table, where
 from .score import WORST
 
 HERE = Path(__file__).parent
@@ -64,9 +64,8 @@ def _table(titles: Sequence[str], lines: Iterable[Sequence[str]], sortable: bool
 
 
 def _failures(report: dict[str, Any]) -> str:
-    failed = [row for row in report["rows"] if "error" in row]
-    lines = "".join(f"<li><b>{escape(row['name'])}</b> failed: {escape(row['error'])}</li>" for row in failed)
-    return f"<ul class=failed>{lines}</ul>" if failed else ""
+    lines = "".join(f"<li><b>{escape(name)}</b> failed: {escape(why)}</li>" for name, why in failures(report))
+    return f"<ul class=failed>{lines}</ul>" if lines else ""
 
 
 def _plots(report: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from edge_sd.bundle import ModelBundle, installed_models
 from edge_sd.errors import EdgeSDError, InvalidRequest, MissingExtra, choices
 from edge_sd.estimates import PARTS
 from edge_sd.request import MAX_SEED, Request
+from edge_sd.rules import REFERENCE
 
 from .machine import machine
 
@@ -110,7 +111,14 @@ class Comparison:
 
     def timed(self) -> list[Artist]:
         """Those whose speed is measured."""
-        return [row.artist for row in self.rows if row.kind in ("reference", "variant")]
+        rows = [row for row in self.rows if row.kind in ("reference", "variant")]
+        return [row.artist for row in rows if not self.numerics_only(row.artist)]
+
+    def numerics_only(self, artist: Artist) -> bool:
+        """Whether the executor of Core ML draws: the figures are the device's, the seconds would be another's."""
+        if not artist.variant or self.bundle.variant(artist.variant).backend != "coreml":
+            return False
+        return artist.device == REFERENCE or _only_by_executor(self.bundle, artist.variant)
 
     def folder_name(self, artist: Artist) -> str:
         """A name that is another as soon as anything differs that could change this artist's pictures or times."""
@@ -158,8 +166,11 @@ def plan(
     notes = []
     candidates = [_artist(bundle, name, device) for name in variants]
     if not candidates:
-        skipped = [name for name in sorted(bundle.variants) if _only_by_executor(bundle, name)]
-        candidates = [_artist(bundle, name, device) for name in sorted(bundle.variants) if name not in skipped]
+        # torch is the reference, in torch-fp32; its own variants are compared where they are named, or alone.
+        converted = [name for name, each in sorted(bundle.variants.items()) if each.backend != "torch"]
+        skipped = [name for name in converted if _only_by_executor(bundle, name)]
+        names = [name for name in converted or sorted(bundle.variants) if name not in skipped]
+        candidates = [_artist(bundle, name, device) for name in names]
         for name in skipped:
             notes.append(f"{name} is left out: only the slow executor of Core ML runs it here; name it to compare it")
     judged_by = _reference(bundle, reference, weights, candidates, device)
@@ -171,7 +182,13 @@ def plan(
     rows += _swaps(bundle, [artist for artist in [judged_by, *candidates] if artist.variant], min(swapped, count))
     if not judged_by.variant:
         notes.append(f"{TORCH} is diffusers' own pipeline in float32: its scheduler, tokenizer and noise, not ours")
-    return Comparison(bundle, weights, judged_by, tuple(rows), tuple(shots), wishes, tuple(notes))
+    found = Comparison(bundle, weights, judged_by, tuple(rows), tuple(shots), wishes)
+    if emulated := [artist.name for artist in (judged_by, *candidates) if found.numerics_only(artist)]:
+        notes.append(
+            f"{', '.join(emulated)}: numerics, not speed: an executor in torch computed the Core ML packages operation "
+            "by operation, as the device would round, and nothing of it is timed"
+        )
+    return replace(found, notes=tuple(notes))
 
 
 def default_prompts() -> list[str]:

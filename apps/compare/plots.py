@@ -35,13 +35,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """Axes start where the data does, but at 0 for x where `from_zero`."""
+    """Axes start where the data does, but at 0 for x where `from_zero`; `whole` is for an x that counts."""
 
     title: str
     x_label: str
     y_label: str
     series: tuple[Series, ...]
     from_zero: bool = True
+    whole: bool = False
 
 
 class Mark(NamedTuple):
@@ -71,11 +72,11 @@ class _Frame:
         )
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers, 1, 2 or 5 times a power of ten apart, from below `low` to above `high`."""
+def ticks(low: float, high: float, about: int = 5, least: float = 0.0) -> list[float]:
+    """Round numbers, 1, 2 or 5 times a power of ten and at least `least` apart, from below `low` to above `high`."""
     if high - low < 1e-9 * max(1.0, abs(low), abs(high)):
         low, high = low - 1, high + 1
-    raw = (high - low) / about
+    raw = max((high - low) / about, least)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * n for n in (1, 2, 5, 10) if power * n >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -87,7 +88,7 @@ def lay_out(plot: Plot) -> list[Mark]:
     everything = [point for series in plot.series for point in series.points]
     xs = [point.x for point in everything]
     frame = _Frame(
-        ticks(min([*xs, 0.0] if plot.from_zero else xs), max(xs)),
+        ticks(min([*xs, 0.0] if plot.from_zero else xs), max(xs), least=1.0 if plot.whole else 0.0),
         ticks(min(point.y for point in everything), max(point.y for point in everything)),
     )
     marks = frame.marks

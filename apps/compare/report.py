@@ -22,12 +22,16 @@ from .score import METRICS, Scorer, spread
 from .verdict import pareto, sentence
 
 FORMAT = 1
+NO_LPIPS = (
+    "neither its weights nor those of the network that it looks through come with edge-sd, which downloads nothing"
+)
 SPEED = {
     "load": "opening the model and loading all components, files in the system's cache",
     "first": "from the start of a fresh process to the pixels of its first picture",
     "step": "median of the steps of the process's second picture, its first step left out",
     "decode": "the decoder, in the second picture",
     "picture": "the second picture as a whole",
+    "energy": "joules of the processor's packages during the second picture, other programs' too (Linux's powercap)",
     "memory": "largest resident set of the process up to its first picture",
 }
 
@@ -48,6 +52,8 @@ def make_report(
         entry: dict[str, Any] = {"name": row.name, "kind": row.kind, "against": row.against.name, "variant": ""}
         if row.kind in ("reference", "variant"):
             entry |= {"variant": row.artist.variant, "bytes": _bytes(comparison, row.artist), **its.about}
+            if comparison.numerics_only(row.artist):
+                entry["numerics_only"] = True
             if its.times:
                 entry["speed"] = _speed(its.times)
         if row.kind == "swap":
@@ -66,7 +72,7 @@ def make_report(
         "rows": rows,
         "pareto": pareto(measured),
         "recommendation": sentence(rows, min_psnr, max_size),
-        "notes": [*comparison.notes, *scorer.notes, *_redrawn(rows)],
+        "notes": [*comparison.notes, *scorer.notes, *_unmeasured(rows), *_redrawn(rows)],
         "definitions": {**METRICS, **SPEED},
         "machine": machine(),
     }
@@ -85,10 +91,19 @@ def _bytes(comparison: Comparison, artist: Artist) -> dict[str, int]:
 def _speed(times: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in SPEED:
-        values = [each[name] for each in times if each[name] is not None]
+        values = [each[name] for each in times if each.get(name) is not None]
         if values:
             found[name] = spread(values)
     return {**found, "rounds": len(times), "same": all(each["same"] for each in times)}
+
+
+def _unmeasured(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader may look for and does not find, and why."""
+    notes = [f"LPIPS: not measured, since {NO_LPIPS}"]
+    timed = [row["speed"] for row in rows if "speed" in row]
+    if timed and not any("energy" in speed for speed in timed):
+        notes.append("energy: not measured, since this system lets nobody read a counter of it (Linux's powercap)")
+    return notes
 
 
 def _redrawn(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -163,7 +178,7 @@ def plots(report: dict[str, Any]) -> dict[str, Plot]:
         if "divergence" in row
     )
     if curves:
-        chosen["steps"] = Plot("Divergence per step", "step", "latent PSNR, dB", curves, from_zero=False)
+        chosen["steps"] = Plot("Divergence per step", "step", "latent PSNR, dB", curves, from_zero=False, whole=True)
     return chosen
 
 
@@ -186,6 +201,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "first picture": seconds("first"),
         "step": seconds("step"),
         "decode": seconds("decode"),
+        "energy": f"{speed['energy']['median']:.1f} J" if "energy" in speed else "–",
         "memory": f"{speed['memory']['median'] / 2**20:.0f} MiB" if "memory" in speed else "–",
         "latent PSNR": quality_of("latent_psnr", "{:.1f}"),
         "PSNR": quality_of("psnr", "{:.1f}", error=True),
@@ -202,6 +218,13 @@ def _seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
+def label(row: dict[str, Any]) -> str:
+    """The name of a main row and what one must know to read its figures."""
+    remarks = ["reference"] if row["kind"] == "reference" else []
+    remarks += ["numerics, not speed"] if row.get("numerics_only") else []
+    return f"{row['name']} ({'; '.join(remarks)})" if remarks else str(row["name"])
+
+
 def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Titles and lines, without the columns that hold nothing."""
     rows = main_rows(report)
@@ -209,8 +232,7 @@ def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     titles = [title for title in filled[0] if any(each[title] != "–" for each in filled)]
     lines = []
     for row, figures in zip(rows, filled, strict=True):
-        name = f"{row['name']} (reference)" if row["kind"] == "reference" else row["name"]
-        lines.append([name, *(figures[title] for title in titles)])
+        lines.append([label(row), *(figures[title] for title in titles)])
     return ["variant", *titles], lines
 
 
@@ -238,6 +260,16 @@ def swaps(report: dict[str, Any]) -> dict[str, dict[str, str]]:
     return found
 
 
+def failures(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and reason of each row that failed; what failed only because a variant did is not told again."""
+    found: list[tuple[str, str]] = []
+    for row in (row for row in report["rows"] if "error" in row):
+        own = row["kind"] in ("reference", "variant")
+        if own or not any(row["error"].endswith(known) for _, known in found):
+            found.append((row["name"], row["error"]))
+    return found
+
+
 def text(report: dict[str, Any]) -> str:
     """The table for a terminal, what failed, and the recommendation."""
     titles, lines = table(report)
@@ -248,7 +280,7 @@ def text(report: dict[str, Any]) -> str:
         shown.append("  ".join([first, *rest]).rstrip())
     for floor in floors(report):
         shown.append(f"noise floor, {floor[0]}: latent PSNR {floor[1]}, PSNR {floor[2]}, SSIM {floor[3]}")
-    shown += [f"{row['name']} failed: {row['error']}" for row in report["rows"] if "error" in row]
+    shown += [f"{name} failed: {why}" for name, why in failures(report)]
     shown += [f"note: {note}" for note in report["notes"]]
     return "\n".join([*shown, report["recommendation"]])
 
@@ -258,7 +290,7 @@ def markdown(report: dict[str, Any], folder: Path) -> str:
     titles, lines = table(report)
     out = [f"# {report['model']}: variants against {report['reference']}", "", report["recommendation"], ""]
     out += _table(titles, lines)
-    failed = [f"- **{row['name']}** failed: {row['error']}" for row in report["rows"] if "error" in row]
+    failed = [f"- **{name}** failed: {why}" for name, why in failures(report)]
     out += ["", *failed, "", "## Noise floor", ""]
     out += _table(["", "latent PSNR", "PSNR", "SSIM", "MS-SSIM"], floors(report))
     if moved := swaps(report):

@@ -14,12 +14,19 @@ from edge_sd.errors import ConversionError, InvalidRequest, choices
 
 from ..cli import hush_libraries
 
-METHODS = ("float", "weights", "palette")
+KINDS = ("float", "weights", "palette", "w8a8")
+# Activations are calibrated on pictures, which takes far longer than rounding weights: only for those who ask.
+DEFAULT = ("float", "weights", "palette")
 
 
-def method_of(recipe: QuantRecipe) -> str:
-    """float (nothing is quantized), weights (integers and scales), palette (indices of a table)."""
-    return "palette" if recipe.palette else "weights" if recipe.bits < 16 else "float"
+def methods_of(recipe: QuantRecipe) -> set[str]:
+    """What `--method` may call it: float (nothing is quantized), weights or w8, w4 (integers and scales, of that many
+    bits), palette (of a table), w8a8 (activations, too)."""
+    if recipe.activations:
+        return {"w8a8"}
+    if recipe.palette:
+        return {"palette"}
+    return {"weights", f"w{recipe.bits}"} if recipe.bits < 16 else {"float"}
 
 
 @dataclass(frozen=True)
@@ -35,20 +42,24 @@ class Sweep:
     ) -> Sweep:
         """Lists such as "8,4"; None is no limit, and a group size limits only recipes that have groups.
 
+        Without `method`, all but w8a8.
+
         Raises InvalidRequest for what no recipe of the form is.
         """
         form = form_named(to, compute=compute)
         offered = [RECIPES[name] for name in form.recipes]
         wanted_bits = _numbers("bits", bits, {recipe.bits for recipe in offered})
         wanted_groups = _numbers("group size", group_size, {r.group_size for r in offered if r.group_size})
-        methods = {each.strip() for each in method.split(",")} if method else {*METHODS}
-        if unknown := methods - set(METHODS):
-            raise InvalidRequest(f"no method {min(unknown)!r}; valid: {choices(METHODS)}")
+        methods = {each.strip() for each in method.split(",")} if method else {*DEFAULT}
+        valid = set().union(*(methods_of(recipe) for recipe in offered))
+        if method and (unknown := methods - valid):
+            names = sorted(valid, key=lambda name: (name not in KINDS, name))
+            raise InvalidRequest(f"no method {min(unknown)!r} for {to}; valid: {', '.join(names)}")
         chosen = [
             recipe
             for recipe in offered
             if recipe.bits in wanted_bits
-            and method_of(recipe) in methods
+            and methods_of(recipe) & methods
             and (recipe.group_size is None or recipe.group_size in wanted_groups)
         ]
         if not chosen:

@@ -90,6 +90,7 @@ def _time(job: dict[str, Any]) -> None:
 
     from edge_sd.bundle import write_atomically
 
+    from .energy import consumed, joules
     from .plan import Shot
 
     (shot,) = job["shots"]
@@ -101,13 +102,15 @@ def _time(job: dict[str, Any]) -> None:
     drawing = artist.draw(request)
     first = time.time() - job["started"]
     memory = peak_memory()
+    before = consumed()
     again = artist.draw(request)
+    energy = joules(before, consumed())
     drawn = Path(job["folder"]) / f"{Shot(**shot).stem}.png"
     with Image.open(drawn) as image:
         same = np.array_equal(np.asarray(image), drawing.pixels)
     steps = again.steps[1:] or again.steps
     times = {"load": load, "first": first, "step": statistics.median(steps), "decode": again.decode,
-             "picture": sum(again.steps) + again.decode, "memory": memory, "same": same}  # fmt: skip
+             "picture": sum(again.steps) + again.decode, "memory": memory, "energy": energy, "same": same}  # fmt: skip
     write_atomically(Path(job["output"]), json.dumps(times).encode())
 
 

@@ -28,7 +28,7 @@ def draw(
     """Draw with Core ML, and show the picture."""
     from edge_sd.image_io import check_output
 
-    from ..cli import free_name
+    from ..drawing import free_name
     from . import draw as script
 
     wishes = {"preview": preview, "wallpaper": wallpaper, "clipboard": clipboard}
@@ -56,6 +56,20 @@ def _asked() -> str:
         return sys.stdin.read()
     print("What shall be drawn? ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline()
+
+
+@app.command("plan")
+def plan(
+    model: Annotated[str, typer.Argument(help="A name (edge-sd models list) or a folder.")] = "emoji",
+    variant: Annotated[str | None, typer.Option(help="One of its Core ML variants.")] = None,
+    device: Annotated[str, typer.Option(help="ane, gpu or cpu.")] = "ane",
+) -> None:
+    """Which engine Core ML runs the operations of each component on; those that fall back cost most."""
+    from .draw import require_macos
+    from .plan import table
+
+    require_macos("Core ML's plan")
+    print(table(model, device, variant))
 
 
 @app.command("install")

@@ -34,18 +34,18 @@ def require_target(what: str, target: str, lowest: str) -> None:
         raise InvalidRequest(f"{what} needs the target {lowest} ({TARGETS[lowest]}) or newer, not {target}")
 
 
-def convert(component: AppleComponent, target: str) -> Any:
-    """The component as a coremltools MLModel, not yet saved. Raises ConversionError."""
+def convert(component: AppleComponent, target: str, float32: bool = False) -> Any:
+    """The component as a coremltools MLModel, not yet saved; all `float32` where asked. Raises ConversionError."""
     import coremltools as ct
     import numpy as np
     import torch
 
     _know_alias()
     inputs = [
-        ct.TensorType(name, tuple(value.shape), np.float32 if name in component.float32 else np.float16)
+        ct.TensorType(name, tuple(value.shape), np.float32 if float32 or name in component.float32 else np.float16)
         for name, value in component.example.items()
     ]
-    precision = ct.transform.FP16ComputePrecision(op_selector=_FloatSixteen())
+    precision = ct.precision.FLOAT32 if float32 else ct.transform.FP16ComputePrecision(op_selector=_FloatSixteen())
     try:
         with torch.no_grad():
             program = torch.export.export(component.module, tuple(component.example.values()), strict=False)
@@ -60,6 +60,41 @@ def convert(component: AppleComponent, target: str) -> Any:
         )
     except Exception as error:  # Both libraries raise whatever they stumble over.
         raise ConversionError(f"{component.name} could not be converted: {first_line(error)}") from error
+
+
+def opened(path: Path) -> Any:
+    """A saved package as coremltools holds it, to be changed and saved elsewhere."""
+    import coremltools as ct
+
+    return ct.models.MLModel(str(path), skip_model_load=True)
+
+
+def bisect(package: Path, folder: Path) -> list[Path]:
+    """A package as two of about half the weights each, in `folder`, for devices that cannot hold it at once.
+
+    The second takes what the first gives out, by name, beside inputs of the whole. Raises ConversionError.
+    """
+    import coremltools as ct
+
+    try:
+        ct.models.utils.bisect_model(str(package), str(folder), check_output_correctness=False)
+    except Exception as error:  # The library raises whatever it stumbles over.
+        raise ConversionError(f"{package.stem} could not be cut into chunks: {first_line(error)}") from error
+    return [folder / f"{package.stem}_chunk{n}.mlpackage" for n in (1, 2)]
+
+
+def join(packages: dict[str, Path], path: Path) -> None:
+    """One package with a function for each, the first the default; equal weights are stored once."""
+    import coremltools as ct
+
+    descriptor = ct.utils.MultiFunctionDescriptor()
+    for name, package in packages.items():
+        descriptor.add_function(str(package), "main", name)
+    descriptor.default_function_name = next(iter(packages))
+    try:
+        ct.utils.save_multifunction(descriptor, str(path))
+    except Exception as error:  # The library raises whatever it stumbles over.
+        raise ConversionError(f"{path.stem} could not be joined: {first_line(error)}") from error
 
 
 def save(model: Any, path: Path) -> None:

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from edge_sd.assembly import Assembly, Piece
 from edge_sd.bundle import record_file
 from edge_sd.errors import ConversionError
+from edge_sd.mlpackage.package import SENTINEL
 
 from ..link import LARGEST_REST, tensor_places
-from .package import SENTINEL
 
 # coremltools' mlmodel/src/MILBlob/Blob/StorageFormat.hpp: the file's header and each blob's record take 64 bytes, and
 # records start at multiples of 64.

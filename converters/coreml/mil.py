@@ -8,7 +8,7 @@ about speed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_sd.errors import DeviceError
+from edge_sd.mlpackage.constexpr import CONSTEXPR
+from edge_sd.mlpackage.package import Lazy, Operation, Package, TensorType
 
-from .constexpr import CONSTEXPR
 from .ops import OPS
-from .package import Lazy, Operation, Package, TensorType
 
 Mode = Literal["exact", "fp16"]
 LARGEST_FLOAT16 = 65504.0
@@ -51,6 +51,8 @@ class Program:
         body = package.functions[name]
         self.inputs = body.inputs
         self.overflow: Overflow | None = None
+        # Is told every value that is computed, by name.
+        self.watch: Callable[[str, Tensor], None] | None = None
         self._constants: dict[str, Any] = {}
         self._operations = [each for each in body.operations if not self._take_constant(each)]
         types = {output: kind for each in body.operations for output, kind in each.outputs} | body.inputs
@@ -67,6 +69,13 @@ class Program:
         """Read a package. Raises InvalidModel (damaged), DeviceError (an operation that is not known)."""
         return cls(Package.open(path), mode, function)
 
+    @classmethod
+    def functions(cls, path: Path) -> dict[str, dict[str, TensorType]]:
+        """The functions of a package and the inputs of each, the default one first. Raises InvalidModel."""
+        package = Package.open(path)
+        names = sorted(package.functions, key=lambda name: name != package.default)
+        return {name: package.functions[name].inputs for name in names}
+
     def predict(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once: arrays by name in, arrays by name out, of the declared types. Raises DeviceError."""
         values: dict[str, Any] = {}
@@ -79,6 +88,8 @@ class Program:
                     f"{self.path.name} takes {name} of shape {kind.shape}, fixed at conversion; got {found}"
                 )
             values[name] = self._rounded(torch.from_numpy(np.array(inputs[name])), kind)
+            if self.watch is not None:
+                self.watch(name, values[name])
         with torch.no_grad():
             for operation, dead in zip(self._operations, self._dead, strict=True):
                 self._run(operation, values)
@@ -88,6 +99,14 @@ class Program:
             name: self._value(name, values).numpy().astype(kind.dtype if self.mode == "fp16" else np.float32)
             for name, kind in self.outputs.items()
         }
+
+    def constant(self, name: str) -> NDArray[Any]:
+        """A constant's array by its name in the program, decompressed where it is compressed."""
+        return np.asarray(self._array(name))
+
+    def substitute(self, name: str, value: NDArray[Any]) -> None:
+        """Compute with another value of a constant from now on; the package stays as it is."""
+        self._constants[name] = torch.from_numpy(value)
 
     def _run(self, operation: Operation, values: dict[str, Any]) -> None:
         arguments: dict[str, Any] = {}
@@ -105,6 +124,8 @@ class Program:
             if self.overflow is None and kind.dtype == "float16" and self.mode == "fp16":
                 self._look_for_overflow(operation, arguments, tensor, rounded)
             values[name] = rounded
+            if self.watch is not None:
+                self.watch(name, rounded)
 
     def _look_for_overflow(
         self, operation: Operation, arguments: dict[str, Any], before: Tensor, after: Tensor

@@ -123,6 +123,28 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     return x.to(kind)
 
 
+@op
+def quantize(
+    input: Tensor, scale: Tensor, output_dtype: str, zero_point: Tensor | None = None, axis: Tensor | None = None
+) -> Tensor:
+    """round(x / scale) + zero point, cut to the integers that there are; one scale, or one for each place on `axis`."""
+    low, high = (0, 255) if output_dtype == "uint8" else (-128, 127)
+    steps = torch.round(input / _along(scale, input, axis))
+    return (steps if zero_point is None else steps + _along(zero_point, input, axis)).clamp(low, high)
+
+
+@op
+def dequantize(input: Tensor, scale: Tensor, zero_point: Tensor | None = None, axis: Tensor | None = None) -> Tensor:
+    steps = input.float() if zero_point is None else input.float() - _along(zero_point, input, axis)
+    return steps * _along(scale, input, axis)
+
+
+def _along(each: Tensor, x: Tensor, axis: Tensor | None) -> Tensor:
+    if axis is None or each.ndim == 0:
+        return each.float()
+    return each.float().reshape([-1 if n == int(axis) % x.ndim else 1 for n in range(x.ndim)])
+
+
 # --- products
 
 

@@ -18,16 +18,16 @@ TWELVE = ["slice of pizza", "cat face", "red apple", "rocket", "cactus", "grinni
 STAGES = {
     "vae": ("autoencoder", "autoencoder, AutoencoderKL (32, 64, 128, 128), batches of 16 crops, then of 4 pictures"),
     "unet": ("unet", "UNet (64, 128, 224) and CLIP text encoder (4 layers of 192), batches of 48, v-prediction"),
-    "text": ("text", "text encoder, a wider vocabulary from a sentence model"),
+    "text": ("text", "text encoder, a wider vocabulary of WordNet's kinds and a sentence model, batches of 32"),
     "decoder": ("decoder", "the autoencoder's decoder alone, batches of 4 pictures"),
     "controlnet": ("controlnet", "ControlNet, batches of 16"),
     "lcm": ("distill", "consistency distillation, LoRA of rank 16, batches of 16"),
-    "taesd": ("taesd", "tiny autoencoder, AutoencoderTiny of width 32, batches of 8"),
+    "taesd": ("taesd", "tiny autoencoder, AutoencoderTiny of width 32, batches of 12 crops"),
     "evaluator": ("evaluator", "judge, batches of 64 drawings"),
 }
 PARTS = {
-    "text_encoder": "`text_encoder`, `tokenizer`: CLIP's text model, 4 layers of 192, byte-pair tokens. A sentence "
-    "model taught it nouns that no caption holds.",
+    "text_encoder": "`text_encoder`, `tokenizer`: CLIP's text model, 4 layers of 192, byte-pair tokens. WordNet "
+    "and a sentence model taught it nouns that no caption holds.",
     "unet": "`unet`: UNet2DConditionModel (64, 128, 224) with cross-attention to the text, 13.6 M parameters, predicts "
     "v; guided by its own answer to an empty caption.",
     "vae": "`vae`: AutoencoderKL, 128x128 pixels to 16x16x4 latents and back.",
@@ -147,6 +147,10 @@ A budget in minutes ends after other steps on another machine; `--steps` with th
 """
 
 
+# In the model's folder: the logs of all stages, for the next training that goes on from it.
+LOGS = "training.json"
+
+
 def write_card(work: Path, target: Path) -> None:
     """Write README.md, its pictures and held_out.txt into the model's folder; with the figures, if it was evaluated."""
     artwork = Artwork(work)
@@ -157,6 +161,7 @@ def write_card(work: Path, target: Path) -> None:
         for name in STAGES
         if (work / f"{name}.log.json").is_file()
     }
+    (target / LOGS).write_text(json.dumps(logs) + "\n", "utf-8")
     (target / "curves.svg").write_text(curves(logs), "utf-8")
     _samples(target)
     figure.write(target, artwork, target / "diffusion.png")

@@ -88,7 +88,7 @@ def augmented(pixels: Tensor, backgrounds: Tensor, alpha: Tensor) -> Tensor:
 
 
 def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> None:
-    """Train into `work`/evaluator; resumes from `work`/evaluator.checkpoint.pt."""
+    """Train into `work`/evaluator, on from one that is there; resumes from `work`/evaluator.checkpoint.pt."""
     torch.manual_seed(seed)
     artwork = Artwork(work)
     tokenizer = text.load_tokenizer(work)
@@ -96,7 +96,9 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     labels, names = core_vocabulary(), list(BACKGROUNDS)
     colours = torch.tensor(list(BACKGROUNDS.values())) / 127.5 - 1
     drawings = torch.from_numpy(artwork.pixels[[artwork.index[label] for label in labels]])
-    judge = Evaluator(len(labels), len(STYLES), len(names), encoder.config.hidden_size).to(device)
+    sizes = len(labels), len(STYLES), len(names), encoder.config.hidden_size
+    published = work / "evaluator"
+    judge = (load(published)[0].train() if published.is_dir() else Evaluator(*sizes)).to(device)
     run = Run("evaluator", work, {"evaluator": judge}, budget, peak=1e-3, ema_decay=0.998)
     rng = run.rng(seed)
 
@@ -117,11 +119,13 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
             similarity = image.float() @ judge.embed_text(pooled).float().T / TEMPERATURE
         own = torch.arange(len(concept), device=device)
         named = F.cross_entropy(says_concept.float(), concept.to(device))
-        loss = named + 0.5 * F.cross_entropy(says_style.float(), style.to(device))
+        # Four styles are told by less than 256 things are, and are learned last.
+        loss = named + 2.0 * F.cross_entropy(says_style.float(), style.to(device))
         loss = loss + 0.5 * F.cross_entropy(says_background.float(), background.to(device))
         contrast = (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
         right = (says_concept.argmax(1).cpu() == concept).float().mean()
-        return loss + contrast, {"top1": float(right), "contrast": float(contrast.detach())}
+        style_right = float((says_style.argmax(1).cpu() == style).float().mean())
+        return loss + contrast, {"top1": float(right), "style": style_right, "contrast": float(contrast.detach())}
 
     run.train(loss_of)
     if not run.is_main:

@@ -106,7 +106,8 @@ def add_variants(target: Path) -> None:
         variant.files[f"{name}/{REFERENCE}"] = record_file(target / name / REFERENCE)
     if (target / LORA).is_file():
         # One UNet: the few-step model is the same graph and weights, with the low-rank differences added as it is read.
-        few = {**openvino, "unet": replace(openvino["unet"], parity=None, lora=LORA)}
+        unets = {part: replace(row, parity=None, lora=LORA) for part, row in openvino.items() if part.endswith("unet")}
+        few = {**openvino, **unets}
         variants[FEW_STEPS] = replace(
             made.variant(MANY_STEPS), precision="fp16-lcm", artifacts=few, files=records(target, few),
             defaults=FEW_DEFAULTS,
@@ -133,13 +134,13 @@ def link_coreml(made: ModelBundle, part: str, source: Source) -> Artifact:
     """The same for a Core ML package."""
     target, artifact = source.folder, made.variant(COREML).artifacts[part]
     package = made.path(artifact.graph)
-    linked = target / COREML / package.name
+    linked = target / artifact.graph
     linked.mkdir(parents=True)
     safetensors, _ = source.weights(part)
     rest, pieces = linked.with_suffix(".constants"), linked.with_suffix(".pieces.json")
     link_package(package, safetensors, linked, rest, pieces)
     weights = tuple(path.relative_to(target).as_posix() for path in (*safetensors, rest))
-    return replace(artifact, weights=weights, pieces=f"{COREML}/{pieces.name}")
+    return replace(artifact, weights=weights, pieces=pieces.relative_to(target).as_posix())
 
 
 def records(target: Path, artifacts: dict[str, Artifact]) -> dict[str, FileRecord]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from edge_sd.errors import InvalidRequest
 
 from ..sources import Source
+from .card import LOGS
 
 
 def start_from(model: str | Path, work: Path) -> None:
-    """Unpack `model` into `work`: tokenizer, text_encoder, unet, vae. Raises InvalidRequest where parts are there."""
+    """Unpack `model` into `work`: tokenizer, text_encoder, unet, vae, and its judge and few-step LoRA if it has them.
+
+    Raises InvalidRequest where parts are there.
+    """
     source = Source.open(model)
     folders = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae"}
     there = [folder for folder in ("tokenizer", *folders.values()) if (work / folder).exists()]
@@ -20,3 +25,9 @@ def start_from(model: str | Path, work: Path) -> None:
     for part, folder in folders.items():
         source.load(part).save_pretrained(work / folder)
     shutil.copytree(source.folder / "tokenizer", work / "tokenizer")
+    for name in ("evaluator", "lcm"):
+        if (source.folder / name).is_dir() and not (work / name).exists():
+            shutil.copytree(source.folder / name, work / name)
+    if (source.folder / LOGS).is_file():
+        for name, rows in json.loads((source.folder / LOGS).read_text("utf-8")).items():
+            (work / f"{name}.log.json").write_text(json.dumps(rows), "utf-8")

@@ -4,7 +4,9 @@
     encoder   minimise |tiny(x) - z|^2
 
 Its teacher is the finished decoder, not the artwork: a preview should show what the picture will be. What the teacher
-makes of each latent is computed once, before training starts.
+makes of each latent is computed once, before training starts. Both halves are convolutions alone, so crops teach them
+as well as whole pictures do, at a quarter of the work; the encoder, which previews do not need, learns on every fourth
+step.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from torch import Tensor
 
 from edge_sd.errors import InvalidRequest
 
-from . import autoencoder, latents
-from .autoencoder import psnr, reconstruction_loss, sheet
+from . import autoencoder
+from .autoencoder import Crops, psnr, reconstruction_loss, sheet
+from .data import SIZE, Artwork
 from .loop import Budget, Run, autocast
 
 CHANNELS = 32
@@ -30,9 +33,11 @@ CONFIG: dict[str, Any] = {
     "num_encoder_blocks": (1, 2, 2, 2),
     "num_decoder_blocks": (2, 2, 2, 1),
 }
-BATCH = 8
-# Pictures that the teacher decodes for training, and more for measuring.
-LESSONS, TESTS = 1200, 48
+# Crops, in latents a side, and how many a step.
+CROP, BATCH = 8, 12
+ENCODER_EVERY = 4
+# Drawings that the teacher decodes for training, and more for measuring.
+LESSONS, TESTS = 900, 48
 
 
 def build() -> Any:
@@ -54,31 +59,40 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     """Train into `work`/vae_tiny; resumes from `work`/taesd.checkpoint.pt."""
     torch.manual_seed(seed)
     teacher = autoencoder.load_final(work).to(device, memory_format=torch.channels_last)
-    kept = latents.load(work, teacher, device, seed)
-    chosen = np.random.default_rng(seed).choice(len(kept), min(LESSONS + TESTS, len(kept)), replace=False)
-    z = torch.from_numpy(kept.z[chosen].astype(np.float32))
+    # The artwork's encoder is what sets the latents; a finished decoder may be another.
+    pictures = Crops(Artwork(work), np.random.default_rng(seed)).batch(LESSONS + TESTS, SIZE)
+    z = _encoded(teacher, pictures, device)
     decoded = _decoded(teacher, z, device)
+    factor = SIZE // z.shape[-1]
     tiny = build().to(device)
     run = Run("taesd", work, {"taesd": tiny}, budget, peak=1e-3, ema_decay=0.998)
     rng = run.rng(seed)
-    count = len(chosen) - min(TESTS, len(chosen) // 2)
 
-    def loss_of(_: int) -> tuple[Tensor, dict[str, float]]:
-        some = rng.integers(count, size=BATCH)
-        x = torch.from_numpy(np.stack([kept.picture(int(chosen[n])) for n in some])).to(device)
-        wanted_z, wanted = z[some].to(device), decoded[some].to(device).float() / 127.5 - 1
+    def crops(n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, what the teacher makes of them, and the drawing they are of, at one random place."""
+        y, x = (int(v) for v in rng.integers(0, z.shape[-1] - CROP + 1, 2))
+        latent = z[n, :, y : y + CROP, x : x + CROP]
+        rows, columns = slice(factor * y, factor * (y + CROP)), slice(factor * x, factor * (x + CROP))
+        return latent, decoded[n, :, rows, columns].float() / 127.5 - 1, pictures[n, :, rows, columns]
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        rows = [crops(int(n)) for n in rng.integers(LESSONS, size=BATCH)]
+        wanted_z, wanted, x = (torch.stack(each).to(device) for each in zip(*rows, strict=True))
         with autocast(device):
             # AutoencoderTiny speaks in [0, 1] inside; its forward methods take and give [-1, 1].
             y = tiny.decode(wanted_z).sample
-            found_z = tiny.encode(x).latents
-        decoding = reconstruction_loss(y.float(), wanted)
-        encoding = (found_z.float() - wanted_z).square().mean()
-        return decoding + 0.2 * encoding, {"decoding": float(decoding.detach()), "encoding": float(encoding.detach())}
+        loss = decoding = reconstruction_loss(y.float(), wanted)
+        parts = {"decoding": float(decoding.detach())}
+        if step % ENCODER_EVERY == 0:
+            with autocast(device):
+                found_z = tiny.encode(x).latents
+            loss = decoding + 0.2 * (found_z.float() - wanted_z).square().mean()
+        return loss, parts
 
     def sample() -> None:
         with run.averaged(), torch.no_grad():
-            y = torch.cat([tiny.decode(some).sample for some in z[count:].to(device).split(8)]).cpu()
-        x = decoded[count:].float() / 127.5 - 1
+            y = torch.cat([tiny.decode(some).sample for some in z[LESSONS:].to(device).split(8)]).cpu()
+        x = decoded[LESSONS:].float() / 127.5 - 1
         run.log.append({"step": run.step, "minutes": run.seconds / 60, "psnr": psnr(y, x)})
         print(f"PSNR {run.log[-1]['psnr']:.2f} dB against the full decoder, on latents not trained on", flush=True)
         sheet(work / "taesd.png", x[:16], y[:16])
@@ -89,6 +103,14 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     run.use_average()
     tiny.to("cpu", memory_format=torch.contiguous_format).save_pretrained(work / "vae_tiny")
     (work / "taesd.log.json").write_text(json.dumps(run.log))
+
+
+@torch.no_grad()
+def _encoded(teacher: Any, pictures: Tensor, device: str) -> Tensor:
+    """Scaled latents [N, 4, 16, 16] of pictures [N, 3, 128, 128]."""
+    means = [teacher.encode(some.to(device)).latent_dist.mean.float().cpu() for some in pictures.split(16)]
+    scale: float = teacher.config.scaling_factor
+    return torch.cat(means) * scale
 
 
 @torch.no_grad()

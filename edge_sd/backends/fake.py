@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant, embedded_models
+from ..edits import NONE, Edits
 from ..errors import DeviceError
 from ..schedule import NoiseSchedule
-from .base import Array, Component, Device, Shapes
+from .base import Array, Component, Device, Shapes, last_rows
 
 WIDTH = 16
 
@@ -50,7 +51,13 @@ class FakeBackend:
         return [Device(name, self.name, "numpy functions in place of networks") for name in self.names]
 
     def load(
-        self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
+        self,
+        bundle: ModelBundle,
+        variant: Variant,
+        artifact: Artifact,
+        device: Device,
+        shapes: Shapes,
+        edits: Edits = NONE,
     ) -> Component:
         number = self.names.index(device.name)
         poisoned = artifact.graph == self.poison and number == 0
@@ -72,7 +79,7 @@ class FakeComponent:
         self.bound |= constants
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
-        inputs = {**self.bound, **inputs}
+        inputs = last_rows({**self.bound, **inputs})
         run = {
             "text_encoder": self._encode_text, "unet": self._predict,
             "vae_decoder": self._decode, "vae_encoder": self._encode,

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..bundle import Artifact, ModelBundle, Variant
-from ..errors import DeviceError, InvalidModel, MissingExtra
-from ..lora import add_lora
-from .base import Array, Component, Device, Shapes
+from ..edits import NONE, Edits, Shortcuts
+from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
+from ..lora import read_lora
+from ..machine import this_machine
+from .base import DEEP, Array, Component, Device, Shapes, last_rows
+from .openvino_graph import fold_upsampling, hoist, joins, merge_tokens, products_in_convolutions, split_deep
+
+# Inputs that stay the same while others change, over the steps of a picture or, the timestep, over pictures.
+INVARIANT = ("encoder_hidden_states", "controlnet_cond", "timestep")
+# Instruction sets with which the plugin multiplies matrices of 8 bits fast.
+INTEGER_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8", "I8MM", "DOTPROD"})
+# What depends on them is a hundredth of the sums: below these many bytes of weights, finding it takes longer than that.
+LARGE = 128 << 20
+# Positions from which a batch of two is no faster than one after the other: 512 x 512 pixels.
+LARGE_LATENTS = 64 * 64
+# Values of one input whose consequences are kept: two prompts, or the timesteps of a run.
+KEPT = 64
 
 
 class OpenVINOBackend:
@@ -25,6 +40,7 @@ class OpenVINOBackend:
             raise MissingExtra("running OpenVINO models", "openvino") from error
         self.core = openvino.Core()
         self.version = str(openvino.__version__)
+        self.flags = this_machine().flags
 
     def devices(self) -> list[Device]:
         found = []
@@ -47,80 +63,162 @@ class OpenVINOBackend:
             return None
 
     def load(
-        self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
+        self,
+        bundle: ModelBundle,
+        variant: Variant,
+        artifact: Artifact,
+        device: Device,
+        shapes: Shapes,
+        edits: Edits = NONE,
     ) -> Component:
-        import openvino as ov
+        from .openvino_edits import add_loras, apply
 
+        shortcuts = edits.shortcuts
         graph = bundle.path(artifact.graph)
         weights = [bundle.path(name) for name in artifact.weights]
+        config = self._config(bundle, variant, shapes)
+        rows = _rows_at_once(shapes, shortcuts)
+        fixed = {name: (min(shape[0], rows), *shape[1:]) for name, shape in shapes.items()}
         try:
-            model = read_model(self.core, graph, weights, bundle.path(artifact.lora) if artifact.lora else None)
+            model = read_model(self.core, graph, weights)
+            if artifact.lora:
+                add_loras(model, [(read_lora(bundle.path(artifact.lora)), 1.0)], "unet", artifact.graph)
             _accept_fractional_timesteps(model)
-            model.reshape(dict(shapes))
+            apply(model, edits, artifact.graph)
+            _reshape(model, fixed, artifact.graph, bundle.facts.latents.factor)
+            if device.kind == "cpu":
+                # Where the CPU's plugin was measured; other plugins get the graph as it is.
+                fold_upsampling(model)
+                if not INTEGER_PRODUCTS & self.flags:
+                    products_in_convolutions(model)
+            if shortcuts.merge:
+                merge_tokens(model)
+            before = _hoisted(model, fixed) if sum(path.stat().st_size for path in weights) >= LARGE else {}
+            # A ControlNet has no way up, and nothing to keep.
+            graphs = [model, *([split_deep(model)] if shortcuts.deep and joins(model) else [])]
         except (RuntimeError, OSError) as error:
             raise InvalidModel(f"{graph} cannot be read by OpenVINO: {_first_line(error)}") from error
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        # Text steers every step and takes 1 % of the time: it is never rounded to bfloat16 as CPUs with AMX would.
-        if variant.precision == "fp32" or "input_ids" in shapes:
-            config["INFERENCE_PRECISION_HINT"] = ov.Type.f32
+
+        def compiled(model: Any) -> Graph:
+            return Graph(self.core.compile_model(model, device.name.upper(), config))
+
         try:
-            compiled = self.core.compile_model(model, device.name.upper(), config)
+            ready = [compiled(each) for each in graphs]
+            return OpenVINOComponent(
+                artifact.graph, ready, {name: compiled(each) for name, each in before.items()}, fixed
+            )
         except RuntimeError as error:
             raise DeviceError(f"{device.name} refused {artifact.graph}: {_first_line(error)}") from error
-        return OpenVINOComponent(artifact.graph, compiled, set(shapes))
+
+    def _config(self, bundle: ModelBundle, variant: Variant, shapes: Shapes) -> dict[str, Any]:
+        import openvino as ov
+
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        # Text steers every step and takes 1 % of the time: it is never rounded to bfloat16 as CPUs with AMX would.
+        overflows = bundle.facts.vae_float32 and set(shapes) in ({"latent_sample"}, {"sample"})
+        if variant.precision == "fp32" or "input_ids" in shapes or overflows:
+            config["INFERENCE_PRECISION_HINT"] = ov.Type.f32
+        return config
 
 
-class OpenVINOComponent:
-    """A compiled model with one inference request; inputs other than the bound ones are given at each call."""
+def _rows_at_once(shapes: Shapes, shortcuts: Shortcuts) -> int:
+    """The batch that a graph is compiled for: large latents are as fast one after the other, in half the memory."""
+    sample = shapes.get("sample")
+    if sample is None:
+        return max(shape[0] for shape in shapes.values())
+    return 1 if shortcuts.apart or sample[2] * sample[3] >= LARGE_LATENTS else sample[0]
 
-    def __init__(self, name: str, compiled: Any, inputs: set[str]) -> None:
-        self.name = name
-        self._inputs = inputs
+
+def _hoisted(model: Any, shapes: Shapes) -> dict[str, Any]:
+    hoisted = {name: hoist(model, name) for name in INVARIANT if name in shapes}
+    return {name: before for name, before in hoisted.items() if before is not None}
+
+
+class Graph:
+    """A compiled model with one inference request."""
+
+    def __init__(self, compiled: Any) -> None:
         # A tensor may carry several names; any of them is good.
-        self._dtypes = {name: port.element_type.to_dtype() for port in compiled.inputs for name in port.names}
+        self.dtypes = {name: port.element_type.to_dtype() for port in compiled.inputs for name in port.names}
         self._outputs = [(port.names, port) for port in compiled.outputs]
         self._request = compiled.create_infer_request()
         self._held: dict[str, Array] = {}
 
-    def _set(self, name: str, value: Array) -> None:
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Inputs that the graph does not have are passed over; outputs are valid until the next call."""
         import openvino as ov
 
-        # The request reads the array in place: hold it for as long as it may.
-        self._held[name] = np.ascontiguousarray(value, self._dtypes[name])
-        self._request.set_tensor(name, ov.Tensor(self._held[name], shared_memory=True))
-
-    def bind(self, **constants: Array) -> None:
-        for name, value in constants.items():
-            self._set(name, value)
-
-    def __call__(self, **inputs: Array) -> dict[str, Array]:
         for name, value in inputs.items():
-            self._set(name, value)
-        assert set(self._held) == self._inputs, f"{self.name} got {sorted(self._held)}, needs {sorted(self._inputs)}"
-        try:
-            self._request.infer()
-        except RuntimeError as error:
-            raise DeviceError(f"{self.name} failed: {_first_line(error)}") from error
+            # What is held is read in place by the request, and need not be set again.
+            if name in self.dtypes and self._held.get(name) is not value:
+                array = np.ascontiguousarray(value, self.dtypes[name])
+                self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+                self._held[name] = array
+        self._request.infer()
         results: dict[str, Array] = {}
         for names, port in self._outputs:
-            results |= dict.fromkeys(names, self._request.get_tensor(port).data.astype(np.float32))
+            results |= dict.fromkeys(names, self._request.get_tensor(port).data)
         return results
 
+
+class OpenVINOComponent:
+    """One or two graphs of a network, the second for calls that give `DEEP` back, and what is computed before them.
+
+    A graph may be compiled for fewer rows than a call has; they are then taken one after the other.
+    """
+
+    def __init__(self, name: str, graphs: list[Graph], before: dict[str, Graph], shapes: Shapes) -> None:
+        self.name, self.graphs, self.before, self.shapes = name, graphs, before, shapes
+        self._bound: dict[str, Array] = {}
+        # Input name -> its value, row by row -> what is computed of that.
+        self._known: dict[str, dict[bytes, dict[str, Array]]] = {name: {} for name in before}
+
+    def bind(self, **constants: Array) -> None:
+        self._bound |= constants
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        given = last_rows({**self._bound, **inputs})
+        missing = set(self.shapes) - set(given)
+        assert not missing, f"{self.name} got {sorted(given)}, needs {sorted(missing)}"
+        graph = self.graphs[-1 if DEEP in inputs else 0]
+        rows = max(len(value) for value in given.values())
+        size = max(shape[0] for shape in self.shapes.values())
+        results: list[dict[str, Array]] = []
+        try:
+            for n in range(0, rows, size):
+                some = {name: value if len(value) == 1 else value[n : n + size] for name, value in given.items()}
+                for name in self.before:
+                    some |= self._computed(name, some.pop(name))
+                results.append({name: value.astype(np.float32) for name, value in graph(some).items()})
+        except RuntimeError as error:
+            raise DeviceError(f"{self.name} failed: {_first_line(error)}") from error
+        if len(results) == 1:
+            return results[0]
+        return {name: np.concatenate([each[name] for each in results]) for name in results[0]}
+
+    def _computed(self, name: str, value: Array) -> dict[str, Array]:
+        """What depends on this input alone, kept: a picture's steps ask for the same few values again and again."""
+        known, key = self._known[name], value.tobytes()
+        if key not in known:
+            if len(known) >= KEPT:
+                known.pop(next(iter(known)))
+            known[key] = {each: array.copy() for each, array in self.before[name]({name: value}).items()}
+        return known[key]
+
     def close(self) -> None:
-        self._held.clear()
-        del self._request
+        self._bound.clear()
+        self._known.clear()
+        self.graphs.clear()
+        self.before.clear()
 
 
-def read_model(core: Any, graph: Path, weights: list[Path], lora: Path | None = None) -> Any:
-    """A graph whose weights are `weights`, one file after the other (see Artifact), with a LoRA added."""
+def read_model(core: Any, graph: Path, weights: list[Path]) -> Any:
+    """A graph whose weights are `weights`, one file after the other (see Artifact)."""
     import openvino as ov
 
-    if len(weights) == 1 and lora is None:
+    if len(weights) == 1:
         return core.read_model(graph, weights[0])
     parts = [np.fromfile(path, np.uint8) for path in weights]
-    if lora is not None:
-        files = zip(weights, parts, strict=True)
-        add_lora([(path.name, part) for path, part in files if path.suffix == ".safetensors"], lora)
     return core.read_model(graph.read_bytes(), ov.Tensor(np.concatenate(parts)))
 
 
@@ -132,6 +230,26 @@ def _accept_fractional_timesteps(model: Any) -> None:
         if "timestep" in parameter.output(0).get_names():
             parameter.set_element_type(ov.Type.f32)
     model.validate_nodes_and_infer_types()
+
+
+def _reshape(model: Any, shapes: Shapes, graph: str, factor: int) -> None:
+    """Give `model` its sizes, or raise InvalidRequest that says which it takes."""
+    try:
+        model.reshape(dict(shapes))
+    except RuntimeError as error:
+        name = next((each for each in ("sample", "latent_sample") if each in shapes), "")
+        if not name:
+            raise InvalidModel(f"{graph} does not take the inputs of this model: {_first_line(error)}") from error
+        scale = 1 if shapes[name][1] == 3 else factor
+        (port,) = [each for each in model.inputs if name in each.names]
+        fixed = port.partial_shape
+        asked = f"{shapes[name][3] * scale}x{shapes[name][2] * scale}"
+        if fixed[2].is_static and fixed[3].is_static:
+            sizes = f"only {fixed[3].get_length() * scale}x{fixed[2].get_length() * scale}"
+        else:
+            # Skip connections are as large as what they meet where halving leaves no remainder.
+            sizes = f"sizes in multiples of {8 * factor}, and of less where its UNet is shallow"
+        raise InvalidRequest(f"{graph} does not take {asked} pixels; it takes {sizes}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_sd.image_io import read_request
+from edge_sd.recorded import read_recorded
 
 
 def edge_sd(*arguments: str | bytes, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -52,7 +52,7 @@ def test_json_says_all_that_makes_the_picture_again(tmp_path: Path) -> None:
     assert [row["path"] for row in report["pictures"]] == ["x-1.webp", "x-2.webp"]
     first, second = report["pictures"]
     assert second["seed"] == first["seed"] + 1
-    written = read_request(tmp_path / "x-2.webp")["request"]
+    written = read_recorded(tmp_path / "x-2.webp").settings
     assert written == {key: second[key] for key in written}
     assert set(report["seconds"]) == {"load", "denoise", "decode"}
     with Image.open(tmp_path / "x-1.webp") as image:
@@ -71,7 +71,8 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
         (["generate", ""], "the prompt is empty"),
         (["generate", b"\xff\xfe"], "not valid UTF-8"),
         (["generate", "x", "--size", "100"], "multiple of 8"),
-        (["generate", "x", "--size", "8192"], "2048"),
+        (["generate", "x", "--size", "8192"], "limit of 512; larger ones need --tile"),
+        (["generate", "x", "--size", "20000"], "8 to 16384"),
         (["generate", "x", "--size", "1024"], "limit of 512"),
         (["generate", "x", "--size", "big"], "such as 512 or 512x768"),
         (["generate", "x", "--steps", "0"], "steps 0"),
@@ -88,7 +89,7 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
         (["draw"], "draw"),
         (["models", "show", "best"], "installed: emoji"),
         (["convert", ".", "b"], "not a diffusers folder"),
-        (["convert", "emoji", "b", "--precision", "int3"], "valid: fp16, fp32, int4, int8"),
+        (["convert", "emoji", "b", "--precision", "int3"], "valid: fp16, fp32, int4, int4g128, int4g64, int8, w8a8"),
         (["convert", "emoji", "b", "--to", "onnx"], "valid: coreml, openvino"),
         (["convert", "emoji", "no/b"], "does not exist"),
     ],

@@ -57,6 +57,21 @@ def test_integer_weights_reach_their_floor_and_draw(emoji: Path, tmp_path: Path,
         assert pipeline.generate(Request("a cat", seed=1, steps=2)).pictures[0].image.size == (128, 128)
 
 
+def test_w8a8_is_calibrated_measured_and_drawn_with(miniature: Path, tmp_path: Path) -> None:
+    """Integers in most products and not in the dearest; the weights of those that stay are float16."""
+    bundle = convert(miniature, tmp_path / "b", "w8a8")
+    artifacts = bundle.variant("openvino-w8a8").artifacts
+    graph = bundle.path(artifacts["unet"].graph).read_text("utf-8")
+    assert graph.count('type="FakeQuantize"') > 10
+    assert 'element_type="i8"' in graph
+    assert {"controlnet", "controlled_unet"}.isdisjoint(artifacts)
+    assert not list(bundle.root.rglob("float.*"))
+    assert all(artifact.parity is not None and artifact.parity.psnr > 28 for artifact in artifacts.values())
+    with Pipeline.open(tmp_path / "b", "cpu", preset="balanced") as pipeline:
+        picture = pipeline.generate(Request("a cat", seed=1, steps=2, deep_every=2)).pictures[0]
+    assert picture.variant == "openvino-w8a8"
+
+
 def bundle_size_of(emoji: Path) -> int:
     return ModelBundle.open(emoji).variant("openvino-fp16").size()
 
@@ -270,7 +285,7 @@ def _forget(target: Path, name: str) -> None:
 def _copy_instead_of_converting(bundle: ModelBundle) -> Any:
     """The same files that a conversion writes, without tracing again for each of many faults."""
 
-    def put(wrapped: Any, recipe: QuantRecipe, folder: Path, prediction_type: str) -> None:
+    def put(wrapped: Any, recipe: QuantRecipe, folder: Path, *_: Any) -> None:
         variant = bundle.variant(f"openvino-{recipe.name}")
         artifact = variant.artifacts[wrapped.part]
         shutil.copyfile(bundle.path(artifact.graph), folder / "openvino_model.xml")

@@ -27,25 +27,27 @@ def picture_psnr(one: Image.Image, other: Image.Image) -> float:
 
 
 def test_the_same_seed_draws_the_same_picture_on_both_backends(
-    coreml_bundle: ModelBundle, miniature: Path, tmp_path: Path
+    coreml_bundle: ModelBundle, shallow: Path, tmp_path: Path
 ) -> None:
     """One bundle with a variant of each; OpenVINO in float32, the reference in float16."""
     target = tmp_path / "b"
     shutil.copytree(coreml_bundle.root, target)
-    assert sorted(convert(miniature, target, "fp32").variants) == ["coreml-ane-fp16", "openvino-fp32"]
-    for guidance in (1.0, 5.0):
-        request = Request("a red apple", seed=7, steps=4, guidance=guidance)
+    assert sorted(convert(shallow, target, "fp32").variants) == ["coreml-ane-fp16", "openvino-fp32"]
+    lines = Image.new("RGB", (16, 16))
+    lines.paste("white", (3, 5, 12, 6))
+    for guidance, control in ((1.0, None), (5.0, None), (5.0, lines)):
+        request = Request("a red apple", seed=7, steps=2, guidance=guidance, control=control)
         images = []
         for device in ("cpu", "coreml-reference"):
             with Pipeline.open(target, device) as pipeline:
                 images.append(pipeline.generate(request).pictures[0].image)
         assert picture_psnr(*images) > 35
-    with Pipeline.open(target, "coreml-reference") as pipeline, pytest.raises(InvalidRequest, match="draws 64x64 only"):
-        pipeline.generate(Request("a red apple", seed=7, width=128, height=64))
+    with Pipeline.open(target, "coreml-reference") as pipeline, pytest.raises(InvalidRequest, match="draws 16x16 only"):
+        pipeline.generate(Request("a red apple", seed=7, width=32, height=16))
 
 
 def test_packages_without_weights_draw_the_same_picture(
-    coreml_bundle: ModelBundle, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    coreml_bundle: ModelBundle, shallow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the embedded model ships them: weights are those of the diffusers folder, here the UNet's in two shards."""
     from edge_sd.bundle import Variant
@@ -54,7 +56,7 @@ def test_packages_without_weights_draw_the_same_picture(
 
     monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
     target = tmp_path / "model"
-    shutil.copytree(miniature, target)
+    shutil.copytree(shallow, target)
     publish_halves(target)
     source = Source.open(target)
     artifacts = {part: link_coreml(coreml_bundle, part, source) for part in coreml_bundle.variant(COREML).artifacts}
@@ -145,7 +147,7 @@ def test_a_failed_core_ml_variant_leaves_the_bundle_as_it_was(
     [
         (["--to", "coreml", "--compute", "npu"], "valid: ane, gpu"),
         (["--to", "coreml", "--compute", "gpu", "--target", "iOS17"], "needs the target iOS18 (macOS15)"),
-        (["--to", "coreml", "--precision", "int4"], "valid: fp16, int8, p1"),
+        (["--to", "coreml", "--precision", "int4"], "valid: fp16, int8, mixed, p1"),
         (["--to", "coreml", "--size", "100"], "not a multiple of 32"),
         (["--to", "openvino", "--compute", "ane"], "openvino takes no compute"),
     ],
@@ -168,17 +170,39 @@ def test_without_coremltools_there_is_the_install_line(tmp_path: Path) -> None:
     assert 'pip install "edge-sd[coreml]"' in done.stderr
 
 
+def test_the_curve_of_mixed_bits_is_printed_and_drawn(coreml_bundle: ModelBundle, tmp_path: Path) -> None:
+    from edge_sd.converters.coreml.mixed import BitRecipe, Point
+
+    target = tmp_path / "b"
+    shutil.copytree(coreml_bundle.root, target)
+    points = [Point("p4", 4.0, 1_000_000, 30.5), Point("p6", 6.0, 1_500_000, 42.0)]
+    recipe = BitRecipe({"weight": 4}, points, [Point("mixed", 4.6, 1_150_000, 41.0)])
+    recipe.save(target / "coreml-ane-fp16/Unet.bits.json")
+    wish = ["compare", "bits", "b", "--variant", "coreml-ane-fp16"]
+    done = edge_sd(*wish, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| mixed | 4.60 | 1.15 MB | 41.0 dB |" in done.stdout
+    with Image.open(tmp_path / "bits.png") as image:
+        assert image.size == (720, 420)
+    for more, said in (
+        (["--component", "Vae"], "has no bits of 'Vae'; valid: Unet"),
+        (["--output", "bits.txt"], "no PNG file"),
+        (["--variant", "x"], "no variant 'x'"),
+    ):
+        done = edge_sd(*wish, *more, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert said in done.stderr
+
+
 @pytest.mark.slow
-def test_the_embedded_model_becomes_a_picture(emoji: Path, tmp_path: Path) -> None:
-    done = edge_sd("convert", "emoji", "b", "--to", "coreml", "--compute", "ane", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "b\n"), done.stderr
-    made = ModelBundle.open(tmp_path / "b")
-    for part, artifact in made.variant("coreml-ane-fp16").artifacts.items():
-        assert artifact.parity is not None, part
-        assert artifact.parity.psnr >= 45
-    request = Request("a red apple, glossy style", seed=7)
+def test_the_packages_that_the_embedded_model_brings_draw_its_picture(emoji: Path) -> None:
+    """Through the executor, beside OpenVINO; tests/e2e/test_docs.py converts by the README's own command."""
+    request = Request("a red apple, glossy style", seed=7, steps=8)
     images = []
-    for model, device in ((emoji, "cpu"), (tmp_path / "b", "coreml-reference")):
-        with Pipeline.open(model, device) as pipeline:
+    for device in ("cpu", "coreml-reference"):
+        with Pipeline.open(emoji, device) as pipeline:
             images.append(pipeline.generate(request).pictures[0].image)
     assert picture_psnr(*images) > 35
+    for part, artifact in ModelBundle.open(emoji).variant("coreml-ane-fp16").artifacts.items():
+        assert artifact.parity is not None, part
+        assert artifact.parity.psnr >= 45

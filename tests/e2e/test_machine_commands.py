@@ -14,7 +14,7 @@ import pytest
 
 from edge_sd.apps import doctor, machine
 from edge_sd.bundle import REFERENCE, read_manifest, record_file
-from edge_sd.image_io import read_request
+from edge_sd.recorded import read_recorded
 
 from .test_cli import edge_sd
 
@@ -115,8 +115,8 @@ def test_a_picture_that_is_another_is_off_and_a_crash_is_a_line(
     bundle = read_manifest(emoji)
     reference = bundle.reference("openvino-fp16")
     assert reference is not None, "publishing keeps the picture that torch drew"
-    request = read_request(reference)
-    assert (request["variant"], request["request"]["steps"]) == ("torch-fp32", 4)
+    recorded = read_recorded(reference)
+    assert (recorded.variant, recorded.settings["steps"]) == ("torch-fp32", 4)
     from PIL import Image, ImageOps
 
     other = tmp_path / REFERENCE

@@ -31,8 +31,10 @@ from edge_sd.converters.training import (
     publish,
     start,
     taesd,
+    text,
     unet,
     widen,
+    wordnet,
 )
 from edge_sd.converters.training.loop import Budget, Run, learning_rate
 from edge_sd.converters.training.publish import COREML, FEW_STEPS, MANY_STEPS
@@ -40,6 +42,18 @@ from edge_sd.converters.training.shards import ShardLatents, pictures
 from edge_sd.errors import InvalidRequest
 
 LABELS = ["red apple", "rocket", "cat face"]
+# WordNet is an npm package of 30 MB; these are some of its senses, by their places.
+NOUNS = wordnet.WordNet(
+    {
+        1: wordnet.Sense(("cat",), 5, (), "a feline mammal"),
+        2: wordnet.Sense(("tabby",), 5, (1,), "a cat with a grey coat"),
+        3: wordnet.Sense(("rocket",), 6, (), "a vehicle"),
+        4: wordnet.Sense(("missile",), 6, (3,), "a rocket carrying a warhead"),
+        5: wordnet.Sense(("jalapeno",), 13, (), "hot green or red pepper"),
+        6: wordnet.Sense(("steeple",), 6, (), "a tall tower"),
+    },
+    {"cat": (1,), "tabby": (2,), "rocket": (3,), "missile": (4,), "jalapeno": (5,), "steeple": (6,)},
+)
 
 
 @pytest.fixture
@@ -48,10 +62,22 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (data, card, evaluator, widen):
         monkeypatch.setattr(module, "core_vocabulary", lambda: LABELS)
     monkeypatch.setattr(latents, "VARIANTS", 2)
+    for module, lessons, tests in ((controlnet, 18, 4), (taesd, 6, 2)):
+        monkeypatch.setattr(module, "LESSONS", lessons)
+        monkeypatch.setattr(module, "TESTS", tests)
+    # All widths cut down, and a block of the UNet: the way is the same.
+    for config, smaller in (
+        (unet.CONFIG, {"block_out_channels": [32, 64], "attention_head_dim": [1, 2],
+                       "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+                       "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}),
+        (autoencoder.CONFIG, {"block_out_channels": [16, 16, 32, 32]}),
+        (text.CONFIG, {"num_hidden_layers": 2}),
+    ):  # fmt: skip
+        for key, value in smaller.items():
+            monkeypatch.setitem(config, key, value)
+    monkeypatch.setattr(publish, "SHARD", "1MB")
     monkeypatch.setattr(codes, "COLOURED", [("rocket", "flat"), ("cat face", "glossy")])
-    # The word list is an npm package of 30 MB; these are its lines for some words.
-    definitions = {"jalapeno": "hot green or red pepper", "tabby": "a cat with a grey coat", "steeple": "a tall tower"}
-    monkeypatch.setattr(widen, "nouns", lambda: definitions | {"missile": "a rocket carrying a warhead"})
+    monkeypatch.setattr(wordnet, "install", lambda: NOUNS)
     folder = tmp_path / "work"
     folder.mkdir()
     rows, columns = np.indices((data.SIZE, data.SIZE)) - data.SIZE / 2
@@ -91,6 +117,8 @@ def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: 
         assert pipeline.generate(Request("red apple", seed=0, steps=1)).pictures[0].variant == COREML
     with Pipeline.open(model) as pipeline:
         assert pipeline.generate(Request("red apple", seed=0, steps=2)).pictures[0].image.size == (128, 128)
+    few = bundle.variants[FEW_STEPS].artifacts
+    assert [part for part, artifact in few.items() if artifact.lora] == ["unet", "controlled_unet"]
     with Pipeline.open(model, variant=FEW_STEPS) as pipeline:
         settings = pipeline.generate(Request("red apple", seed=0)).pictures[0].settings
         assert (settings.steps, settings.guidance, settings.sampler) == (4, 1, "lcm")
@@ -242,6 +270,57 @@ def test_the_consistency_function_is_the_picture_at_t_0_and_lcm_schedulers() -> 
         ours = distill.consistency(x, time.expand(2), v, abar)
         torch.testing.assert_close(ours, theirs.step(v, time, x, return_dict=False)[1], atol=1e-4, rtol=1e-3)
         theirs._step_index = None
+
+
+def test_words_are_of_the_kind_that_wordnet_says(tmp_path: Path) -> None:
+    """Lines in the form of wndb(5WN): a beagle is a hound is a dog; a bank is no dog; "dog" itself needs no lesson."""
+    lines = ["  1 This software", ""]
+    senses = [
+        ("dog domestic_dog", 5, [], "a member of the genus Canis"), ("hound", 5, [0], "a dog for hunting"),
+        ("beagle", 5, [1], "a small hound; \"her beagle barked\""),
+        ("bank", 17, [], "sloping land"), ("wienerwurst dog", 13, [], "a sausage"),
+    ]  # fmt: skip
+    places, text_ = [], "  1 This software\n"
+    for words, category, parents, said in senses:
+        places.append(len(text_))
+        names = words.split()
+        pointers = "".join(f" @ {places[parent]:08d} n 0000" for parent in parents)
+        listed = " ".join(f"{name} 0" for name in names)
+        text_ += (
+            f"{places[-1]:08d} {category:02d} n {len(names):02x} {listed} {len(parents):03d}{pointers} | {said}  \n"
+        )
+    (tmp_path / "data.noun").write_text(text_)
+    index = {"dog": [0, 4], "domestic_dog": [0], "hound": [1], "beagle": [2], "bank": [3], "wienerwurst": [4]}
+    lines = [f"{word} n {len(rows)} 1 @ {len(rows)} 1 {' '.join(f'{places[n]:08d}' for n in rows)}  "
+             for word, rows in index.items()]  # fmt: skip
+    (tmp_path / "index.noun").write_text("  1 This software\n" + "\n".join(lines) + "\n")
+    words = wordnet.read(tmp_path)
+    assert words.senses[places[2]] == wordnet.Sense(("beagle",), 5, (places[1],), "a small hound")
+    kinds = words.kinds([("dog", "dog face"), ("hot wienerwurst", "hot dog")])
+    assert kinds == dict.fromkeys(("dog", "domestic dog", "hound", "beagle"), "dog face") | {"wienerwurst": "hot dog"}
+    assert words.singular("dogs") == "dog"
+    assert words.singular("dragon") is None
+
+
+@pytest.mark.parametrize(
+    ("word", "many"),
+    [("cherry", "cherries"), ("key", "keys"), ("bus", "buses"), ("snowman", "snowmen"), ("box", "boxes")],
+)
+def test_plurals_follow_english(word: str, many: str) -> None:
+    assert wordnet.plural(word) == many
+
+
+def test_a_drawing_is_turned_whole() -> None:
+    """A disc in the middle stays a disc of nearly its size, whichever way it is turned; nothing lends it a colour."""
+    rows, columns = np.indices((data.SIZE, data.SIZE)) - data.SIZE / 2 + 0.5
+    disc = np.zeros((data.SIZE, data.SIZE, 4), np.uint8)
+    disc[rows**2 + columns**2 < 30**2] = (200, 40, 90, 255)
+    for seed in range(8):
+        moved = controlnet.turned(disc, np.random.default_rng(seed))
+        area = (moved[..., 3] > 127).sum() / (np.pi * 30**2)
+        assert 1 / 1.5**2 - 0.05 < area < 1 / 0.9**2 + 0.05
+        inside = moved[moved[..., 3] > 250][:, :3]
+        assert np.abs(inside.astype(int) - (200, 40, 90)).max() <= 2
 
 
 def test_states_of_captions_are_compared_place_by_place() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from edge_sd.bundle import ModelBundle
-from edge_sd.converters.coreml import ane, convert, quantize, wrappers
+from edge_sd.converters.coreml import convert, quantize, wrappers
 from edge_sd.converters.coreml.mil import Program
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.recipes import RECIPES
-from edge_sd.errors import ConversionError, InvalidRequest, ParityError
+from edge_sd.errors import ConversionError, InvalidRequest
+from edge_sd.mlpackage.package import Package
 
+from ..conftest import convert as to_openvino
 from ..unit.test_coreml_ane import SMALL, randomized
 from ..unit.test_coreml_mil import build as build_package
 
@@ -49,8 +52,8 @@ def test_every_package_has_apples_names_shapes_and_types(coreml_bundle: ModelBun
         },
         {"noise_pred": (FLOAT, [2, 4, 8, 8])},
     )
-    assert ports(folder / "VAEDecoder.mlpackage") == ({"z": (HALF, [1, 4, 8, 8])}, {"image": (FLOAT, [1, 3, 64, 64])})
-    assert ports(folder / "VAEEncoder.mlpackage") == ({"x": (HALF, [1, 3, 64, 64])}, {"latent": (FLOAT, [1, 8, 8, 8])})
+    assert ports(folder / "VAEDecoder.mlpackage") == ({"z": (HALF, [1, 4, 8, 8])}, {"image": (FLOAT, [1, 3, 16, 16])})
+    assert ports(folder / "VAEEncoder.mlpackage") == ({"x": (HALF, [1, 3, 16, 16])}, {"latent": (FLOAT, [1, 8, 8, 8])})
     vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
     assert vocabulary["<|startoftext|>"] >= 0
     assert (folder / "merges.txt").read_text("utf-8").startswith("#version: 0.2\n")
@@ -65,14 +68,16 @@ def test_the_neural_engines_unet_is_known_as_such(coreml_bundle: ModelBundle) ->
     assert spec.specificationVersion == ct.target.iOS16
     block = next(iter(spec.mlProgram.functions["main"].block_specializations.values()))
     kinds = [operation.type for operation in block.operations]
-    assert kinds.count("einsum") > 8
+    # One block: two attentions of two heads, scores and sums.
+    assert kinds.count("einsum") == 8
     assert not {"linear", "matmul", "scaled_dot_product_attention"} & set(kinds)
 
 
 def test_every_component_is_near_torch_and_the_manifest_says_so(coreml_bundle: ModelBundle) -> None:
     variant = coreml_bundle.variant("coreml-ane-fp16")
     assert (variant.backend, variant.precision, variant.compute) == ("coreml", "fp16", "ane")
-    assert set(variant.artifacts) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+    whole = {"text_encoder", "unet", "vae_decoder", "vae_encoder", "controlnet", "controlled_unet"}
+    assert set(variant.artifacts) == whole
     for part, artifact in variant.artifacts.items():
         assert artifact.parity is not None
         assert 45 <= artifact.parity.psnr < 120, part
@@ -121,25 +126,6 @@ def test_the_gpus_unet_is_fused_attention_and_near_torch(facts: Any, tmp_path: P
     assert through_the_executor(component, "iOS18", tmp_path)["noise_pred"] > 45
     graph = (tmp_path / "Unet-iOS18.mlpackage/Data/com.apple.CoreML/model.mlmodel").read_bytes()
     assert b"scaled_dot_product_attention" in graph
-
-
-def test_a_controlnet_and_the_unet_that_listens_to_it(facts: Any, tmp_path: Path) -> None:
-    from diffusers import ControlNetModel
-
-    unet = small_unet(attention_head_dim=2)
-    controlled = wrappers.wrap("controlled_unet", ane.rewrite(unet), facts, SIZES, channel_first=True)
-    assert through_the_executor(controlled, "iOS16", tmp_path)["noise_pred"] > 45
-    net = randomized(ControlNetModel(attention_head_dim=2, conditioning_embedding_out_channels=(8, 8, 16, 16), **SMALL))
-    component = wrappers.wrap("controlnet", ane.rewrite(net), facts, SIZES, channel_first=True)
-    measured = through_the_executor(component, "iOS16", tmp_path)
-    assert min(measured.values()) > 45
-    inputs, _ = ports(tmp_path / "ControlNet-iOS16.mlpackage")
-    assert inputs["controlnet_cond"] == (HALF, [2, 3, 64, 64])
-    # What one gives out, the other takes in.
-    _, given = ports(tmp_path / "ControlNet-iOS16.mlpackage")
-    taken, _ = ports(tmp_path / "ControlledUnet-iOS16.mlpackage")
-    residuals = {name: shape for name, (_, shape) in taken.items() if name.startswith("additional_residual_")}
-    assert residuals == {name: shape for name, (_, shape) in given.items()}
 
 
 def test_a_tiny_decoder(facts: Any, tmp_path: Path) -> None:
@@ -215,13 +201,26 @@ def test_a_mask_of_infinities_survives_a_palette(tmp_path: Path) -> None:
     assert (found[:, 0, 1:] == 0).all()
 
 
-def test_a_component_that_overflows_float16_fails_the_conversion(
+def make_text_encoder(miniature: Path, recipe: str, staging: Path) -> dict[str, Any]:
+    """The miniature's text encoder, as `build` makes and measures it; its row."""
+    from edge_sd.converters.build import _make_part
+    from edge_sd.converters.forms import form_named
+    from edge_sd.converters.sources import Source
+    from edge_sd.text import TextTokenizer
+
+    source = Source.open(miniature)
+    tokenizer = TextTokenizer(miniature / "tokenizer", source.facts.max_tokens)
+    row, _ = _make_part(
+        source, form_named("coreml"), RECIPES[recipe], "text_encoder", staging, {"text_encoder": tokenizer}, {}
+    )
+    return row
+
+
+def test_a_component_that_overflows_float16_is_kept_in_float32(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The decoder's first block multiplies by 1e5, in float32 all is well."""
+    """Its hidden states are multiplied by 9e5 and divided by it; in float32 all is well."""
     from edge_sd.converters import wrappers as stock
-    from edge_sd.converters.build import build
-    from edge_sd.converters.forms import form_named
 
     real = stock.TextEncoder.forward
 
@@ -230,10 +229,146 @@ def test_a_component_that_overflows_float16_fails_the_conversion(
         return hidden * 3e4 * 30 / 9e5, pooled, *rest
 
     monkeypatch.setattr(stock.TextEncoder, "forward", overflowing)
-    with pytest.raises(ConversionError, match=r"TextEncoder\.mlpackage overflows float16: mul .* reaches") as caught:
-        build(miniature, tmp_path / "b", form_named("coreml"), RECIPES["fp16"], lambda what, share: None)
-    assert not isinstance(caught.value, ParityError)
-    assert list(tmp_path.iterdir()) == []
+    row = make_text_encoder(miniature, "fp16", tmp_path)
+    assert row["made"]["precision"] == "float32"
+    assert row["parity"]["psnr"] > 100
+    graph = tmp_path / "TextEncoder.mlpackage"
+    inputs, outputs = ports(graph)
+    assert {kind for kind, _ in (*inputs.values(), *outputs.values())} == {FLOAT}
+    made = [kind.dtype for each in Package.open(graph).functions["main"].operations for _, kind in each.outputs]
+    assert "float32" in made
+    assert "float16" not in made
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["TextEncoder.mlpackage"]
+
+
+def test_an_overflow_that_is_met_while_measuring_is_an_error(coreml_bundle: ModelBundle) -> None:
+    """Never a figure made of infinities."""
+    from edge_sd.converters.forms import Made, form_named
+    from edge_sd.converters.parity import Recording
+
+    made = Made((), "VAEDecoder.mlpackage", (), (), ())
+    z = {"latent_sample": np.full((1, 4, 8, 8), 6e4, np.float32)}
+    recording = Recording([z], [{"sample": np.zeros((1, 3, 16, 16), np.float32)}])
+    with pytest.raises(ConversionError, match=r"VAEDecoder\.mlpackage overflows float16: .* reaches"):
+        form_named("coreml").measure("vae_decoder", made, coreml_bundle.root / "coreml-ane-fp16", recording)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, shallow: Path) -> ModelBundle:
+    """Two sizes, a UNet in two chunks of batch 1, weights of 8 bits, for the GPU."""
+    from edge_sd.converters.build import build
+    from edge_sd.converters.forms import form_named
+
+    form = form_named("coreml", compute="gpu", sizes=((16, 16), (24, 16)), batch=1, chunks=True)
+    folder = tmp_path_factory.mktemp("several")
+    # Without its ControlNet: what is done to a UNet is done to the one that takes control, by the same code.
+    shutil.copytree(shallow, folder / "source", ignore=shutil.ignore_patterns("controlnet"))
+    return build(folder / "source", folder / "b", form, RECIPES["int8"], lambda what, share: None)
+
+
+SEVERAL = "coreml-gpu-16x16-24x16-b1-chunks-int8"
+
+
+@pytest.mark.slow
+def test_several_sizes_are_functions_that_share_their_weights(several: ModelBundle) -> None:
+    variant = several.variant(SEVERAL)
+    for part, artifact in variant.artifacts.items():
+        package = Package.open(several.path(artifact.graph))
+        sizes = ["size_16x16", "size_24x16"] if part != "text_encoder" else ["main"]
+        assert sorted(package.functions) == sizes
+        assert package.default == sizes[0]
+        assert artifact.parity is not None
+        assert artifact.parity.psnr >= 30
+    decoder = Package.open(several.path(variant.artifacts["vae_decoder"].graph))
+    shapes = {function: body.inputs["z"].shape for function, body in decoder.functions.items()}
+    assert shapes == {"size_16x16": (1, 4, 8, 8), "size_24x16": (1, 4, 8, 12)}
+    weights = [
+        kind.shape
+        for function in decoder.functions.values()
+        for operation in function.operations
+        for _, kind in operation.outputs
+        if operation.kind.startswith("constexpr")
+    ]
+    stored = several.path(variant.artifacts["vae_decoder"].weights[0]).stat().st_size
+    twice = sum(int(np.prod(shape)) for shape in weights)
+    assert stored < 0.8 * twice, "a byte for each number, once for both sizes"
+    assert several.verify() == []
+
+
+@pytest.mark.slow
+def test_a_unet_in_chunks_is_named_and_fed_as_swift_programs_do(several: ModelBundle) -> None:
+    artifact = several.variant(SEVERAL).artifacts["unet"]
+    graphs = [several.path(graph) for graph in (artifact.graph, *artifact.chunks)]
+    assert [graph.name for graph in graphs] == ["UnetChunk1.mlpackage", "UnetChunk2.mlpackage"]
+    first, second = (Package.open(graph).functions["size_24x16"] for graph in graphs)
+    assert set(first.inputs) == {"sample", "timestep", "encoder_hidden_states"}
+    assert first.inputs["sample"].shape == (1, 4, 8, 12)
+    # The second takes what the first gives out, by name, or what the UNet is given.
+    assert set(second.inputs) <= {*first.outputs, *first.inputs}
+    assert second.outputs == ["noise_pred"]
+    one, other = (several.path(each).stat().st_size for each in artifact.weights)
+    assert 0.3 < one / (one + other) < 0.7
+
+
+@pytest.mark.slow
+def test_the_pipeline_draws_at_each_size(several: ModelBundle, shallow: Path, tmp_path: Path) -> None:
+    from edge_sd import Pipeline, Request
+
+    drawn = to_openvino(shallow, tmp_path / "b", "fp32")
+    with Pipeline.open(several.root, "coreml-reference") as pipeline:
+        for width in (16, 24):
+            request = Request("a red apple", seed=7, steps=2, guidance=5.0, width=width, height=16)
+            found = pipeline.generate(request).pictures[0].image
+            with Pipeline.open(drawn.root, "cpu") as reference:
+                wanted = reference.generate(request).pictures[0].image
+            assert found.size == (width, 16)
+            assert psnr(np.asarray(found), np.asarray(wanted), 255) > 30
+        with pytest.raises(InvalidRequest, match="draws 16x16, 24x16 only, not 32x16"):
+            pipeline.generate(Request("a red apple", width=32, height=16))
+
+
+def test_chunks_of_the_neural_engines_form(coreml_bundle: ModelBundle, tmp_path: Path) -> None:
+    from edge_sd.apple import Chain
+
+    package = coreml_bundle.root / "coreml-ane-fp16/Unet.mlpackage"
+    whole = Program.open(package)
+    chain = Chain([Program.open(piece) for piece in convert.bisect(package, tmp_path)])
+    rng = np.random.default_rng(3)
+    given = {name: rng.normal(size=kind.shape).astype(np.float16) for name, kind in whole.inputs.items()}
+    assert set(chain.inputs) == set(given)
+    assert np.array_equal(chain.predict(given)["noise_pred"], whole.predict(given)["noise_pred"])
+
+
+def test_what_a_controlnet_gives_out_the_unet_beside_it_takes(coreml_bundle: ModelBundle) -> None:
+    from edge_sd.apple import layout_of
+
+    artifacts = coreml_bundle.variant("coreml-ane-fp16").artifacts
+    net, unet = artifacts["controlnet"], artifacts["controlled_unet"]
+    assert net.graph == "coreml-ane-fp16/controlnet/ControlNet.mlpackage"
+    assert unet.graph == "coreml-ane-fp16/ControlledUnet.mlpackage"
+    (taken, given), (accepted, out) = (ports(coreml_bundle.path(each.graph)) for each in (net, unet))
+    assert taken["controlnet_cond"] == (HALF, [2, 3, 16, 16])
+    plain, _ = ports(coreml_bundle.root / "coreml-ane-fp16/Unet.mlpackage")
+    assert {name: port for name, port in accepted.items() if name in plain} == plain
+    residuals = {name: port for name, port in accepted.items() if name not in plain}
+    assert residuals == {name: (HALF, shape) for name, (_, shape) in given.items()}
+    assert {kind for kind, _ in given.values()} == {FLOAT}
+    assert out == {"noise_pred": (FLOAT, [2, 4, 8, 8])}
+    names = list(layout_of("controlnet", (*net.inputs, *net.outputs)).outputs)
+    assert names == [f"additional_residual_{n}" for n in range(len(residuals))]
+
+
+def test_a_component_of_mixed_bits_comes_with_its_recipe(miniature: Path, tmp_path: Path) -> None:
+    """Near enough to torch, smaller than at 8 bits, and the file beside it says which weight got how many."""
+    from edge_sd.converters.coreml.mixed import BitRecipe
+
+    row = make_text_encoder(miniature, "mixed", tmp_path)
+    assert 45 <= row["parity"]["psnr"] < 60
+    recipe = BitRecipe.open(tmp_path / "TextEncoder.bits.json")
+    assert {"TextEncoder.bits.json", "TextEncoder.mlpackage/Manifest.json"} <= set(row["files"])
+    assert len(set(recipe.bits.values())) > 1
+    weights = tmp_path / "TextEncoder.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    assert weights.stat().st_size < next(point.bytes for point in recipe.fixed if point.name == "p8")
 
 
 def test_a_module_that_cannot_be_converted_is_one_error_with_its_name() -> None:
@@ -254,8 +389,10 @@ def test_a_module_that_cannot_be_converted_is_one_error_with_its_name() -> None:
         ({"target": "iOS15"}, "fp16", "unknown deployment target 'iOS15'; valid: iOS16"),
         ({"compute": "gpu", "target": "macOS13"}, "fp16", r"fused attention .* needs the target iOS18 \(macOS15\)"),
         ({}, "p4g16", r"a palette for each group .* needs the target iOS18 \(macOS15\) or newer, not iOS16"),
-        ({"width": 100, "height": 64}, "fp16", "width 100 is not a multiple of 16"),
-        ({"width": 64, "height": 8}, "fp16", "height 8 is not a multiple of 16"),
+        ({"sizes": ((100, 64),)}, "fp16", "width 100 is not a multiple of 16"),
+        ({"sizes": ((64, 64), (64, 8)), "target": "iOS18"}, "fp16", "height 8 is not a multiple of 16"),
+        ({"sizes": ((64, 64), (64, 96))}, "fp16", r"several sizes in one package needs the target iOS18"),
+        ({"batch": 3}, "fp16", "batch 3 is neither 1 nor 2"),
         ({}, "fp32", "coreml-ane has no precision 'fp32'; valid: fp16"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,43 @@ def test_a_controlnet_does_what_it_does_in_diffusers(
         plain = pipeline.generate(Request(PROMPT, seed=SEED, steps=8, sampler="euler", width=64, height=64))
     assert psnr(found, np.asarray(expected), peak=255) >= 40
     assert psnr(found, np.asarray(plain.pictures[0].image), peak=255) < 35, "the lines matter"
+
+
+def test_several_controls_add_up_as_in_diffusers(miniature: Path, bundle: ModelBundle) -> None:
+    """One net follows two pictures, with a weight and a share of the steps each."""
+    import torch
+    from diffusers import ControlNetModel, EulerDiscreteScheduler, StableDiffusionControlNetPipeline
+
+    net = ControlNetModel.from_pretrained(miniature / "controlnet", torch_dtype=torch.float32)
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(miniature, controlnet=[net, net])
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = [Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64))]
+    ImageDraw.Draw(pictures[0]).ellipse((12, 12, 50, 50), outline="white")
+    ImageDraw.Draw(pictures[1]).line((0, 60, 60, 10), fill="white", width=3)
+    shares = {"weight": [0.9, 0.5], "start": [0.0, 0.25], "end": [0.75, 1.0]}
+    expected = pipe(
+        PROMPT, image=pictures, num_inference_steps=8, guidance_scale=GUIDANCE, width=64, height=64,
+        controlnet_conditioning_scale=shares["weight"], control_guidance_start=shares["start"],
+        control_guidance_end=shares["end"], generator=torch.Generator().manual_seed(SEED),
+    ).images[0]  # fmt: skip
+    request = Request(
+        PROMPT, seed=SEED, steps=8, sampler="euler", guidance=GUIDANCE, width=64, height=64, control=pictures,
+        control_reading="lines", **{f"control_{name}": values for name, values in shares.items()},
+    )  # fmt: skip
+    with Pipeline.open(bundle.root, variant="openvino-fp32") as pipeline:
+        found = np.asarray(pipeline.generate(request).pictures[0].image)
+        first = replace(request, control=pictures[0], control_weight=0.9, control_start=0.0, control_end=0.75)
+        alone = pipeline.generate(first)
+    assert psnr(found, np.asarray(expected), peak=255) >= 40
+    assert psnr(found, np.asarray(alone.pictures[0].image), peak=255) < 50, "the second matters"
+
+
+def test_an_autoencoder_in_tiles_decodes_nearly_what_it_decodes_at_once() -> None:
+    with Pipeline.open("emoji") as pipeline:
+        whole = Request(PROMPT, seed=2, steps=2, sampler="euler", width=256, height=256, vae_tile=0)
+        *_, last = pipeline.steps(whole)
+        expected = pipeline.decode(last.latents)
+        pipeline.prepare(pipeline.resolve(replace(whole, vae_tile=192)))
+        assert pipeline._components["vae_decoder"][0]["latent_sample"] == (1, 4, 24, 24)
+        assert psnr(pipeline.decode(last.latents), expected, peak=255) >= 38

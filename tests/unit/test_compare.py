@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from edge_sd.apps.compare.energy import consumed, joules
 from edge_sd.apps.compare.judge import Judge
 from edge_sd.apps.compare.plan import OTHER_SEEDS, TORCH, Shot, component_bytes, plan, read_prompts
 from edge_sd.apps.compare.plots import HEIGHT, WIDTH, Plot, Point, Series, lay_out, save_png, svg, ticks
+from edge_sd.apps.compare.report import failures, label
 from edge_sd.apps.compare.score import CEILING, decibels, spread, summary
 from edge_sd.apps.compare.sweep import Sweep
 from edge_sd.apps.compare.verdict import missed, pareto, parse_gates, recommend, sentence
@@ -216,6 +218,26 @@ def test_a_plot_stays_on_its_sheet(points: list[tuple[float, float]]) -> None:
             assert -1e-6 <= point.y <= HEIGHT + 1e-6
 
 
+def test_steps_are_counted_in_whole_numbers() -> None:
+    assert ticks(1, 2, least=1.0) == [1, 2]
+    assert ticks(1, 20, least=1.0) == [0, 5, 10, 15, 20]
+    curve = Series("a", (Point(1, 3), Point(2, 4)), "#ff0000", line=True)
+    told = [mark.text for mark in lay_out(Plot("t", "step", "dB", (curve,), from_zero=False, whole=True))]
+    assert "2" in told
+    assert "1.2" not in told
+
+
+def test_why_a_variant_failed_is_told_once() -> None:
+    def failed(name: str, kind: str, error: str) -> dict[str, str]:
+        return {"name": name, "kind": kind, "error": error}
+
+    rows = [failed("cut", "variant", "too short"), failed("worse", "variant", "too short"), {"name": "ok", "kind": "x"},
+            failed("another seed", "floor", "cut: too short"), failed("base with the unet of cut", "swap", "too short"),
+            failed("base with the unet of ok", "swap", "shapes differ")]  # fmt: skip
+    told = failures({"rows": rows})
+    assert [name for name, _ in told] == ["cut", "worse", "base with the unet of ok"]
+
+
 def test_a_plot_is_an_svg_and_a_png(tmp_path: Path) -> None:
     line = Series("a <b>", (Point(1, 2), Point(2, 5)), "#ff0000", line=True)
     plot = Plot("t", "x", "y", (line,))
@@ -229,14 +251,19 @@ def test_a_plot_is_an_svg_and_a_png(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wish", "made"),
     [
-        (("openvino", None, None, None), ["fp32", "fp16", "int8", "int4"]),
-        (("openvino", "8,4", None, None), ["int8", "int4"]),
-        (("openvino", None, "32", "weights"), ["int8", "int4"]),
+        (("openvino", None, None, None), ["fp32", "fp16", "int8", "int4", "int4g64", "int4g128"]),
+        (("openvino", "16,8", None, None), ["fp16", "int8"]),
+        (("openvino", "8,4", "32", None), ["int8", "int4"]),
+        (("openvino", "8,4", "32", "w8,w8a8"), ["int8", "w8a8"]),
+        (("openvino", "8,4", "32", "weights,w8a8"), ["int8", "w8a8", "int4"]),
+        (("openvino", None, "128", "w4"), ["int4g128"]),
+        (("openvino", None, "32,64", "weights"), ["int8", "int4", "int4g64"]),
+        (("openvino", "8", None, "w8a8"), ["w8a8"]),
         (("coreml", "6", None, "palette"), ["p6"]),
     ],
 )
 def test_a_sweep_tries_all_that_fits(wish: Any, made: list[str]) -> None:
-    assert [recipe.name for recipe in Sweep.parse(*wish).recipes][: len(made)] == made
+    assert [recipe.name for recipe in Sweep.parse(*wish).recipes] == made
 
 
 @pytest.mark.parametrize(
@@ -245,8 +272,13 @@ def test_a_sweep_tries_all_that_fits(wish: Any, made: list[str]) -> None:
         (("openvino", "3", None, None), "valid: 4, 8, 16, 32"),
         (("openvino", "many", None, None), "not whole numbers"),
         (("openvino", None, "7", None), "no group size of 7 here"),
-        (("openvino", None, None, "magic"), "valid: float, palette, weights"),
-        (("openvino", "8", None, "palette"), "it has: fp16, fp32, int4, int8"),
+        (
+            ("openvino", None, None, "w8,hybrid"),
+            "no method 'hybrid' for openvino; valid: float, w8a8, weights, w4, w8$",
+        ),
+        (("openvino", None, None, "palette"), "no method 'palette' for openvino"),
+        (("coreml", None, None, "w4"), "valid: float, palette, w8a8, weights, w8$"),
+        (("openvino", "8", None, "w4"), "it has: fp16, fp32, int4, int4g128, int4g64, int8, w8a8"),
         (("onnx", None, None, None), "unknown target 'onnx'"),
     ],
 )
@@ -274,3 +306,38 @@ def test_the_judge_without_torch_says_what_torch_says(tmp_path: Path) -> None:
     assert opinion.concept == labels[int(concept.argmax())]
     np.testing.assert_allclose(opinion.vector, vector[0].numpy(), atol=2e-5)
     np.testing.assert_allclose(judge.read(pooled.numpy()), prompt.numpy(), atol=2e-6)
+
+
+def powercap(root: Path, zones: dict[str, tuple[str, int]], limit: int = 1_000_000_000) -> Path:
+    for zone, (name, value) in zones.items():
+        (root / zone).mkdir(parents=True, exist_ok=True)
+        (root / zone / "name").write_text(name + "\n")
+        (root / zone / "energy_uj").write_text(f"{value}\n")
+        (root / zone / "max_energy_range_uj").write_text(f"{limit}\n")
+    return root
+
+
+def test_energy_is_that_of_all_packages_each_once(tmp_path: Path) -> None:
+    zones = {"intel-rapl:0": ("package-0", 5_000_000), "intel-rapl:0:0": ("core", 7), "intel-rapl:1": ("package-1", 0),
+             "intel-rapl:2": ("psys", 9), "intel-rapl-mmio:0": ("package-0", 5_000_000)}  # fmt: skip
+    before = consumed(powercap(tmp_path, zones))
+    later = {zone: (name, value + 2_500_000) for zone, (name, value) in zones.items()}
+    assert joules(before, consumed(powercap(tmp_path, later))) == 5.0
+    wrapped = {**zones, "intel-rapl:0": ("package-0", 1_000_000)}
+    assert joules(before, consumed(powercap(tmp_path, wrapped))) == 996.0, "the counter began again"
+
+
+def test_energy_that_nobody_tells_is_none(tmp_path: Path) -> None:
+    assert joules(consumed(tmp_path / "none"), consumed(tmp_path / "none")) is None
+    root = powercap(tmp_path, {"intel-rapl:0": ("package-0", 1), "intel-rapl:1": ("package-1", 1)})
+    (root / "intel-rapl:1/energy_uj").unlink()
+    assert consumed(root) == {}, "one of two packages is not the machine"
+
+
+def test_what_the_executor_of_core_ml_draws_is_never_timed(bundle: ModelBundle) -> None:
+    name = next(name for name, each in bundle.variants.items() if each.backend == "coreml")
+    comparison = plan(bundle, variants=["openvino-fp16", f"{name}@coreml-reference"], reference="openvino-fp32")
+    assert [artist.name for artist in comparison.timed()] == ["openvino-fp32", "openvino-fp16"]
+    assert names(comparison, "variant") == ["openvino-fp16", f"{name}@coreml-reference"]
+    assert any(note.startswith(f"{name}@coreml-reference: numerics, not speed") for note in comparison.notes)
+    assert label({"name": name, "kind": "variant", "numerics_only": True}) == f"{name} (numerics, not speed)"

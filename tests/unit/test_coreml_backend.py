@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_sd.apple import LAYOUTS, Arrays, call
+from edge_sd.apple import LAYOUTS, Arrays, Chain, call, pick
 from edge_sd.backends.coreml import CoreMLBackend, CoreMLComponent
 from edge_sd.bundle import Artifact, FileRecord, ModelBundle, Variant
 from edge_sd.devices import choose
@@ -28,9 +28,9 @@ class Port:
     shape: tuple[int, ...]
 
 
-def unet_ports(batch: int) -> dict[str, Port]:
+def unet_ports(batch: int, side: int = 8) -> dict[str, Port]:
     return {
-        "sample": Port("float16", (batch, 4, 8, 8)),
+        "sample": Port("float16", (batch, 4, side, side)),
         "timestep": Port("float16", (batch,)),
         "encoder_hidden_states": Port("float16", (batch, 6, 1, 9)),
     }
@@ -39,8 +39,9 @@ def unet_ports(batch: int) -> dict[str, Port]:
 class FakeProgram:
     """noise_pred = sample * timestep + the mean of the text; refuses whatever is not exactly the declared form."""
 
-    def __init__(self, batch: int) -> None:
-        self.inputs, self.calls = unet_ports(batch), 0
+    def __init__(self, batch: int, side: int = 8) -> None:
+        self.inputs, self.calls = unet_ports(batch, side), 0
+        self.outputs: dict[str, Any] = {}
         self.overflow: Any = None
         self.scale = 1.0
 
@@ -52,6 +53,21 @@ class FakeProgram:
         text = inputs["encoder_hidden_states"].mean(axis=(1, 2, 3), dtype=np.float32)[:, None, None, None]
         noise = inputs["sample"].astype(np.float32) * inputs["timestep"][:, None, None, None] + text
         return {"noise_pred": noise * np.float32(self.scale)}
+
+
+class SecondChunk:
+    """doubled = 2 noise_pred, of float16, times a scale that only it takes."""
+
+    def __init__(self) -> None:
+        noise = Port("float16", (2, 4, 8, 8))
+        self.inputs = {"noise_pred": noise, "sample": noise, "scale": Port("float32", (1,))}
+        self.outputs = {"doubled": None}
+
+    def predict(self, inputs: Arrays) -> Arrays:
+        assert {name: value.dtype.name for name, value in inputs.items()} == {
+            n: p.dtype for n, p in self.inputs.items()
+        }
+        return {"doubled": 2 * inputs["noise_pred"].astype(np.float32) * inputs["scale"]}
 
 
 @pytest.mark.parametrize(("rows", "batch", "calls"), [(1, 1, 1), (1, 2, 1), (2, 2, 1), (2, 1, 2), (3, 2, 2)])
@@ -83,15 +99,34 @@ def test_text_states_are_turned_not_reshaped() -> None:
 
 
 def test_another_size_than_the_packages_is_refused() -> None:
-    component = CoreMLComponent("Unet.mlpackage", FakeProgram(2), LAYOUTS["unet"])
-    component.check({"sample": (1, 4, 8, 8)}, 8)
+    functions = {"main": unet_ports(2)}
+    assert pick("Unet.mlpackage", functions, LAYOUTS["unet"], {"sample": (1, 4, 8, 8)}, 8) == "main"
     with pytest.raises(InvalidRequest, match=r"draws 64x64 only, not 128x64; convert"):
-        component.check({"sample": (2, 4, 8, 16)}, 8)
+        pick("Unet.mlpackage", functions, LAYOUTS["unet"], {"sample": (2, 4, 8, 16)}, 8)
+
+
+@pytest.mark.parametrize(("rows", "function"), [(1, "one"), (2, "two"), (4, "two")])
+def test_of_several_batches_the_one_that_fits_is_picked(rows: int, function: str) -> None:
+    functions = {"two": unet_ports(2), "one": unet_ports(1)}
+    assert pick("Unet", functions, LAYOUTS["unet"], {"sample": (rows, 4, 8, 8)}, 8) == function
+
+
+def test_chunks_are_one_program() -> None:
+    """The second gets the first's outputs, by name and in its own types, beside the inputs of all."""
+    first, second = FakeProgram(2), SecondChunk()
+    first.outputs = {"noise_pred": None}
+    chain = Chain([first, second])
+    assert list(chain.inputs) == ["sample", "timestep", "encoder_hidden_states", "scale"]
+    given = {name: np.ones(port.shape, port.dtype) for name, port in chain.inputs.items()}
+    assert np.allclose(chain.predict(given)["doubled"], 4)
+    assert chain.overflow is None
+    first.overflow = "mul x"
+    assert chain.overflow == "mul x"
 
 
 def test_a_package_of_another_layout_is_refused() -> None:
     with pytest.raises(InvalidModel, match="no input z"):
-        CoreMLComponent("x.mlpackage", FakeProgram(2), LAYOUTS["vae_decoder"])
+        pick("x.mlpackage", {"main": unet_ports(2)}, LAYOUTS["vae_decoder"], {"latent_sample": (1, 4, 8, 8)}, 8)
 
 
 def test_an_infinite_result_names_the_operation_that_overflowed() -> None:
@@ -129,16 +164,24 @@ def test_elsewhere_there_is_the_reference_alone(monkeypatch: pytest.MonkeyPatch)
         CoreMLBackend()
 
 
-def stand_in(compiled: list[str], fail: str = "") -> ModuleType:
+def stand_in(compiled: list[str], fail: str = "", functions: dict[str, int] | None = None) -> ModuleType:
     """coremltools as macOS has it, as far as the backend calls it; models "run" as FakeProgram does."""
 
     def load_spec(path: str) -> Any:
-        ports = unet_ports(2).items()
-        rows = [
-            SimpleNamespace(name=n, type=SimpleNamespace(multiArrayType=SimpleNamespace(dataType=65552, shape=p.shape)))
-            for n, p in ports
+        def rows(ports: dict[str, Port]) -> list[Any]:
+            kind = {"float16": 65552, "float32": 65568}
+            arrays = {name: SimpleNamespace(dataType=kind[p.dtype], shape=p.shape) for name, p in ports.items()}
+            return [SimpleNamespace(name=n, type=SimpleNamespace(multiArrayType=array)) for n, array in arrays.items()]
+
+        out = rows({"noise_pred": Port("float32", (2, 4, 8, 8))})
+        each = [
+            SimpleNamespace(name=name, input=rows(unet_ports(2, side)), output=out)
+            for name, side in (functions or {}).items()
         ]
-        return SimpleNamespace(description=SimpleNamespace(input=rows))
+        # Of several functions, each has its own inputs and the model has none.
+        whole = SimpleNamespace(functions=each, input=[] if each else rows(unet_ports(2)), output=[] if each else out)
+        whole.defaultFunctionName = each[0].name if each else ""
+        return SimpleNamespace(description=whole)
 
     def compile_model(package: str, destination: str) -> str:
         if fail == "compile":
@@ -148,16 +191,47 @@ def stand_in(compiled: list[str], fail: str = "") -> ModuleType:
         return destination
 
     class CompiledMLModel:
-        def __init__(self, path: str, compute_units: str) -> None:
+        def __init__(self, path: str, compute_units: str, **named: str) -> None:
             assert (Path(path) / "weights.bin").is_file()
-            self.units, self.program = compute_units, FakeProgram(2)
+            # A function must be named where there are several, and cannot be on systems that have one each.
+            assert set(named) == ({"function_name"} if functions else set())
+            self.function = named.get("function_name", "")
+            self.units, self.program = compute_units, FakeProgram(2, (functions or {}).get(self.function, 8))
 
         def predict(self, inputs: Arrays) -> Arrays:
             if fail == "predict":
                 raise RuntimeError("ANE said no")
             return self.program.predict(inputs)
 
+    class MLNeuralEngineComputeDevice:
+        pass
+
+    class MLCPUComputeDevice:
+        pass
+
+    class MLComputePlan:
+        """Constants have no usage; of six operations, the last two are beyond the engine."""
+
+        def __init__(self) -> None:
+            block = SimpleNamespace(operations=range(-3, 6))
+            functions = {name: SimpleNamespace(block=block) for name in functions_named}
+            self.model_structure = SimpleNamespace(program=SimpleNamespace(functions=functions))
+
+        @classmethod
+        def load_from_path(cls, path: str, compute_units: str) -> Any:
+            assert (Path(path).suffix, compute_units) == (".mlmodelc", "NE")
+            if fail == "plan":
+                raise RuntimeError("MLComputePlan is only available on macOS >= 14.4")
+            return cls()
+
+        def get_compute_device_usage_for_mlprogram_operation(self, operation: int) -> Any:
+            engine = MLCPUComputeDevice() if operation > 3 else MLNeuralEngineComputeDevice()
+            return None if operation < 0 else SimpleNamespace(preferred_compute_device=engine)
+
+    functions_named = list(functions or {"main": 8})
     module: Any = ModuleType("coremltools")
+    module.compute_plan = ModuleType("coremltools.models.compute_plan")
+    module.compute_plan.MLComputePlan = MLComputePlan
     module.__spec__ = ModuleSpec("coremltools", None)
     module.utils = SimpleNamespace(load_spec=load_spec)
     module.models = SimpleNamespace(utils=SimpleNamespace(compile_model=compile_model), CompiledMLModel=CompiledMLModel)
@@ -176,11 +250,15 @@ def mac(tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     package.mkdir(parents=True)
     (package / "weights.bin").write_bytes(b"weights")
     artifact = Artifact("v/Unet.mlpackage", (), (), ())
-    shapes = {"sample": (2, 4, 8, 8), "timestep": (1,), "encoder_hidden_states": (2, 9, 6)}
+    usual = {"sample": (2, 4, 8, 8), "timestep": (1,), "encoder_hidden_states": (2, 9, 6)}
 
-    def load(device: str, sha256: str = "ab" * 32, fail: str = "") -> Any:
+    def load(device: str, sha256: str = "ab" * 32, fail: str = "", **more: Any) -> Any:
         compiled: list[str] = []
-        monkeypatch.setitem(sys.modules, "coremltools", stand_in(compiled, fail))
+        shapes = more.pop("shapes", usual)
+        module = stand_in(compiled, fail, **more)
+        monkeypatch.setitem(sys.modules, "coremltools", module)
+        monkeypatch.setitem(sys.modules, "coremltools.models", module.models)
+        monkeypatch.setitem(sys.modules, "coremltools.models.compute_plan", module.compute_plan)
         variant = Variant("coreml", "fp16", {"unet": artifact}, {"v/Unet.mlpackage/weights.bin": FileRecord(7, sha256)})
         bundle = replace(ModelBundle.open(emoji), root=tmp_path / "bundle", variants={"v": variant})
         backend = CoreMLBackend()
@@ -202,6 +280,18 @@ def test_on_a_mac_a_package_is_compiled_once_and_runs_on_the_device(mac: Any, de
     assert len(mac(device, "cd" * 32)[1]) == 1, "other weights are compiled on their own"
 
 
+def test_on_a_mac_the_function_of_the_wished_size_runs(mac: Any) -> None:
+    functions = {"size_64x64": 8, "size_128x128": 16}
+    for side, function in ((8, "size_64x64"), (16, "size_128x128")):
+        component, _ = mac("ane", functions=functions, shapes={"sample": (2, 4, side, side)})
+        assert component.program.model.function == function
+        sample, context = np.ones((2, 4, side, side), np.float32), np.ones((2, 9, 6), np.float32)
+        found = component(sample=sample, timestep=np.array([2.0]), encoder_hidden_states=context)["out_sample"]
+        assert found.shape == sample.shape
+    with pytest.raises(InvalidRequest, match="draws 64x64, 128x128 only"):
+        mac("ane", functions=functions, shapes={"sample": (2, 4, 8, 16)})
+
+
 @pytest.mark.parametrize("fail", ["compile", "predict"])
 def test_what_core_ml_refuses_is_one_error(mac: Any, tmp_path: Path, fail: str) -> None:
     def draw() -> None:
@@ -212,3 +302,23 @@ def test_what_core_ml_refuses_is_one_error(mac: Any, tmp_path: Path, fail: str) 
         draw()
     home = tmp_path / "home/compiled"
     assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
+
+
+def test_core_mls_plan_tells_what_runs_on_which_engine(mac: Any) -> None:
+    component, _ = mac("ane")
+    assert component.program.placements() == {"Neural Engine": 4, "CPU": 2}
+    assert Chain([component.program] * 2).placements() == {"Neural Engine": 8, "CPU": 4}
+    functions = {"size_64x64": 8, "size_128x128": 16}
+    component, _ = mac("ane", functions=functions, shapes={"sample": (2, 4, 16, 16)})
+    assert component.program.placements() == {"Neural Engine": 4, "CPU": 2}
+    component, _ = mac("ane", fail="plan")
+    with pytest.raises(DeviceError, match=r"tells no plan of Unet-.*\(macOS 14\.4 or newer does\)"):
+        component.program.placements()
+
+
+def test_in_low_memory_a_component_is_let_go_when_it_is_closed(mac: Any) -> None:
+    component, _ = mac("ane")
+    component.bind(encoder_hidden_states=np.ones((2, 9, 6), np.float32))
+    component.close()
+    assert component.program is None
+    assert component._bound == {}

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from edge_sd.converters.coreml.constexpr import CONSTEXPR
 from edge_sd.converters.coreml.ops import OPS
+from edge_sd.mlpackage.constexpr import CONSTEXPR
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(0)
@@ -106,6 +106,14 @@ CASES: dict[str, list[Case]] = {
     "real_div": [
         Case({"x": X, "y": Y}, np.divide),
         Case({"x": integers(7, -7), "y": integers(2, 2)}, lambda x, y: np.array([3, -3])),
+    ],
+    "quantize": [
+        Case({"input": X, "scale": np.float32(0.01), "zero_point": np.int32(3), "output_dtype": "int8"},
+             lambda input, scale, zero_point, output_dtype: np.clip(np.round(input / scale) + zero_point, -128, 127)),
+    ],
+    "dequantize": [
+        Case({"input": integers(7, -7), "scale": np.float32(0.5), "zero_point": np.int32(3)},
+             lambda input, scale, zero_point: (input - zero_point) * scale),
     ],
     "pow": [Case({"x": POSITIVE, "y": np.float32(1.7)}, np.power)],
     "sqrt": [Case({"x": POSITIVE}, np.sqrt)],

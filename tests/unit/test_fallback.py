@@ -12,6 +12,7 @@ from edge_sd.backends.base import Array, Component, Device, Shapes
 from edge_sd.backends.fake import FakeBackend, FakeComponent, fake_bundle
 from edge_sd.bundle import Artifact, ModelBundle, Variant
 from edge_sd.devices import choose
+from edge_sd.edits import NONE, Edits
 from edge_sd.errors import DeviceError, EdgeSDError, NumericalError
 from edge_sd.fallback import fault
 from edge_sd.schedule import NoiseSchedule
@@ -32,9 +33,15 @@ class Switching(FakeBackend):
     """No fault: one component that is the first device's for `after` calls and the second's from then on."""
 
     def load(
-        self, bundle: ModelBundle, variant: Variant, artifact: Artifact, device: Device, shapes: Shapes
+        self,
+        bundle: ModelBundle,
+        variant: Variant,
+        artifact: Artifact,
+        device: Device,
+        shapes: Shapes,
+        edits: Edits = NONE,
     ) -> Component:
-        first, second = (super(Switching, self).load(bundle, variant, artifact, each, shapes)
+        first, second = (super(Switching, self).load(bundle, variant, artifact, each, shapes, edits)
                          for each in FakeBackend(devices=TWO).devices())  # fmt: skip
         return _Switch(first, second, self.after) if artifact.graph == self.poison else first
 

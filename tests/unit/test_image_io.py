@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge_sd.errors import InvalidRequest, OutputError
-from edge_sd.image_io import check_output, parameters_text, read_request, save
-from edge_sd.request import Picture, Settings
+from edge_sd.image_io import check_output, parameters_text, save
+from edge_sd.recorded import read_recorded
+from edge_sd.request import Settings
+from edge_sd.result import Picture
 
 PROMPTS = st.text(min_size=1, max_size=200).filter(lambda text: "\0" not in text and not _has_surrogate(text))
 
@@ -25,7 +27,7 @@ def _has_surrogate(text: str) -> bool:
 
 def picture(prompt: str = "a cat", negative: str = "") -> Picture:
     image = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
-    wanted = Settings(prompt, negative, 64, 64, 20, 7.5, 4294967295, "dpmpp_2m_karras", 1)
+    wanted = Settings(prompt, negative, 64, 64, 20, 7.5, 4294967295, "dpmpp_2m", 1, sigmas="karras")
     return Picture(image, wanted, "my: model, odd", "openvino-fp16", "cpu", "0123456789")
 
 
@@ -34,9 +36,11 @@ def picture(prompt: str = "a cat", negative: str = "") -> Picture:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_field_comes_back(tmp_path: Path, ending: str, prompt: str, negative: str) -> None:
     drawn = picture(prompt, negative)
-    document = read_request(save(drawn, tmp_path / f"x{ending}"))
-    assert Settings(**document["request"]) == drawn.settings
-    assert document["model_hash"] == "0123456789"
+    recorded = read_recorded(save(drawn, tmp_path / f"x{ending}"))
+    assert Settings(**recorded.settings) == drawn.settings
+    assert recorded.exact
+    assert recorded.model_hash == "0123456789"
+    assert recorded.text == parameters_text(drawn)
 
 
 def test_pixels_of_a_png_are_what_was_drawn(tmp_path: Path) -> None:
@@ -89,11 +93,3 @@ def test_a_full_disk_leaves_the_older_picture_and_no_debris(
         save(picture("another"), path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["x.png"]
-
-
-def test_a_picture_of_others_holds_no_request(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-    (tmp_path / "y.png").write_bytes(b"not a picture")
-    for name in ("x.png", "y.png", "absent.png"):
-        with pytest.raises(InvalidRequest):
-            read_request(tmp_path / name)

@@ -119,6 +119,7 @@ def test_core_ml_comes_first_and_its_refusal_is_said(monkeypatch: pytest.MonkeyP
         (["draw", "a cat", "--no-preview", "--clipboard"], "clipboard"),
         (["install"], "installing the desktop script"),
         (["uninstall"], "taking the desktop script away"),
+        (["plan"], "Core ML's plan"),
     ],
 )
 def test_off_macos_each_is_one_line_and_nothing_is_written(tmp_path: Path, words: list[str], what: str) -> None:

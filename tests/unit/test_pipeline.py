@@ -84,10 +84,30 @@ def test_nan_at_any_step_is_found_at_that_step(after: int) -> None:
     assert seen == list(range(after))
 
 
-def test_words_that_do_not_fit_are_told() -> None:
+def test_a_long_prompt_is_heard_to_its_end() -> None:
+    long = "a red apple " * 20
+    assert not np.array_equal(pixels(Request(long, seed=1)), pixels(Request(f"{long} and a dog", seed=1)))
     with pipeline() as opened:
-        result = opened.generate(Request("a red apple " * 20, seed=1))
-    assert "longer than this model's 30 tokens" in result.notes[0]
+        assert opened.generate(Request(long, seed=1)).notes == []
+
+
+def test_words_that_a_fixed_size_has_no_room_for_are_told() -> None:
+    bundle = fake_bundle(SCHEDULE)
+    fixed = replace(bundle, variants={"fake": replace(bundle.variant("fake"), backend="coreml")})
+    backend = FakeBackend()
+    with Pipeline(fixed, choose(bundle, backend.devices()), backend) as opened:
+        result = opened.generate(Request("a red apple " * 20, negative="a dog", seed=1))
+    assert len(result.notes) == 1
+    assert result.notes[0].startswith("the prompt is longer than the 30 tokens that fake takes; not used: 'a red apple")
+
+
+def test_a_template_is_expanded_by_each_pictures_seed() -> None:
+    request = Request("a {cat|dog|bird|fish|boat} {1|2|3}", seed=5, count=6, steps=1, dynamic=True)
+    with pipeline() as opened:
+        prompts = [picture.settings.prompt for picture in opened.generate(request).pictures]
+        assert opened.resolve(replace(request, seed=8, count=1)).prompt == prompts[3]
+    assert len(set(prompts)) > 2
+    assert not any("{" in prompt for prompt in prompts)
 
 
 def test_a_size_beyond_the_models_limit_names_the_limit() -> None:

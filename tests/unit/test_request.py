@@ -25,7 +25,7 @@ from edge_sd.request import MAX_SEED, Request
         ({"width": 100}, "width 100 is not a multiple of 8"),
         ({"height": 0}, "height 0"),
         ({"height": -8}, "height -8"),
-        ({"width": 4096}, "2048"),
+        ({"width": 20_000}, "8 to 16384"),
         ({"steps": 0}, "steps 0"),
         ({"steps": 1001}, "1 to 1000"),
         ({"guidance": math.nan}, "guidance nan"),

@@ -18,6 +18,7 @@ from edge_sd.backends.base import Array, Component
 from edge_sd.backends.fake import FakeBackend, fake_bundle
 from edge_sd.bundle import ModelBundle
 from edge_sd.devices import choose
+from edge_sd.edits import NONE
 from edge_sd.errors import DeviceError, OutputError
 from edge_sd.machine import Machine
 from edge_sd.measurements import Measured, Row, measurements_file, remember, remembered
@@ -70,7 +71,7 @@ def test_what_fails_is_a_reason_and_the_next_is_measured(fault: str, told: str) 
 
 def test_another_result_than_the_references_is_a_failure() -> None:
     class Inverting(FakeBackend):
-        def load(self, bundle, variant, artifact, device, shapes):  # type: ignore[no-untyped-def]
+        def load(self, bundle, variant, artifact, device, shapes, edits=NONE):  # type: ignore[no-untyped-def]
             component = super().load(bundle, variant, artifact, device, shapes)
             return _Inverted(component) if device.name == "second" else component
 

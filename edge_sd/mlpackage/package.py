@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sd.bundle import inside
-from edge_sd.errors import InvalidModel
-
+from ..bundle import inside
+from ..errors import InvalidModel
 from .wire import WireError, decode
 
 # MIL.proto's DataType -> (our name, what numpy reads); types of fewer than 8 bits are packed, lowest bits first.
@@ -33,7 +32,7 @@ DTYPES = {
 }  # fmt: skip
 NUMPY = {name: code for name, code in DTYPES.values() if code}
 SENTINEL = 0xDEADBEEF
-_PREFIX = "@model_path/"
+PREFIX = "@model_path/"
 
 Constant = NDArray[Any] | str
 
@@ -48,10 +47,11 @@ class TensorType:
 
 @dataclass(frozen=True)
 class Lazy:
-    """A constant that is read from the weight file when it is wanted."""
+    """A constant that is read when it is wanted; `offset` is its record's place in the weight file, if it is there."""
 
     type: TensorType
     read: Callable[[], NDArray[Any]]
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Package:
     @classmethod
     def open(cls, path: Path) -> Package:
         """Read a package. Raises InvalidModel naming what is wrong."""
-        model = _root_model(path)
+        model = root_model(path)
         try:
             document = decode("Model", model.read_bytes())
             program = document["mlProgram"]
@@ -104,7 +104,8 @@ class Package:
         return cls(path, document.get("specificationVersion", 0), default, functions)
 
 
-def _root_model(path: Path) -> Path:
+def root_model(path: Path) -> Path:
+    """The file of a package that holds its graph. Raises InvalidModel."""
     manifest = path / "Manifest.json"
     try:
         document = json.loads(manifest.read_text("utf-8"))
@@ -125,7 +126,7 @@ class _Weights:
 
     def read(self, name: str, offset: int, kind: TensorType) -> NDArray[Any]:
         if name not in self._files:
-            path = inside(self.folder, name.removeprefix(_PREFIX))
+            path = inside(self.folder, name.removeprefix(PREFIX))
             try:
                 self._files[name] = np.memmap(path, np.uint8, "r")
             except (OSError, ValueError) as error:
@@ -196,7 +197,8 @@ def _constant(value: dict[str, Any], weights: _Weights) -> Lazy:
     kind = _type(value.get("type", {}))
     if "blobFileValue" in value:
         blob = value["blobFileValue"]
-        return Lazy(kind, lambda: weights.read(blob.get("fileName", ""), blob.get("offset", 0), kind))
+        offset = blob.get("offset", 0)
+        return Lazy(kind, lambda: weights.read(blob.get("fileName", ""), offset, kind), offset)
     return Lazy(kind, lambda: _immediate(value, kind))
 
 

@@ -1,4 +1,4 @@
-"""`make bench`: this program beside its peers on the same weights, in one run, interleaved, medians.
+"""The embedded model here and in its peers on the same weights, in one run, interleaved, medians.
 
 Each row is a process of its own. It draws a picture, and the time from its start to the PNG on disk is what a person
 waits for; then it draws another, whose time is what a loaded program takes. The ratio columns hold on a busy machine,
@@ -7,16 +7,13 @@ where the seconds do not. Peak memory is the largest resident set up to the firs
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .process import measured
 
 PROMPT = "a red apple, glossy style"
 STEPS, GUIDANCE, SEED = 20, 4.0, 7
@@ -46,15 +43,10 @@ def draw():
     return pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, width=128, height=128,
                     generator=torch.Generator().manual_seed(SEED)).images[0]
 """
-# VmHWM where there is one: Linux's ru_maxrss starts at what the parent process had.
 MEASURE = """
-import json, re, resource, sys, time
 draw().save(OUTPUT)
 first = time.time()
-if sys.platform == "linux":
-    peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
-else:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = peak_memory()
 started = time.perf_counter()
 draw()
 print(json.dumps({"first": first, "second": time.perf_counter() - started, "peak": peak}))
@@ -73,23 +65,18 @@ class Row:
     peak: list[float] = field(default_factory=list)
 
     def run(self, output: Path) -> None:
-        values = {"MODEL": self.model, "PROMPT": PROMPT, "STEPS": STEPS, "GUIDANCE": GUIDANCE, "SEED": SEED,
-                  "OUTPUT": str(output)}  # fmt: skip
-        script = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + self.script + MEASURE
         started = time.time()
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-        )
-        if done.returncode:
-            raise RuntimeError(f"{self.name} failed:\n{done.stderr}")
-        measured = json.loads(done.stdout.splitlines()[-1])
-        self.start_to_png.append(measured["first"] - started)
-        self.second.append(measured["second"])
-        self.peak.append(measured["peak"])
+        found = measured(
+            self.name, self.script + MEASURE, MODEL=self.model, PROMPT=PROMPT, STEPS=STEPS, GUIDANCE=GUIDANCE,
+            SEED=SEED, OUTPUT=str(output),
+        )  # fmt: skip
+        self.start_to_png.append(found["first"] - started)
+        self.second.append(found["second"])
+        self.peak.append(found["peak"])
         assert output.stat().st_size > 0
 
 
-def bench_embedded(runs: int = 5) -> list[Row]:
+def measure(runs: int = 5) -> list[Row]:
     """The embedded model here, in openvino.genai and in diffusers; `runs` rounds after one that is not counted."""
     from edge_sd.bundle import embedded_models
     from edge_sd.converters.build import build
@@ -108,8 +95,8 @@ def bench_embedded(runs: int = 5) -> list[Row]:
                 row.run(Path(scratch) / "x.png")
                 if n == 0:
                     # The first round reads everything from the disk for the first time.
-                    for measured in (row.start_to_png, row.second, row.peak):
-                        measured.clear()
+                    for values in (row.start_to_png, row.second, row.peak):
+                        values.clear()
     return rows
 
 
@@ -130,21 +117,3 @@ def table(rows: list[Row]) -> str:
             cells.append(shown if row is first else f"{shown} ({ratio:.2f} ×)")
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def machine() -> str:
-    import openvino
-
-    name = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
-    python, runtime = platform.python_version(), openvino.__version__
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {python}, OpenVINO {runtime}"
-
-
-def main() -> None:
-    print(machine())
-    print()
-    print(table(bench_embedded()))
-
-
-if __name__ == "__main__":
-    main()

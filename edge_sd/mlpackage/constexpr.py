@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .package import unpack_bits
+from .package import Function, Lazy, Operation, unpack_bits
 
 Array = NDArray[Any]
 
@@ -81,3 +81,27 @@ CONSTEXPR: dict[str, Callable[..., Array]] = {
     f"constexpr_{function.__name__}": function
     for function in (affine_dequantize, lut_to_dense, blockwise_shift_scale, sparse_to_dense, cast)
 }
+
+
+class Constants:
+    """The constants of a function by name, each decompressed when it is asked for."""
+
+    def __init__(self, function: Function) -> None:
+        self.operations: dict[str, Operation] = {
+            each.name: each for each in function.operations if each.kind == "const" or each.kind in CONSTEXPR
+        }
+
+    def read(self, name: str) -> Array:
+        """Raises InvalidModel if the weight file is damaged."""
+        operation = self.operations[name]
+        if operation.kind == "const":
+            return operation.attributes["val"].read()
+        given = {**operation.attributes, **{name: each[0] for name, each in operation.inputs.items()}}
+        given.pop("name", None)
+        return CONSTEXPR[operation.kind](**{name: self._value(each) for name, each in given.items()})
+
+    def _value(self, given: str | Lazy) -> Any:
+        if isinstance(given, str):
+            return self.read(given)
+        found = given.read()
+        return str(found) if given.type.dtype == "string" else found

@@ -8,6 +8,7 @@ mlmodel/format/MIL.proto and Model.proto). Fields that are not named here are sk
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,42 @@ def _decode(fields: dict[int, tuple[str, str]], data: memoryview) -> dict[str, A
         else:
             found[name] = _single(kind, value)
     return found
+
+
+def changed(data: bytes | memoryview, path: Sequence[int], change: Callable[[bytes], bytes]) -> bytes:
+    """`data` with `change` done to every field that `path`, numbers from the outermost message on, leads to.
+
+    All other fields, those that are not known too, stay as they are and where they are. Raises WireError.
+    """
+    view, at, made = memoryview(data), 0, bytearray()
+    while at < len(view):
+        start = at
+        try:
+            tag, at = _varint(view, at)
+            value, at = _value(tag & 7, view, at)
+        except IndexError as error:
+            raise WireError("it ends too early") from error
+        if tag >> 3 != path[0] or tag & 7 != 2:
+            made += view[start:at]
+        else:
+            made += field(path[0], changed(value, path[1:], change) if path[1:] else change(bytes(value)))
+    return bytes(made)
+
+
+def field(number: int, value: int | bytes | str) -> bytes:
+    """One field: a number, or bytes, which a text or an encoded message are."""
+    if isinstance(value, int):
+        return _encoded(number << 3) + _encoded(value)
+    data = value.encode() if isinstance(value, str) else value
+    return _encoded(number << 3 | 2) + _encoded(len(data)) + data
+
+
+def _encoded(number: int) -> bytes:
+    made = bytearray()
+    while number > 127:
+        made.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*made, number])
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

@@ -1,0 +1,140 @@
+"""What commands that draw have in common: sizes and seeds as people write them, the bar, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_sd.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from edge_sd.request import Request
+    from edge_sd.result import Result
+    from edge_sd.samplers import Step
+
+
+def one(values: list[Any] | None) -> Any:
+    """The value of a repeatable option that was given once; a list of those given more often; None where none was."""
+    return values[0] if values and len(values) == 1 else values or None
+
+
+def parse_size(size: str | None) -> tuple[int | None, int | None]:
+    """Width and height of "512" or "512x768". Raises InvalidRequest."""
+    if size is None:
+        return None, None
+    match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", size.strip())
+    if match is None:
+        raise InvalidRequest(f"size {size!r} is neither a number nor WIDTHxHEIGHT, such as 512 or 512x768")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_seeds(seed: str | None, count: int | None) -> tuple[int | None, int | None]:
+    """The first seed and the count of "7", or of "5-12", which is eight pictures. Raises InvalidRequest."""
+    if seed is None:
+        return None, count
+    match = re.fullmatch(r"(-?\d{1,20})(?:-(\d{1,20}))?", seed.strip())
+    if match is None:
+        raise InvalidRequest(f"seed {seed!r} is neither a number nor a range, such as 5-12")
+    first = int(match[1])
+    if match[2] is None:
+        return first, count
+    many = int(match[2]) - first + 1
+    if many < 1 or count not in (None, many):
+        wrong = "runs backwards" if many < 1 else f"has {many} seeds, --count says {count}"
+        raise InvalidRequest(f"the range of seeds {seed} {wrong}")
+    return first, many
+
+
+def parse_extend(extend: str | None) -> tuple[int, ...] | None:
+    """Four numbers of "0,64,0,0". Raises InvalidRequest."""
+    if extend is None:
+        return None
+    parts = extend.split(",")
+    if len(parts) != 4 or not all(re.fullmatch(r"\s*\d{1,6}\s*", part) for part in parts):
+        raise InvalidRequest(f"extend {extend!r} is not left,right,top,bottom in pixels, such as 0,64,0,0")
+    return tuple(map(int, parts))
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """File and weight of "FILE:0.8"; without one it is 1. Raises InvalidRequest."""
+    name, _, weight = text.rpartition(":")
+    if not name or Path(text).is_file():
+        return Path(text), 1.0
+    try:
+        return Path(name), float(weight)
+    except ValueError:
+        raise InvalidRequest(f"LoRA {text!r}: {weight!r} is no weight, such as in FILE:0.8") from None
+
+
+def parse_embedding(text: str) -> tuple[str, Path]:
+    """Word and file of "FILE:WORD", or of a file that has its word inside or in its name.
+
+    Raises InvalidRequest or InvalidModel.
+    """
+    from edge_sd.embeddings import read_embedding
+
+    name, _, word = text.rpartition(":")
+    if not name or Path(text).is_file():
+        name, word = text, ""
+    return read_embedding(Path(name), word or None).word, Path(name)
+
+
+def free_name(prompt: str, folder: Path = Path()) -> Path:
+    """A name made of the prompt that no file in `folder` has yet."""
+    stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "picture"
+    path, n = folder / f"{stem}.png", 1
+    while path.exists() or path.with_stem(f"{path.stem}-1").exists():
+        n += 1
+        path = folder / f"{stem}-{n}.png"
+    return path
+
+
+@contextmanager
+def progress(request: Request, silent: bool) -> Iterator[Any]:
+    """A bar over all steps of all pictures; yields the callback for Pipeline.generate."""
+    if silent:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def on_step(n: int, step: Step) -> None:
+            what = "drawing" if request.count == 1 else f"drawing {n + 1} of {request.count}"
+            bar.update(
+                task, description=what, total=request.count * step.total, completed=n * step.total + step.index + 1
+            )
+
+        yield on_step
+
+
+def deliver(result: Result, path: Path, grid: bool, as_json: bool, quiet: bool) -> None:
+    """Write the pictures and print their paths, or all about them as JSON."""
+    paths = [result.save_grid(path)] * len(result.pictures) if grid else result.save(path)
+    if as_json:
+        print(json.dumps(_report(result, paths), indent=2))
+    elif not quiet:
+        for note in result.notes:
+            print(f"note: {note}", file=sys.stderr)
+        for written in dict.fromkeys(paths):
+            print(written)
+
+
+def _report(result: Result, paths: list[Path]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    pictures = [
+        {"path": str(path), **asdict(picture.settings), "model": picture.model, "model_hash": picture.model_hash,
+         "variant": picture.variant, "device": picture.device}
+        for path, picture in zip(paths, result.pictures, strict=True)
+    ]  # fmt: skip
+    return {"pictures": pictures, "plan": result.plan, "seconds": result.seconds, "notes": result.notes}

@@ -1,0 +1,30 @@
+"""How many operations of each component Core ML runs on which engine, by its own plan."""
+
+from __future__ import annotations
+
+from edge_sd.backends.coreml import CoreMLBackend
+from edge_sd.backends.coreml_plan import ENGINES
+from edge_sd.bundle import ModelBundle
+from edge_sd.errors import DeviceError, InvalidRequest, choices
+from edge_sd.pipeline import shapes_of
+
+
+def table(model: str, device: str, variant: str | None = None) -> str:
+    """A row for each component, as Markdown. Raises InvalidRequest, VariantNotFound or DeviceError."""
+    bundle = ModelBundle.open(model)
+    names = [name for name, each in bundle.variants.items() if each.backend == "coreml"]
+    chosen = bundle.variant(variant) if variant else bundle.variants[names[0]] if names else None
+    if chosen is None or chosen.backend != "coreml":
+        raise InvalidRequest(f"{variant or bundle.name} holds no Core ML packages; variants that do: {choices(names)}")
+    backend = CoreMLBackend()
+    places = {each.name: each for each in backend.devices()}
+    if device not in places:
+        raise DeviceError(f"Core ML has no device {device!r} here; valid: {choices(places)}")
+    engines = (*ENGINES.values(), "another")
+    lines = [f"| component | {' | '.join(engines)} |", "| --- |" + " --- |" * len(engines)]
+    for part, shapes in shapes_of(bundle.facts, bundle.defaults.width, bundle.defaults.height, 2).items():
+        component = backend.load(bundle, chosen, chosen.artifacts[part], places[device], shapes)
+        found = component.program.placements()
+        component.close()
+        lines.append(f"| {part} | {' | '.join(str(found[engine]) for engine in engines)} |")
+    return "\n".join(lines)

@@ -1,0 +1,160 @@
+"""`edge-sd upscale`, `interpolate` and `info`: a picture made larger, pictures between two, and how one was made."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edge_sd.errors import InvalidRequest
+
+from . import machine
+from .drawing import deliver, parse_size, progress
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+# What a picture is said to show that says nothing of itself.
+ANYTHING = "a detailed picture, sharp focus"
+
+
+def upscale(
+    image: Annotated[Path, typer.Argument(help="The picture to make larger.")],
+    scale: Annotated[float, typer.Option(help="Times as wide and high, to 8.")] = 2.0,
+    prompt: Annotated[
+        str | None, typer.Option(help="What it shows. Default: what it was drawn by, where its file says.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="How much is drawn anew: more detail, less likeness.")] = 0.3,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, of which the strength is taken.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: random.")] = None,
+    tile: Annotated[int | None, typer.Option(help="Pixels a side of the pieces. Default: the model's size.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: NAME-x2.png beside it.")] = None,
+    model: Annotated[str, typer.Option(help="A name or a folder.")] = "emoji",
+    variant: Annotated[str | None, typer.Option(help="As for generate.")] = None,
+    device: Annotated[str, typer.Option(help="As for generate.")] = "auto",
+    prefer: machine.Prefer = "speed",
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Make a picture larger: each piece drawn anew a little, the overlaps blended at every step."""
+    from edge_sd.canvas import open_picture
+    from edge_sd.image_io import check_output
+    from edge_sd.pipeline import Pipeline
+    from edge_sd.recorded import read_recorded
+    from edge_sd.request import Request
+
+    if not 1 < scale <= 8:
+        raise InvalidRequest(f"scale {scale:g} is not a number above 1, up to 8")
+    opened = open_picture(image, "image")
+    path = output or image.with_name(f"{image.stem}-x{scale:g}.png")
+    check_output(path)
+    silent = quiet or as_json
+
+    def tell(line: str) -> None:
+        if not silent:
+            print(line, file=sys.stderr)
+
+    if prompt is None:
+        try:
+            prompt = str(read_recorded(image).settings["prompt"])
+        except InvalidRequest:
+            prompt = ANYTHING
+    with Pipeline.open(model, device, variant, prefer, tell) as pipeline:
+        factor = pipeline.bundle.facts.latents.factor
+        width, height = (max(1, round(side * scale / factor)) * factor for side in opened.size)
+        side = tile or pipeline.bundle.defaults_of(pipeline.plan.variant).width
+        request = Request(
+            prompt, width=width, height=height, steps=steps, seed=seed, image=opened, strength=strength, tile=side
+        )
+        pipeline.resolve(request)  # A mistake is told before anything else is.
+        tell(pipeline.plan.summary())
+        with progress(request, silent) as on_step:
+            result = pipeline.generate(request, on_step)
+    deliver(result, path, False, as_json, quiet)
+
+
+def interpolate(
+    prompt: Annotated[str, typer.Argument(help="What the first picture shows.")],
+    toward: Annotated[str | None, typer.Argument(help="What the last one shows. Default: the same.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first picture. Default: random.")] = None,
+    toward_seed: Annotated[int | None, typer.Option(help="Of the last picture. Default: the same.")] = None,
+    frames: Annotated[int, typer.Option(help="Pictures, with the first and the last, to 120.")] = 8,
+    seconds: Annotated[float, typer.Option(help="How long a GIF takes to get there.")] = 2.0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels of each.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .gif, or a strip as .png, .jpg, .webp.")] = Path(
+        "interpolation.gif"
+    ),
+    model: Annotated[str, typer.Option(help="A name or a folder.")] = "emoji",
+    variant: Annotated[str | None, typer.Option(help="As for generate.")] = None,
+    device: Annotated[str, typer.Option(help="As for generate.")] = "auto",
+    prefer: machine.Prefer = "speed",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Go from one prompt or seed to another, as an animation or a strip of pictures."""
+    import secrets
+    from dataclasses import replace
+
+    from edge_sd.image_io import check_output, save, write
+    from edge_sd.pipeline import Pipeline
+    from edge_sd.request import MAX_SEED, Request
+    from edge_sd.sheets import animation, grid
+
+    if not 2 <= frames <= 120:
+        raise InvalidRequest(f"frames {frames} is not a whole number from 2 to 120")
+    if not 0.1 <= seconds <= 600:
+        raise InvalidRequest(f"seconds {seconds:g} is not a number from 0.1 to 600")
+    if toward is None and toward_seed is None:
+        raise InvalidRequest("there is nothing to go towards: give a second prompt or --toward-seed")
+    animated = output.suffix.lower() == ".gif"
+    check_output(output.with_suffix(".png") if animated else output)
+    width, height = parse_size(size)
+    first = secrets.randbelow(MAX_SEED) if seed is None else seed
+    requests = []
+    for n in range(frames):
+        share = n / (frames - 1)
+        second: dict[str, Any] = {}
+        if toward_seed is not None and n:
+            second = {"variation_seed": toward_seed, "variation_strength": share}
+        requests.append(
+            Request(
+                prompt, seed=first, steps=steps, width=width, height=height, toward=toward, toward_share=share, **second
+            )
+        )
+    drawn = []
+    with Pipeline.open(model, device, variant, prefer, None if quiet else to_stderr) as pipeline:
+        for n, request in enumerate(requests):
+            if not quiet:
+                print(f"{n + 1} of {frames}", end="\r" if n + 1 < frames else "\n", file=sys.stderr)
+            drawn += pipeline.generate(request).pictures
+    images = [each.image for each in drawn]
+    if animated:
+        write(animation(images, seconds), output)
+    else:
+        save(replace(drawn[0], image=grid(images, columns=frames)), output)
+    if not quiet:
+        print(output)
+
+
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def info(
+    image: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP picture.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say how a picture was made: by edge-sd, or by a program that writes AUTOMATIC1111's text."""
+    from edge_sd.recorded import read_recorded
+
+    recorded = read_recorded(image)
+    if as_json:
+        print(json.dumps(recorded.as_dict(), indent=2))
+        return
+    maker = f"edge-sd {recorded.version}" if recorded.exact else "another program"
+    about = {name: getattr(recorded, name) for name in ("model", "model_hash", "variant", "device")}
+    rows = {"drawn by": maker, **recorded.settings, **about, **recorded.others}
+    for name, value in rows.items():
+        if value not in (None, ""):
+            print(f"{name.replace('_', ' '):16}  {value}")

@@ -1,0 +1,75 @@
+"""Eight bits for weights and activations (W8A8) of an OpenVINO graph, by nncf, with what is known of these models.
+
+Ranges come from inputs that real pictures produce: prompts x timesteps x guidance. SmoothQuant (Xiao et al. 2023) moves
+outliers of activations into weights. What the sensitivity analysis finds too dear stays in floating point, and so does
+what a loop over steps computes once (see backends/openvino_graph.py). Weights take seven of their eight bits: CPUs
+without VNNI add products in 16 bits, and the sums of two would not fit.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from .parity import Arrays, Recording
+from .wrappers import Wrapped
+
+# SmoothQuant's alpha: how much of an outlier moves from activations to weights.
+ALPHA_CONVOLUTION, ALPHA_MATMUL = 0.15, 0.5
+# Layers are left alone until a twentieth of the error is left, or a quarter of the products is not in integers.
+REMAINING_ERROR, MOST_PRODUCTS = 0.05, 0.25
+# Enough for ranks of layers: so many inputs, the prompt's half of the batch, of so many latents a side. Fewer where
+# each of hundreds of layers takes seconds.
+ANALYSED, ANALYSED_SIDE = 6, 16
+ANALYSED_LARGE, LARGE = 2, 100_000_000
+# Computed once per prompt or per timestep; the products of GEGLU, whose outliers no scale fits; a few channels wide.
+ALWAYS_FLOAT = r".*(time_emb|attn2\.to_k|attn2\.to_v|ff\.net\.2|add_embedding|conv_in/|conv_out/).*"
+
+
+def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording) -> Any:
+    """`model`, the graph of `wrapped`, with 8-bit convolutions and matrix products; calibrated on what was recorded."""
+    import nncf
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        OverflowFix,
+    )
+
+    types = {port.any_name: port.element_type.to_dtype() for port in model.inputs}
+    calibration = [{name: np.asarray(each[name], dtype) for name, dtype in types.items()} for each in recording.inputs]
+    kept = [rf"__module\.{re.escape(layer)}/.*" for layer in sensitive_layers(wrapped, recording.inputs)]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(calibration),
+        preset=nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER if wrapped.part == "unet" else None,
+        subset_size=len(calibration),
+        ignored_scope=nncf.IgnoredScope(patterns=[ALWAYS_FLOAT, *kept], validate=False),
+        advanced_parameters=AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE,
+            disable_bias_correction=True,  # Made no difference to pictures, and takes most of the time.
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=ALPHA_CONVOLUTION, matmul=ALPHA_MATMUL),
+        ),
+    )
+
+
+def sensitive_layers(wrapped: Wrapped, inputs: list[Arrays]) -> list[str]:
+    """Names of the layers of `wrapped.module` that cost more than they save."""
+    import torch
+
+    from .sensitivity import costs, sensitive
+
+    def sample(name: str, value: Any) -> Any:
+        # Latents are cut: what a layer rounds does not depend on how large the picture is.
+        side = ANALYSED_SIDE if wrapped.part != "vae_encoder" else 8 * ANALYSED_SIDE
+        value = np.asarray(value)[-1:, ..., :side, :side] if np.ndim(value) == 4 else np.asarray(value)[-1:]
+        return torch.from_numpy(np.ascontiguousarray(value))
+
+    large = sum(each.numel() for each in wrapped.module.parameters()) >= LARGE
+    count = min(ANALYSED_LARGE if large else ANALYSED, len(inputs))
+    chosen = [inputs[n] for n in np.linspace(0, len(inputs) - 1, count + 2)[1:-1].round().astype(int)]
+    found = costs(wrapped.module, [tuple(sample(name, each[name]) for name in wrapped.example) for each in chosen])
+    found = [cost for cost in found if not re.fullmatch(ALWAYS_FLOAT, f"__module.{cost.layer}/")]
+    return sensitive(found, REMAINING_ERROR * sum(cost.error for cost in found), MOST_PRODUCTS)

@@ -1,0 +1,236 @@
+"""Edits of an OpenVINO graph that was read and is not compiled yet: its files stay as they are."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..edits import Edits
+from ..embeddings import FIRST
+from ..errors import InvalidRequest
+from ..lora import Difference, Lora
+
+
+def apply(model: Any, edits: Edits, name: str) -> None:
+    """Change `model`, the graph `name`, in place. Raises InvalidRequest for what it has no place for."""
+    if edits.vectors is not None:
+        _add_vectors(model, edits.vectors, name)
+    if edits.clip_skip > 1:
+        _skip_layers(model, edits.clip_skip, name)
+    if edits.loras:
+        add_loras(model, edits.loras, edits.part, name)
+
+
+# What OpenVINO calls a weight: torch's name of it, behind the names of the modules that it was wrapped in.
+_WEIGHT = re.compile(
+    r"(?:^|\.)((?:down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding|text_model|encoder"
+    r"|embeddings|text_projection)\b[\w.]*?)\.weight"
+)
+
+
+def add_loras(model: Any, loras: Sequence[tuple[Lora, float]], part: str, name: str) -> None:
+    """Add differences, times their factors, to the weights of linear layers and convolutions.
+
+    Weights of few bits are taken apart, and put together again with 8 for each number and a scale for each output.
+    Raises InvalidRequest where nothing has a place, or something has another shape.
+    """
+    weights = _weights(model)
+    added: dict[str, list[tuple[Lora, float, Difference]]] = {}
+    for lora, factor in loras:
+        found = lora.differences(part, weights)
+        if lora.has(part) and not found:
+            raise InvalidRequest(f"the LoRA {lora.name!r} changes nothing that {name} has; it is for another model")
+        for module, difference in found.items():
+            added.setdefault(module, []).append((lora, factor, difference))
+    ports = [(port, changes, module) for module, changes in added.items() for port in weights[module]]
+    # numpy works beside itself; the graph is changed by one thread.
+    with ThreadPoolExecutor() as pool:
+        for (port, _, module), stored in zip(ports, pool.map(lambda each: _changed(*each), ports), strict=True):
+            _replace(port, stored, module)
+
+
+def _weights(model: Any) -> dict[str, list[Any]]:
+    """Name of a module -> the inputs that read its weight."""
+    found: dict[str, list[Any]] = {}
+    for node in model.get_ops():
+        if node.get_type_name() in ("MatMul", "Convolution"):
+            port = node.input(1)
+            for each in _chain(port.get_source_output().get_node()):
+                if match := _WEIGHT.search(each.get_friendly_name()):
+                    found.setdefault(match[1], []).append(port)
+                    break
+    return found
+
+
+def _chain(node: Any) -> Iterator[Any]:
+    """A weight's node and what it is made of: constants, perhaps with a scale and a zero point; else nothing."""
+    if node.get_type_name() in ("Constant", *_ARITHMETIC):
+        yield node
+        for value in node.input_values():
+            yield from _chain(value.get_node())
+
+
+_ARITHMETIC: dict[str, Callable[[Any, list[NDArray[Any]]], NDArray[Any]]] = {
+    "Convert": lambda node, values: values[0],
+    "Subtract": lambda node, values: values[0] - values[1],
+    "Multiply": lambda node, values: values[0] * values[1],
+    "Reshape": lambda node, values: values[0].reshape(tuple(node.output(0).get_shape())),
+}
+
+
+def _value(node: Any) -> NDArray[np.float32]:
+    """A weight as float32, whatever it is stored as."""
+    if node.get_type_name() == "Constant":
+        kind, data = node.get_element_type().get_type_name(), node.data
+        if kind in ("u4", "i4"):
+            # Two in a byte, the lower half first.
+            packed = np.asarray(data).view(np.uint8).ravel()
+            shape = tuple(node.output(0).get_shape())
+            data = np.stack([packed & 15, packed >> 4], axis=1).ravel()[: math.prod(shape)].reshape(shape)
+            data = data if kind == "u4" else (data.astype(np.int8) ^ 8) - 8
+        return np.asarray(data, np.float32)
+    inputs = [value.get_node() for value in node.input_values()]
+    if node.get_type_name() == "Reshape":
+        inputs = inputs[:1]
+    made = _ARITHMETIC[node.get_type_name()](node, [_value(each) for each in inputs])
+    return np.asarray(made, np.float32)
+
+
+def _changed(port: Any, changes: Sequence[tuple[Lora, float, Difference]], module: str) -> tuple[NDArray[Any], ...]:
+    """The weight that a port reads, changed: as it is stored, or numbers of 8 bits with their zero point and scale."""
+    source = port.get_source_output()
+    weight = _value(source.get_node())
+    reader = port.get_node()
+    turned = reader.get_type_name() == "MatMul" and not reader.get_attributes().get("transpose_b", False)
+    shape = weight.shape[::-1] if turned else weight.shape
+    for lora, factor, difference in changes:
+        try:
+            change = difference.of(shape, factor)
+        except ValueError as error:
+            raise InvalidRequest(f"the LoRA {lora.name!r} does not fit this model: {module} is {error}") from error
+        weight = weight + (change.T if turned else change)
+    stored = [each.get_element_type() for each in _chain(source.get_node()) if each.get_type_name() == "Constant"]
+    if all(kind.is_real() for kind in stored):
+        return (np.ascontiguousarray(weight, stored[0].to_dtype()),)
+    return _quantized(weight, axis=1 if turned else 0)
+
+
+def _replace(port: Any, stored: tuple[NDArray[Any], ...], module: str) -> None:
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    if len(stored) == 1:
+        new = ops.constant(stored[0])
+    else:
+        numbers, zero, scale = (ops.constant(each) for each in stored)
+        new = ops.multiply(ops.subtract(ops.convert(numbers, ov.Type.f16), ops.convert(zero, ov.Type.f16)), scale)
+    new.set_friendly_name(f"{module}.weight")
+    kind = port.get_source_output().get_element_type()
+    port.replace_source_output((new if new.get_element_type() == kind else ops.convert(new, kind)).output(0))
+
+
+def _quantized(
+    weight: NDArray[np.float32], axis: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float16]]:
+    """Numbers of 8 bits, zero point and scale, for each output channel its own: weight = (numbers - zero) scale."""
+    others = tuple(n for n in range(weight.ndim) if n != axis)
+    low = np.minimum(weight.min(axis=others, keepdims=True), 0)
+    high = np.maximum(weight.max(axis=others, keepdims=True), 0)
+    scale = np.maximum((high - low) / 255, 1e-6).astype(np.float16)
+    exact = scale.astype(np.float32)
+    zero = np.clip(np.round(-low / exact), 0, 255)
+    numbers = np.clip(np.round(weight / exact) + zero, 0, 255)
+    return numbers.astype(np.uint8), zero.astype(np.uint8), scale
+
+
+def _add_vectors(model: Any, vectors: NDArray[np.float32], name: str) -> None:
+    """A second table of embeddings: ids from FIRST on are rows of `vectors`, to all but the lookup they are id 0."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    (ids,) = [each for each in model.get_parameters() if "input_ids" in each.output(0).get_names()]
+    lookup = next((node for node in _after(ids) if node.get_type_name() == "Gather" and _looks_up(node, ids)), None)
+    if lookup is None:
+        raise InvalidRequest(f"{name} has no table of embeddings; convert the model again to use words of your own")
+    users = list(ids.output(0).get_target_inputs())
+    first = ops.constant(np.array(FIRST, np.int64))
+    wide = ops.convert(ids, "i64")
+    added = ops.greater_equal(wide, first)
+    known = ops.select(added, ops.constant(np.array(0, np.int64)), wide)
+    for user in users:
+        # Other readers, such as the search for the end of the text, must not take these ids for the largest.
+        user.replace_source_output(ops.convert(known, ids.get_element_type().get_type_name()).output(0))
+    readers = list(lookup.output(0).get_target_inputs())
+    rows = ops.maximum(ops.subtract(wide, first), ops.constant(np.array(0, np.int64)))
+    kind = lookup.output(0).get_element_type()
+    table = ops.convert(ops.constant(vectors), kind.get_type_name())
+    own = ops.gather(table, rows, ops.constant(np.array(0, np.int64)))
+    chosen = ops.select(ops.unsqueeze(added, ops.constant(np.array([-1], np.int64))), own, lookup)
+    for reader in readers:
+        reader.replace_source_output(chosen.output(0))
+    model.validate_nodes_and_infer_types()
+    assert lookup.output(0).get_partial_shape()[-1] == ov.Dimension(vectors.shape[1])
+
+
+def embedding_width(model: Any) -> int:
+    """How many numbers a token's embedding has; 0 where the graph has no table of them."""
+    for ids in model.get_parameters():
+        for node in _after(ids):
+            if node.get_type_name() == "Gather" and _looks_up(node, ids):
+                return int(node.output(0).get_partial_shape()[-1].get_length())
+    return 0
+
+
+def _after(node: Any) -> Iterator[Any]:
+    """What reads a node directly, or through changes of type and shape."""
+    for target in node.output(0).get_target_inputs():
+        reader = target.get_node()
+        yield reader
+        if reader.get_type_name() in ("Convert", "Reshape", "Unsqueeze"):
+            yield from _after(reader)
+
+
+def _looks_up(gather: Any, ids: Any) -> bool:
+    """Whether it takes rows of a table by the ids, and not one of the ids by a number."""
+    node = gather.input_value(1).get_node()
+    while node.get_type_name() in ("Convert", "Reshape", "Unsqueeze"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_friendly_name() == ids.get_friendly_name())
+
+
+def _skip_layers(model: Any, skip: int, name: str) -> None:
+    """Let the final norm read an earlier layer's states, those that the graph names hidden_states.N."""
+    states = {}
+    for port in model.outputs:
+        for port_name in port.get_names():
+            if found := re.fullmatch(r"hidden_states\.(\d+)", port_name):
+                states[int(found[1])] = port.get_node().input_value(0)
+    norm = _norm(model.output("last_hidden_state"))
+    if not states or norm is None:
+        raise InvalidRequest(f"{name} has no hidden states, which CLIP skip needs; convert the model again")
+    last = max(states)
+    if norm.input_value(0) != states[last]:
+        last += 1  # Some exports leave the last one out.
+    wanted = states.get(last - skip + 1)
+    if wanted is None or skip > last:
+        raise InvalidRequest(f"CLIP skip {skip} is beyond this model's text encoder; valid: 1 to {last}")
+    norm.input(0).replace_source_output(wanted)
+    model.validate_nodes_and_infer_types()
+
+
+def _norm(output: Any) -> Any:
+    """The layer norm that makes an output: scaled and shifted, perhaps converted, it is."""
+    queue, seen = [output.get_node()], 0
+    while queue and seen < 16:
+        node, seen = queue.pop(0), seen + 1
+        if node.get_type_name() == "MVN":
+            return node
+        if node.get_type_name() in ("Result", "Add", "Multiply", "Convert"):
+            queue += [value.get_node() for value in node.input_values()]
+    return None

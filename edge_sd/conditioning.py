@@ -1,0 +1,84 @@
+"""What a UNet is told beside the noisy sample and the timestep: text, and in some families sizes or a guidance scale.
+
+encoder_hidden_states   the text encoders' states side by side, [B, S, C]
+text_embeds, time_ids   SDXL (Podell et al. 2023, arXiv:2307.01952): the pooled text, and sizes in pixels
+timestep_cond           latent consistency models (Luo et al. 2023, arXiv:2310.04378): the guidance scale, embedded
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .backends.base import Array
+from .bundle import Facts, TextPart
+from .errors import InvalidModel, InvalidRequest
+
+HIDDEN = "hidden_states."
+# What SDXL's refiner was told of pictures that people liked, and of those that they did not (diffusers' defaults).
+AESTHETIC, NEGATIVE_AESTHETIC = 6.0, 2.5
+
+
+def states_of(text: TextPart, clip_skip: int = 1) -> str:
+    """The output of a text encoder that the UNet attends to, `clip_skip` - 1 layers before the one of its training.
+
+    Encoders whose last state is taken stop earlier by an edit (edits.py); of others another output is read.
+    """
+    if not text.states.startswith(HIDDEN):
+        return text.states
+    layer = int(text.states.removeprefix(HIDDEN)) - (clip_skip - 1)
+    if layer < 0:
+        raise InvalidRequest(f"CLIP skip {clip_skip} is beyond the layers of this model's text encoder")
+    return f"{HIDDEN}{layer}"
+
+
+def shapes_of_conditions(facts: Facts, batch: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of what `conditions` returns, for prompts of one chunk."""
+    shapes: dict[str, tuple[int, ...]] = {"encoder_hidden_states": (batch, facts.max_tokens, facts.text_width)}
+    if facts.conditioning:
+        shapes |= {"text_embeds": (batch, facts.pooled_width), "time_ids": (batch, facts.time_ids)}
+    if facts.guidance_width:
+        shapes["timestep_cond"] = (batch, facts.guidance_width)
+    return shapes
+
+
+def conditions(
+    facts: Facts, encoded: Mapping[str, Mapping[str, Array]], width: int, height: int, guidance: float,
+    clip_skip: int = 1,
+) -> dict[str, Array]:  # fmt: skip
+    """What to bind to a UNet; `encoded`: text encoder -> its outputs for B prompts, the negative one first of two.
+
+    Raises InvalidModel where an export lacks an output, InvalidRequest where the CLIP skip is too large.
+    """
+    try:
+        states = [encoded[text.part][states_of(text, clip_skip)] for text in facts.encoders]
+        told = {"encoder_hidden_states": np.concatenate(states, axis=2)}
+        rows = len(states[0])
+        if facts.conditioning:
+            told["text_embeds"] = encoded["text_encoder_2"]["text_embeds"]
+            told["time_ids"] = time_ids(facts, width, height, rows)
+    except KeyError as error:
+        raise InvalidModel(f"{facts.name}: a text encoder has no output {error}, which its UNet needs") from error
+    if facts.guidance_width:
+        told["timestep_cond"] = np.repeat(guidance_embedding(guidance, facts.guidance_width), rows, axis=0)
+    return told
+
+
+def time_ids(facts: Facts, width: int, height: int, rows: int) -> Array:
+    """The sizes that SDXL is told, float32 [rows, 6], or its refiner, [rows, 5]; the negative prompt's first of two.
+
+    A picture of width x height that was not scaled and not cropped: its height and width, top and left of the crop,
+    and the height and width that are wanted; a refiner has an aesthetic score in place of the last two.
+    """
+    start = [height, width, 0, 0]
+    ends = [[height, width]] * 2 if facts.conditioning == "size" else [[NEGATIVE_AESTHETIC], [AESTHETIC]]
+    return np.array([[*start, *end] for end in ends[-rows:]], np.float32)
+
+
+def guidance_embedding(guidance: float, width: int) -> Array:
+    """The guidance scale as sines and cosines, float32 [1, width]; w = guidance - 1 as diffusers counts it."""
+    half = width // 2
+    frequencies = np.exp(np.arange(half) * (-np.log(10000.0) / (half - 1)))
+    angles = (guidance - 1) * 1000.0 * frequencies
+    return np.pad(np.concatenate([np.sin(angles), np.cos(angles)]), (0, width % 2))[None].astype(np.float32)

@@ -1,0 +1,51 @@
+"""Edits: what is changed of a component as it is loaded. Nothing of it is written to the model's own files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .lora import Lora
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What a UNet is to be loaded for beside the plain sum. A backend that can't, loads it plainly.
+
+    deep    it returns its `DEEP` features, and takes them back
+    merge   keys and values of the finest self-attention are averaged over 2 x 2 tokens
+    apart   it is called with the prompt's half of the batch alone, too
+    """
+
+    deep: bool = False
+    merge: bool = False
+    apart: bool = False
+
+
+PLAIN = Shortcuts()
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Changes of one component; two are equal if their `key` and numbers are.
+
+    key        the hashes of all that came out of files
+    clip_skip  a text encoder stops this many layers before its end, less one: 1 is the last layer, 2 the last but one,
+               as AUTOMATIC1111 counts; its final norm is applied all the same
+    vectors    float32 [n, C]: what the ids from embeddings.FIRST on stand for
+    shortcuts  what a UNet is loaded for beside the plain sum
+    loras      differences that are added to weights, each with its factor
+    part       whose differences: "unet", "text_encoder", …
+    """
+
+    key: str = ""
+    clip_skip: int = 1
+    vectors: NDArray[np.float32] | None = field(default=None, compare=False)
+    loras: tuple[tuple[Lora, float], ...] = ()
+    part: str = ""
+    shortcuts: Shortcuts = PLAIN
+
+
+NONE = Edits()

@@ -1,0 +1,1 @@
+"""Core ML packages as bytes: read, decompressed and rewritten with numpy alone."""

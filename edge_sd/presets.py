@@ -1,0 +1,45 @@
+"""Presets: how much of the work may be left out for how much likeness, in one word.
+
+What a preset sets is what the request's own options could: an option that is given goes before it. Its price, in dB
+and in classified pictures, is measured by `make bench`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .bundle import ModelBundle
+from .errors import InvalidRequest, choices
+
+
+@dataclass(frozen=True)
+class Preset:
+    """precisions   of variants, best first; the first that the model has is drawn with, none means: the plan's choice
+    changes      fields of Request"""
+
+    precisions: tuple[str, ...] = ()
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def variant(self, bundle: ModelBundle, backends: set[str]) -> str | None:
+        """The variant of `bundle` to draw with, of those that one of `backends` runs."""
+        for precision in self.precisions:
+            for name, variant in bundle.variants.items():
+                if variant.precision == precision and variant.backend in backends:
+                    return name
+        return None
+
+
+PRESETS = {
+    "exact": Preset(),
+    "balanced": Preset(("w8a8",)),
+    "fast": Preset(("w8a8",), {"deep_every": 3, "guidance_end": 0.8, "merge_tokens": True}),
+    "turbo": Preset(("w8a8-lcm", "fp16-lcm", "w8a8"), {"merge_tokens": True}),
+}
+
+
+def preset_named(name: str) -> Preset:
+    """Raises InvalidRequest listing the valid names."""
+    if name not in PRESETS:
+        raise InvalidRequest(f"unknown preset {name!r}; valid: {choices(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,57 @@
+"""Result: the pictures of a request, and all that is needed to make them again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .request import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture and the settings, with count 1, that make it again."""
+
+    image: Image
+    settings: Settings
+    model: str
+    variant: str
+    device: str
+    model_hash: str
+
+    def save(self, path: str | Path) -> Path:
+        """Write PNG, JPEG or WebP by the name's ending, with the parameters inside; all or nothing."""
+        from .image_io import save
+
+        return save(self, Path(path))
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pictures of a request, what the device plan said, and where the seconds went."""
+
+    pictures: list[Picture]
+    plan: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write one picture to `path`, several to `path` with -1, -2, … before the ending."""
+        path = Path(path)
+        if len(self.pictures) == 1:
+            return [self.pictures[0].save(path)]
+        return [p.save(path.with_stem(f"{path.stem}-{n}")) for n, p in enumerate(self.pictures, 1)]
+
+    def save_grid(self, path: str | Path) -> Path:
+        """Write all pictures as one, in rows, with the parameters of the whole inside."""
+        from .image_io import save
+        from .sheets import grid
+
+        first = self.pictures[0]
+        # A variation's first picture counts its second seed on, so that the count makes all of them again.
+        settings = replace(first.settings, count=len(self.pictures))
+        return save(replace(first, image=grid([each.image for each in self.pictures]), settings=settings), Path(path))

@@ -1,0 +1,52 @@
+"""The safety checker of Stable Diffusion's pipelines: a CLIP that looks at a picture and knows 17 concepts.
+
+Its component returns, for each concept, how much nearer the picture is to it than its threshold; a verdict is
+arithmetic on these (Rando et al. 2022, arXiv:2210.04610, describe it). What is flagged is blacked out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+PART = "safety_checker"
+# CLIP's own mean and deviation of red, green and blue.
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+SIDE = 224
+# What a picture near a special concept is nearer to all others.
+ADJUSTMENT = 0.01
+
+
+def side_of(folder: Path) -> int:
+    """Pixels a side that the checker in `folder` looks at, by its config.json. Raises InvalidModel."""
+    from .foreign import read_json
+
+    vision = read_json(folder / "config.json").get("vision_config")
+    return int(vision.get("image_size", SIDE)) if isinstance(vision, dict) else SIDE
+
+
+def view(pixels: NDArray[np.uint8], side: int = SIDE) -> NDArray[np.float32]:
+    """What CLIP sees of a picture [H, W, 3]: its middle, the shorter side scaled to `side`; float32 [1, 3, S, S]."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    scale = side / min(image.size)
+    width, height = (side if each == min(image.size) else int(each * scale) for each in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - side) // 2, (height - side) // 2
+    seen = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / np.float32(255)
+    return np.asarray(((seen - MEAN) / DEVIATION).transpose(2, 0, 1)[None], np.float32)
+
+
+def is_flagged(scores: Mapping[str, NDArray[np.float32]]) -> bool:
+    """Whether a picture is to be blacked out, by what the component returned for it.
+
+    special_scores [1, 3], concept_scores [1, 17]: cosine similarity less the concept's threshold, to three decimals.
+    """
+    special = any(round(float(score), 3) > 0 for score in scores["special_scores"][0])
+    more = ADJUSTMENT if special else 0.0
+    return any(round(float(score) + more, 3) > 0 for score in scores["concept_scores"][0])

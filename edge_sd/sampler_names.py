@@ -1,0 +1,84 @@
+"""The names that samplers go by: ours, AUTOMATIC1111's ("DPM++ 2M Karras"), diffusers' classes and ComfyUI's."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import InvalidRequest, choices
+from .samplers import SAMPLERS
+
+SIGMAS = ("karras", "exponential", "beta", "sgm_uniform")
+# Says that the model's own are meant, where a name before it said otherwise.
+AUTOMATIC = "automatic"
+_OTHERS = {
+    "eulerancestral": "euler_a", "ddimuniform": "ddim", "unipcbh2": "unipc", "floweuler": "euler",
+    "flowmatcheuler": "euler", "flowmatcheulerdiscrete": "euler", "dpmsolversde": "dpmpp_2m_sde",
+}  # fmt: skip
+
+
+def _key(name: str) -> str:
+    """A name without what writers differ in: case, spaces, "DPM++" for "dpmpp", "k_", "Scheduler"."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
+    return plain.removesuffix("scheduler")
+
+
+def _known() -> dict[str, str]:
+    """Key -> name in SAMPLERS. Of several with one class in diffusers the first, which is its default."""
+    found = dict(_OTHERS)
+    for name, sampler in reversed(SAMPLERS.items()):
+        for alias in (sampler.diffusers_class, sampler.title, name):
+            found[_key(alias)] = name
+    return found
+
+
+def find_sampler(name: str) -> tuple[str, str | None]:
+    """A name in SAMPLERS, and the spacing of sigmas where the given one ends in it; InvalidRequest where it is none."""
+    known, key = _known(), _key(name)
+    for sigmas in SIGMAS:
+        stem = key.removesuffix(_key(sigmas))
+        if stem != key and stem in known:
+            return _allowed(known[stem], sigmas), sigmas
+    if key in known:
+        return known[key], None
+    near = dict.fromkeys(known[each] for each in difflib.get_close_matches(key, known, n=5, cutoff=0.5))
+    nearest = f"nearest: {', '.join(near)}; " if near else ""
+    raise InvalidRequest(f"unknown sampler {name!r}; {nearest}valid: {choices(SAMPLERS)}")
+
+
+def find_sigmas(name: str) -> str:
+    """A name in SIGMAS, or AUTOMATIC; InvalidRequest where it is none."""
+    for sigmas in (*SIGMAS, AUTOMATIC):
+        if _key(name) == _key(sigmas):
+            return sigmas
+    raise InvalidRequest(f"unknown sigmas {name!r}; valid: {choices((*SIGMAS, AUTOMATIC))}")
+
+
+def choose_sampler(sampler: str, sigmas: str | None) -> tuple[str, str | None]:
+    """The two of a request, in our names; `sigmas` goes before what the sampler's name says."""
+    name, spacing = find_sampler(sampler)
+    if sigmas is not None:
+        found = find_sigmas(sigmas)
+        spacing = None if found == AUTOMATIC else _allowed(name, found) and found
+    return name, spacing
+
+
+def _allowed(name: str, sigmas: str) -> str:
+    sampler = SAMPLERS[name]
+    if sigmas not in sampler.sigmas:
+        free = [other for other, each in SAMPLERS.items() if sigmas in each.sigmas]
+        raise InvalidRequest(f"sampler {name} has its own sigmas, not {sigmas}; that goes with: {choices(free)}")
+    return name
+
+
+def sampler_of_config(config: Mapping[str, Any]) -> str | None:
+    """The sampler of a diffusers scheduler_config.json; None where we have none. Its sigmas are NoiseSchedule's."""
+    kind = str(config.get("_class_name"))
+    fitting = [sampler for sampler in SAMPLERS.values() if sampler.diffusers_class == kind]
+    for sampler in reversed(fitting):
+        told = all(config.get(key) == value for key, value in sampler.diffusers_options.items())
+        if told or len(fitting) == 1:
+            return sampler.name
+    return "euler" if kind.startswith("FlowMatchEuler") else None

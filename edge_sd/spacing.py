@@ -1,0 +1,63 @@
+"""Spacings: where between the highest and the lowest sigma the levels lie. All return falling float64 [steps]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+SigmaSpacing = Literal["karras", "exponential", "beta"]
+SIGMA_SPACINGS: tuple[SigmaSpacing, ...] = get_args(SigmaSpacing)
+
+Sigmas = NDArray[np.float64]
+
+_RHO = 7.0  # Karras et al. 2022 (arXiv:2206.00364), below equation 5
+_BETA = 0.6  # Lee et al. 2024 (arXiv:2407.12173): both parameters of the beta distribution
+
+
+def space(spacing: SigmaSpacing, high: float, low: float, steps: int) -> Sigmas:
+    """From `high` to `low`, both included (one step: `high` alone)."""
+    functions: dict[str, Callable[[float, float, int], Sigmas]] = {
+        "karras": _karras, "exponential": _exponential, "beta": _beta
+    }  # fmt: skip
+    return functions[spacing](high, low, steps)
+
+
+def _karras(high: float, low: float, steps: int) -> Sigmas:
+    """Karras et al. 2022, equation 5, without the final 0."""
+    ramp = np.linspace(0, 1, steps)
+    inverse_high, inverse_low = high ** (1 / _RHO), low ** (1 / _RHO)
+    return np.asarray((inverse_high + ramp * (inverse_low - inverse_high)) ** _RHO, np.float64)
+
+
+def _exponential(high: float, low: float, steps: int) -> Sigmas:
+    return np.exp(np.linspace(math.log(high), math.log(low), steps))
+
+
+def _beta(high: float, low: float, steps: int) -> Sigmas:
+    """Dense at both ends: sigma rises as the quantiles of the beta distribution."""
+    return np.asarray(low + _beta_quantile(1 - np.linspace(0, 1, steps), _BETA) * (high - low), np.float64)
+
+
+def _beta_quantile(p: Sigmas, a: float) -> Sigmas:
+    """The x at which the regularized incomplete beta function I_x(a, a) is p, for p in [0, 1], 0 < a < 1.
+
+    It is symmetric about 1/2. Below that its series, x^a sum_n (1-a)_n / (n! (a+n)) x^n / B(a, a), gains a bit with
+    each term, and 60 halvings of [0, 1/2] find x.
+    """
+    lower = np.minimum(p, 1 - p)
+    complete = math.gamma(a) ** 2 / math.gamma(2 * a)
+    low, high = np.zeros_like(p), np.full_like(p, 0.5)
+    for _ in range(60):
+        x = (low + high) / 2
+        term, total = np.ones_like(x), np.full_like(x, 1 / a)
+        for n in range(1, 60):
+            term = term * x * (n - a) / n
+            total = total + term / (a + n)
+        below = x**a * total / complete < lower
+        low, high = np.where(below, x, low), np.where(below, high, x)
+    x = (low + high) / 2
+    return np.where(p == 0, 0.0, np.where(p == 1, 1.0, np.where(p > 0.5, 1 - x, x)))

@@ -1,0 +1,118 @@
+"""Wording: the text side of a pipeline, from a request's prompts to what its text encoder takes.
+
+It holds what is read once: the tokenizer, words of one's own, LoRAs. Settings name the files by their hashes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from .bundle import ModelBundle, TextPart
+from .conditioning import HIDDEN
+from .edits import NONE, Edits
+from .embeddings import Embedding, ids_of, read_embedding
+from .lora import Lora, find_loras, read_lora
+from .prompt import take_loras
+from .request import Request, Settings
+from .text import Chunk, TextTokenizer
+
+
+@dataclass
+class Wording:
+    """Prompts of one model."""
+
+    bundle: ModelBundle
+    _tokenizers: dict[str, TextTokenizer] = field(default_factory=dict)
+    _embeddings: dict[str, Embedding] = field(default_factory=dict)
+    _loras: dict[str, Lora] = field(default_factory=dict)
+
+    def tokenizer(self, text: TextPart | None = None) -> TextTokenizer:
+        """The tokenizer of a text encoder, the first by default, read at first use."""
+        name = (text or self.bundle.facts.encoders[0]).tokenizer
+        if name not in self._tokenizers:
+            self._tokenizers[name] = TextTokenizer(self.bundle.path(name), self.bundle.facts.max_tokens)
+        return self._tokenizers[name]
+
+    def read(self, request: Request) -> dict[str, str]:
+        """Read the files of `request.embeddings`: word -> the file's hash. Raises InvalidRequest or InvalidModel."""
+        digests = {}
+        for word, path in request.embeddings.items():
+            embedding = read_embedding(Path(path), word)
+            embedding.check([text.part for text in self.bundle.facts.encoders], self.bundle.facts.text_width)
+            digests[word] = embedding.sha256
+            self._embeddings[embedding.sha256] = embedding
+        return digests
+
+    def read_loras(self, request: Request) -> dict[str, tuple[float, str]]:
+        """Read the files of `request.loras` and those that its prompt names: name -> weight and the file's hash."""
+        named = take_loras(request.prompt)[1]
+        folder = None if request.lora_folder is None else Path(request.lora_folder)
+        used = {}
+        for path, weight in find_loras(request.loras, named, folder).items():
+            lora = read_lora(path)
+            lora.check(self.bundle.facts.text_width)
+            used[lora.name] = (float(weight), lora.sha256)
+            # One that is here already knows what had no place.
+            self._loras.setdefault(lora.sha256, lora)
+        return used
+
+    def count(self, settings: Settings, variant: str) -> int:
+        """Chunks in which prompts are taken: as many as the longest has, but one by a UNet of fixed size."""
+        if self.bundle.variant(variant).static:
+            return 1
+        longest = max(map(len, self._rows(settings)))
+        if settings.toward is None:
+            return longest
+        return max(longest, self.count(replace(settings, prompt=settings.toward, toward=None), variant))
+
+    def chunks(self, settings: Settings, count: int, text: TextPart) -> list[list[Chunk]]:
+        """`count` chunks of each prompt that takes part, for one of the text encoders."""
+        return [self.tokenizer(text).filled(row, count)[:count] for row in self._rows(settings, text)]
+
+    def _rows(self, settings: Settings, text: TextPart | None = None) -> list[list[Chunk]]:
+        words = ids_of(self._words(settings))
+        doubled = settings.guided and not self.bundle.facts.guidance_width
+        prompts = [settings.negative, settings.prompt] if doubled else [settings.prompt]
+        return [self.tokenizer(text).chunks(prompt, words) for prompt in prompts]
+
+    def edits(self, settings: Settings) -> dict[str, Edits]:
+        """What of `settings` changes components: text encoders' last layer and words they did not know, and LoRAs."""
+        words = self._words(settings).values()
+        key = " ".join(word.sha256 for word in words)
+        made = {"unet": NONE, "controlled_unet": NONE}
+        for text in self.bundle.facts.encoders:
+            vectors = [each for word in words if (each := word.for_part(text.part)) is not None]
+            # Where another output is attended to, that is what skips layers (conditioning.states_of).
+            skip = 1 if text.states.startswith(HIDDEN) else settings.clip_skip
+            made[text.part] = Edits(key, skip, np.concatenate(vectors) if vectors else None)
+        loras = [(self._loras[digest], weight) for weight, digest in settings.loras.values() if weight]
+        for part, edits in made.items():
+            if mine := tuple((lora, weight) for lora, weight in loras if lora.has(part)):
+                made[part] = replace(edits, loras=mine, part=part)
+        return made
+
+    def notes(self, settings: Settings, variant: str) -> list[str]:
+        """What of the prompts had no effect."""
+        notes = []
+        tokenizer, count = self.tokenizer(), self.count(settings, variant)
+        words = ids_of(self._words(settings))
+        unused = dict(words)
+        for name, text in (("prompt", settings.prompt), ("negative prompt", settings.negative)):
+            chunks = tokenizer.chunks(text, words)
+            heard = {int(id_) for chunk in chunks[:count] for id_ in chunk.ids}
+            unused = {word: ids for word, ids in unused.items() if ids[0] not in heard}
+            if left := chunks[count:]:
+                room = self.bundle.facts.max_tokens - 2
+                notes.append(
+                    f"the {name} is longer than the {room} tokens that {variant} takes; "
+                    f"not used: {tokenizer.words(left)!r}"
+                )
+        notes += [f"the embedding {word!r} is in no prompt" for word in unused]
+        parts = self.bundle.variant(variant).artifacts
+        return notes + [note for _, digest in settings.loras.values() for note in self._loras[digest].notes(parts)]
+
+    def _words(self, settings: Settings) -> dict[str, Embedding]:
+        return {word: self._embeddings[digest] for word, digest in settings.embeddings.items()}

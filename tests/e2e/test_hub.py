@@ -1,0 +1,164 @@
+"""`edge-sd models pull` from a local server that speaks the hub's API."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_sd import ModelBundle
+from edge_sd.bundle import find_model
+from edge_sd.errors import InvalidModel, InvalidRequest
+from edge_sd.hub import Remote, select
+
+from ..hub import COMMIT, Hub, serving
+
+NAME = "some-org/tiny.sd"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def hub(miniature: Path, tmp_path: Path) -> Iterator[Hub]:
+    folder = tmp_path / "repository"
+    shutil.copytree(miniature, folder)
+    shutil.rmtree(folder / "controlnet")
+    shutil.copyfile(folder / UNET, folder / "unet/diffusion_pytorch_model.fp16.safetensors")
+    # What nobody needs, or nobody should have.
+    shutil.copyfile(folder / UNET, folder / "model-pruned.safetensors")
+    (folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"\x80\x02pickle")
+    (folder / "README.md").write_text("a model")
+    with serving(folder, NAME) as hub:
+        yield hub
+
+
+def pull(home: Path, hub: Hub | None, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    url = hub.url if hub else "http://127.0.0.1:9"
+    env = {**os.environ, "EDGE_SD_MODELS": str(home), "HF_ENDPOINT": url, "HF_HOME": str(home / "hf"), **more}
+    env = {name: value for name, value in env.items() if name != "HF_HUB_OFFLINE" or name in more}
+    command = [sys.executable, "-m", "edge_sd", "models", "pull", *(words or (NAME,))]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+
+
+def failed(done: subprocess.CompletedProcess[str], message: str) -> None:
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert message in done.stderr
+
+
+def test_what_is_pulled_is_a_model_by_its_name(
+    hub: Hub, tmp_path: Path, miniature: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "models"
+    done = pull(home, hub)
+    assert done.returncode == 0, done.stderr
+    folder = home / "some-org--tiny.sd"
+    assert done.stdout == f"{folder}\n"
+    assert COMMIT in done.stderr
+    record = json.loads((folder / "hub.json").read_text())
+    assert (record["repo"], record["revision"]) == (NAME, COMMIT)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == set(record["files"]) | {"hub.json"}
+    assert hub.gets() == set(record["files"])
+    assert UNET in found
+    assert not any("pickle" in name or "fp16" in name or name.endswith((".bin", ".md")) for name in found)
+    assert "model-pruned.safetensors" not in found
+    assert (folder / UNET).read_bytes() == (miniature / UNET).read_bytes()
+    monkeypatch.setenv("EDGE_SD_MODELS", str(home))
+    bundle = ModelBundle.open(NAME)
+    assert (bundle.root, bundle.name) == (folder, "tiny.sd")
+    assert bundle.verify() == []
+    assert all(record.sha256 for record in bundle.variant("torch").files.values())
+    hub.asked.clear()
+    assert pull(home, hub).returncode == 0
+    assert hub.asked == [], "what is there is not pulled again"
+
+
+def test_a_pull_that_was_cut_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    home, chunk = tmp_path / "models", 10 << 20  # What the library writes at a time.
+    save_file({"weights": np.zeros(chunk, np.float16)}, hub.folder / UNET)
+    hub.cut = chunk + 50_000
+    failed(pull(home, hub), "some-org/tiny.sd: the hub answered 403; what was pulled is kept, pull again")
+    assert not (home / "some-org--tiny.sd").exists()
+    hub.cut = 0
+    whole = hub.gets() - {UNET}
+    hub.asked.clear()
+    done = pull(home, hub)
+    assert done.returncode == 0, done.stderr
+    spans = [(path, span) for method, path, span in hub.asked if method == "GET" and span]
+    assert spans == [(UNET, f"bytes={chunk}-")]
+    assert whole
+    assert not whole & hub.gets(), "whole files are not asked for again"
+    assert (home / "some-org--tiny.sd" / UNET).read_bytes() == (hub.folder / UNET).read_bytes()
+
+
+def test_other_bytes_than_the_hub_says_are_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.lie = UNET
+    failed(pull(tmp_path / "models", hub), f"{UNET} is not what the hub says it is (its hash differs)")
+    assert not (tmp_path / "models/some-org--tiny.sd").exists()
+    hub.lie = ""
+    assert pull(tmp_path / "models", hub).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nobody/nothing",), "the hub has no model 'nobody/nothing'"),
+        ((NAME, "--revision", "v9"), f"{NAME} has no such revision on the hub"),
+        (("tiny",), "'tiny' is no model of the hub; they are called ORG/NAME"),
+    ],
+)
+def test_what_is_not_there_is_one_line(hub: Hub, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    failed(pull(tmp_path / "models", hub, *words), message)
+    assert hub.asked == []
+
+
+def test_no_network_is_one_line(tmp_path: Path) -> None:
+    failed(pull(tmp_path / "models", None), f"{NAME}: the hub can't be reached")
+    failed(pull(tmp_path / "models", None, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set")
+
+
+def test_a_snapshot_of_other_programs_is_found(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "hub" / "models--some-org--tiny.sd"
+    shutil.copytree(miniature, cache / "snapshots" / COMMIT)
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text(COMMIT)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "models"))
+    assert find_model(NAME) == cache / "snapshots" / COMMIT
+    assert ModelBundle.open(NAME).name == "tiny.sd"
+
+
+def remote(*names: str) -> list[Remote]:
+    return [Remote(name, 1) for name in names]
+
+
+def test_what_of_a_repository_is_pulled() -> None:
+    def taken(*names: str, **wishes: bool) -> set[str]:
+        return {each.name for each in select(NAME, remote("model_index.json", *names), **wishes)}
+
+    both = ("unet/x.safetensors", "unet/x.fp16.safetensors", "unet/config.json", "vae_1_0/x.safetensors")
+    assert taken(*both) == {"model_index.json", "unet/x.safetensors", "unet/config.json"}
+    assert taken(*both, half=True) == {"model_index.json", "unet/x.fp16.safetensors", "unet/config.json"}
+    assert taken("vae/x.fp16.safetensors") == {"model_index.json", "vae/x.fp16.safetensors"}
+    shards = ("unet/x-1-of-2.safetensors", "unet/x-2-of-2.safetensors", "unet/x.safetensors.index.json")
+    assert taken(*shards, "unet/x.bin.index.json") == {"model_index.json", *shards}
+    with pytest.raises(InvalidModel, match=r"no safetensors in unet: it has unet/x.bin, a pickle"):
+        taken("unet/x.bin", "unet/config.json")
+    assert [each.name for each in select(NAME, remote("a.safetensors", "README.md"))] == ["a.safetensors"]
+    with pytest.raises(InvalidRequest, match=r"several checkpoints; give --file with one of: a.safetensors, b"):
+        select(NAME, remote("a.safetensors", "b.safetensors"))
+    with pytest.raises(InvalidModel, match=r"no safetensors: it has only a.ckpt, a pickle"):
+        select(NAME, remote("a.ckpt"))

@@ -1,0 +1,82 @@
+"""Miniatures of the whole family: real configs, all widths cut down, random weights, as diffusers saves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+TOKENS = 32
+
+
+def save_family(name: str, folder: Path, emoji: Path) -> Path:
+    """A diffusers folder of "sd2", "sdxl", its "refiner", "turbo", "lcm", "inpaint" or "distilled"."""
+    import diffusers
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(emoji / "tokenizer")
+    xl = name in ("sdxl", "refiner")
+    # SD 2's encoder has GELU and is one layer shorter than the one that it was cut from.
+    text: dict[str, Any] = {"hidden_act": "gelu"} if name == "sd2" else {}
+    parts: dict[str, Any] = {"tokenizer": tokenizer, "text_encoder": _text_encoder(tokenizer, 32, **text)}
+    unet: dict[str, Any] = {"cross_attention_dim": 32}
+    if xl:
+        second = CLIPTokenizer.from_pretrained(emoji / "tokenizer", pad_token="!")
+        parts |= {"tokenizer_2": second, "text_encoder_2": _text_encoder(tokenizer, 48, projected=24)}
+        # Six embedded numbers of 8 values each beside the pooled text.
+        unet = {"cross_attention_dim": 80, "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 24 + 6 * 8, "use_linear_projection": True}  # fmt: skip
+    if name == "refiner":
+        # The second encoder alone, and five numbers.
+        del parts["tokenizer"], parts["text_encoder"]
+        unet |= {"cross_attention_dim": 48, "projection_class_embeddings_input_dim": 24 + 5 * 8}
+    if name == "lcm":
+        unet["time_cond_proj_dim"] = 16
+    if name == "distilled":
+        unet["mid_block_type"] = None
+    parts["unet"] = UNet2DConditionModel(
+        sample_size=8, in_channels=9 if name == "inpaint" else 4, block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1, attention_head_dim=4, norm_num_groups=8, **unet,
+    )  # fmt: skip
+    parts["vae"] = AutoencoderKL(
+        block_out_channels=(8, 16, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, scaling_factor=0.7, force_upcast=xl,
+    )  # fmt: skip
+    parts["scheduler"] = _scheduler(name, xl)
+    if name == "refiner":
+        parts |= {"tokenizer": None, "text_encoder": None, "requires_aesthetics_score": True,
+                  "force_zeros_for_empty_prompt": False}  # fmt: skip
+    kinds = {"sdxl": "XLPipeline", "refiner": "XLImg2ImgPipeline", "inpaint": "InpaintPipeline"}
+    kind = f"StableDiffusion{kinds.get(name, 'Pipeline')}" if name != "lcm" else "LatentConsistencyModelPipeline"
+    if not xl:
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    getattr(diffusers, kind)(**parts).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def _text_encoder(tokenizer: Any, width: int, projected: int | None = None, **more: Any) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3,
+        num_attention_heads=2, projection_dim=projected or width, max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        **more,
+    )  # fmt: skip
+    return CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
+
+
+def _scheduler(name: str, xl: bool) -> Any:
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
+
+    betas: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    if name == "lcm":
+        return LCMScheduler(**betas, original_inference_steps=50)
+    if xl or name == "turbo":
+        spacing = {"steps_offset": 1} if xl else {"timestep_spacing": "trailing"}
+        return EulerDiscreteScheduler(**betas, **spacing)
+    kind = "v_prediction" if name == "sd2" else "epsilon"
+    return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=kind)

@@ -1,0 +1,102 @@
+"""Apple's `Resources/`, as Swift programs load them, opened as a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_sd import ModelBundle, Pipeline, Request
+from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest
+from edge_sd.mlpackage.package import Package
+
+REQUEST = Request("a red apple", seed=7, steps=2, sampler="euler", guidance=5.0)
+
+
+@pytest.fixture
+def resources(coreml_bundle: ModelBundle, tmp_path: Path) -> Path:
+    """What a conversion wrote, without our manifest."""
+    folder = tmp_path / "model/Resources"
+    shutil.copytree(coreml_bundle.root / "coreml-ane-fp16", folder)
+    return folder
+
+
+def compiled(folder: Path, name: str) -> None:
+    """As `xcrun coremlcompiler compile` leaves a package, as far as its metadata go."""
+    package = folder / f"{name}.mlpackage"
+    function = Package.open(package).functions["main"]
+    inputs = [
+        {"name": name, "type": "MultiArray", "dataType": kind.dtype.capitalize(), "shape": str(list(kind.shape))}
+        for name, kind in function.inputs.items()
+    ]
+    operations = {f"Ios16.{each.kind}": 1 for each in function.operations}
+    model = {"inputSchema": inputs, "outputSchema": [{"name": name} for name in function.outputs],
+             "mlProgramOperationTypeHistogram": operations}  # fmt: skip
+    shutil.rmtree(package)
+    (folder / f"{name}.mlmodelc").mkdir()
+    (folder / f"{name}.mlmodelc/metadata.json").write_text(json.dumps([model]))
+
+
+def test_they_draw_what_the_bundle_that_they_come_from_draws(coreml_bundle: ModelBundle, resources: Path) -> None:
+    opened = ModelBundle.open(resources.parent)
+    assert (opened.facts.family, opened.facts.text_width, opened.facts.max_tokens) == ("sd1", 32, 32)
+    assert (opened.defaults.width, opened.defaults.height, opened.facts.latents.factor) == (16, 16, 2)
+    assert set(opened.variant("coreml-ane").artifacts) == set(coreml_bundle.variant("coreml-ane-fp16").artifacts)
+    latents = []
+    for model in (coreml_bundle.root, resources):
+        with Pipeline.open(model, "coreml-reference") as pipeline:
+            latents.append([step.latents for step in pipeline.steps(REQUEST)][-1])
+    assert np.array_equal(*latents)
+
+
+def test_compiled_models_are_for_macs_and_say_so(resources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Unet", "TextEncoder", "VAEDecoder", "VAEEncoder"):
+        compiled(resources, name)
+    bundle = ModelBundle.open(resources)
+    assert bundle.variant("coreml-ane").artifacts["unet"].graph == "Unet.mlmodelc"
+    with (
+        Pipeline.open(resources, "coreml-reference") as pipeline,
+        pytest.raises(
+            DeviceError, match=r"mlmodelc is compiled for Core ML, which is on macOS alone; coreml-reference"
+        ),
+    ):
+        pipeline.generate(REQUEST)
+    from ..unit.test_coreml_backend import stand_in
+
+    made: list[str] = []
+    module: Any = stand_in(made)
+    loaded: list[tuple[str, str]] = []
+    module.models.CompiledMLModel = lambda path, units: loaded.append((Path(path).name, units))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setitem(sys.modules, "coremltools", module)
+    from edge_sd.backends import Device
+    from edge_sd.backends.coreml import CoreMLBackend
+    from edge_sd.edits import Edits
+
+    variant = bundle.variant("coreml-ane")
+    unet = {"sample": (2, 4, 8, 8), "timestep": (1,), "encoder_hidden_states": (2, 32, 32)}
+    place = Device("ane", "coreml", "")
+    component = CoreMLBackend().load(bundle, variant, variant.artifacts["unet"], place, unet)
+    assert component.program.inputs["sample"].shape == (2, 4, 8, 8)
+    assert (loaded, made) == ([("Unet.mlmodelc", "NE")], [])
+    words = Edits(key="x", vectors=np.ones((1, 32), np.float32))
+    with pytest.raises(InvalidRequest, match=r"TextEncoder\.mlmodelc is compiled: LoRAs and embeddings need"):
+        CoreMLBackend().load(bundle, variant, variant.artifacts["text_encoder"], place, {"input_ids": (2, 32)}, words)
+
+
+def test_what_is_missing_or_of_another_layout_is_one_line(resources: Path) -> None:
+    (resources / "merges.txt").rename(resources / "kept")
+    with pytest.raises(InvalidModel, match=r"has no merges\.txt, which Apple's layout has"):
+        ModelBundle.open(resources)
+    (resources / "kept").rename(resources / "merges.txt")
+    shutil.move(resources / "VAEDecoder.mlpackage", resources / "kept")
+    with pytest.raises(InvalidModel, match=r"has no VAEDecoder\.mlpackage or VAEDecoder\.mlmodelc"):
+        ModelBundle.open(resources)
+    shutil.copytree(resources / "TextEncoder.mlpackage", resources / "VAEDecoder.mlpackage")
+    with pytest.raises(InvalidModel, match="has no input z; it is not in Apple's layout"):
+        ModelBundle.open(resources)

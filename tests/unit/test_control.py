@@ -1,0 +1,61 @@
+"""Several nets in one drawing: their residuals add up, each with its weight and in its steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_sd import Request
+from edge_sd.control import Control, ControlledUNet, controls_of, read_lines
+from edge_sd.errors import InvalidRequest
+
+from .test_canvas import picture
+
+
+class Net:
+    """Its residual is the mean of the picture that it follows."""
+
+    def bind(self, **constants: Any) -> None: ...
+
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        return {"additional_residual_0": np.full((1, 2), inputs["controlnet_cond"].mean(), np.float32)}
+
+    def close(self) -> None: ...
+
+
+class UNet(Net):
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        assert "controlnet_cond" not in inputs
+        return {"out_sample": inputs["additional_residual_0"]}
+
+
+def test_residuals_add_up_with_their_weights_in_their_steps() -> None:
+    early, late = frozenset({900.0, 500.0}), frozenset({500.0, 100.0})
+    both = ControlledUNet(UNet(), [(Net(), 0.5, early), (Net(), 2.0, late)])
+    both.bind(controlnet_cond=np.concatenate([np.full((1, 3, 8, 8), v, np.float32) for v in (0.4, 0.7)], axis=1))
+    for t, expected in ((900.0, 0.2), (500.0, 0.2 + 1.4), (100.0, 1.4), (50.0, 0.0)):
+        found = both(sample=np.zeros((1, 4, 1, 1)), timestep=np.array([t], np.float32))["out_sample"]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_values_are_one_for_all_or_one_each() -> None:
+    found = controls_of(["a", "b"], weight=0.5, start=[0.0, 0.5], net=["", "depth"])
+    assert found == [Control("a", 0.5), Control("b", 0.5, 0.5, net="depth")]
+    assert [each.part for each in found] == ["controlnet", "controlnet_depth"]
+    with pytest.raises(InvalidRequest, match="2 control pictures have 3 values of weight"):
+        controls_of(["a", "b"], weight=[1.0, 1.0, 1.0])
+    with pytest.raises(InvalidRequest, match="control weight 3 is not"):
+        Request("a cat", control=["a", "b"], control_weight=[1.0, 3])
+
+
+def test_steps_take_part_that_lie_between_start_and_end() -> None:
+    assert Control("a", start=0.25, end=0.75).active([999.0, 750.0, 500.0, 250.0]) == {750.0, 500.0}
+
+
+def test_grey_and_tile_are_the_picture_itself() -> None:
+    tile, grey = (read_lines(picture(), 64, 64, reading)[0] for reading in ("tile", "grey"))
+    np.testing.assert_allclose(tile, np.asarray(picture(), np.float32).transpose(2, 0, 1) / 255)
+    luma = np.asarray(picture().convert("L"), np.float32) / 255
+    np.testing.assert_allclose(grey, np.stack([luma] * 3))
