@@ -152,6 +152,9 @@ def generate(
     variation_seed: Annotated[int | None, typer.Option(help="The seed of that one; --count counts it on.")] = None,
     tile: Annotated[int | None, typer.Option(help="Draw in overlapping pieces of N pixels a side.")] = None,
     vae_tile: Annotated[int | None, typer.Option(help="Decode in such pieces; 0 is never.")] = None,
+    decoder: Annotated[
+        str | None, typer.Option(help="full, tiny (softer, a tenth of the work) or auto. Default: full.")
+    ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="All pictures in one file.")] = False,
     preset: Annotated[str | None, typer.Option(help="exact, balanced, fast, turbo: likeness for speed.")] = None,
     guidance_start: Annotated[float | None, typer.Option(help="Guide from this share of the steps …")] = None,
@@ -204,7 +207,8 @@ def generate(
         "guidance_start": guidance_start, "guidance_end": guidance_end, "deep_every": deep_every,
         "merge_tokens": merge_tokens, "mask_padding": mask_padding, "extend": parse_extend(extend),
         "colour": colour, "variation_strength": variation_strength, "variation_seed": variation_seed, "tile": tile,
-        "vae_tile": vae_tile, "clip_skip": clip_skip, "dynamic": dynamic or None, "wildcards": wildcards,
+        "vae_tile": vae_tile, "decoder": decoder, "clip_skip": clip_skip, "dynamic": dynamic or None,
+        "wildcards": wildcards,
         "embeddings": dict(map(parse_embedding, embedding)) if embedding else None,
         "loras": dict(map(parse_lora, lora)) if lora else None, "lora_folder": lora_folder,
         "refiner": refiner, "refiner_start": refiner_start, "safety": safety,
@@ -262,6 +266,11 @@ def convert(
     prediction: Annotated[
         str | None, typer.Option(help="What a checkpoint's UNet predicts: epsilon or v_prediction.")
     ] = None,
+    vae: Annotated[str | None, typer.Option(help="Another autoencoder: its folder, or ORG/NAME.")] = None,
+    tiny_vae: Annotated[
+        str | None, typer.Option(help="A tiny autoencoder (TAESD) to add: folder, or ORG/NAME.")
+    ] = None,
+    controlnet: Annotated[str | None, typer.Option(help="A ControlNet to add: its folder, or ORG/NAME.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -269,6 +278,7 @@ def convert(
     from edge_sd.converters.build import build, require_extra, variant_name
     from edge_sd.converters.checkpoints import unpacked
     from edge_sd.converters.forms import form_named
+    from edge_sd.converters.parts import composed
     from edge_sd.converters.recipes import recipe_named
 
     sizes = tuple(parse_size(each) for each in size.split(",")) if size else None
@@ -277,8 +287,13 @@ def convert(
     require_extra()
     hush_libraries()
     checkpoint = unpacked(source, bundle, tokenizer=tokenizer, prediction=prediction)
-    with _conversion_progress(quiet or as_json) as report, checkpoint as folder:
-        made = build(folder, bundle, form, recipe, report)
+    parts = {"vae": vae, "vae_tiny": tiny_vae, "controlnet": controlnet}
+    with (
+        _conversion_progress(quiet or as_json) as report,
+        checkpoint as folder,
+        composed(folder, bundle, parts) as whole,
+    ):
+        made = build(whole, bundle, form, recipe, report)
     name = variant_name(form, recipe)
     variant = made.variant(name)
     rows = {

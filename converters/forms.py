@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_sd import safety
-from edge_sd.bundle import Facts, Parity
+from edge_sd.bundle import TINY, Facts, Parity
 from edge_sd.errors import InvalidRequest, choices
 from edge_sd.foreign import GRAPH, read_json
 
@@ -116,8 +116,8 @@ class OpenVINOForm:
         folder = staging / part
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        if part == safety.PART and recipe.bits < 16:
-            # A picture's verdict is to be the same in every variant.
+        if part in (safety.PART, TINY) and recipe.bits < 16:
+            # A picture's verdict is to be the same in every variant; the tiny decoder has nothing to save.
             recipe = RECIPES["fp16"]
         openvino.convert(wrapped, recipe, folder, source.facts, recording)
         (folder / "config.json").write_text(json.dumps(source.config(part), indent=2), "utf-8")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edge_sd import metrics, safety
 from edge_sd.autoencoder import to_pixels
 from edge_sd.backends.base import Component
-from edge_sd.bundle import Facts, Parity, write_atomically
+from edge_sd.bundle import TINY, Facts, Parity, write_atomically
 from edge_sd.canvas import Masked
 from edge_sd.conditioning import conditions
 from edge_sd.denoiser import Denoiser
@@ -112,6 +112,8 @@ def record(
         return {"picture": np.clip(component(latent_sample=z)["sample"], -1, 1)}
     if part == "vae_encoder":
         return component(sample=before["vae_decoder"]["picture"])
+    if part == TINY:
+        return component(latent_sample=before["unet"]["latents"])
     if part == safety.PART:
         picture = to_pixels(before["vae_decoder"]["picture"][0])
         for seen in (picture, picture[::-1], 255 - picture):

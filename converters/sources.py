@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sd.bundle import MANIFEST, Facts, find_model, hash_file, read_manifest
+from edge_sd.bundle import MANIFEST, TINY, Facts, find_model, hash_file, read_manifest
 from edge_sd.errors import InvalidModel
 from edge_sd.foreign import diffusers_facts, has_checker, read_json
 from edge_sd.safety import PART
@@ -21,6 +21,7 @@ PARTS = {
     "unet": ("diffusers", "UNet2DConditionModel", "unet", "diffusion_pytorch_model"),
     "vae_decoder": ("diffusers", "AutoencoderKL", "vae", "diffusion_pytorch_model"),
     "vae_encoder": ("diffusers", "AutoencoderKL", "vae", "diffusion_pytorch_model"),
+    TINY: ("diffusers", "AutoencoderTiny", "vae_tiny", "diffusion_pytorch_model"),
     "controlnet": ("diffusers", "ControlNetModel", "controlnet", "diffusion_pytorch_model"),
     PART: ("diffusers.pipelines.stable_diffusion.safety_checker", "StableDiffusionSafetyChecker", PART, "model"),
     # The UNet that takes a ControlNet's residuals; its weights are the UNet's.
@@ -55,6 +56,7 @@ class Source:
         """What the folder holds, in the order of the pipeline."""
         controlled = (self.folder / "controlnet/config.json").is_file()
         checked = has_checker(self.folder)
+        tiny = (self.folder / "vae_tiny/config.json").is_file()
         texts = [text.part for text in self.facts.encoders]
         return tuple(
             part
@@ -62,6 +64,7 @@ class Source:
             if (controlled or part not in CONTROL)
             and (part in texts or not part.startswith("text_encoder"))
             and (checked or part != PART)
+            and (tiny or part != TINY)
         )
 
     def weights(self, part: str) -> tuple[list[Path], str | None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sd import safety
-from edge_sd.bundle import Facts
+from edge_sd.bundle import TINY, Facts
 from edge_sd.conditioning import shapes_of_conditions
 
 
@@ -129,6 +129,18 @@ class VAEEncoder(nn.Module):
         return parameters
 
 
+class TinyDecoder(nn.Module):
+    """Latents as the UNet has them [B, 4, h, w] -> pixels [B, 3, 8h, 8w] in [-1, 1], by AutoencoderTiny's decoder."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.decoder = vae.decoder
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        pixels: Tensor = self.decoder(latent_sample)
+        return pixels
+
+
 class SafetyChecker(nn.Module):
     """A picture as CLIP sees it -> its similarity to each concept less the threshold; the verdict is the runtime's."""
 
@@ -210,6 +222,9 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
             {"sample": pixels},
             {"sample": (0, 2, 3)},
             ("latent_parameters",),
+        ),
+        TINY: lambda: Wrapped(
+            part, TinyDecoder(model), {"latent_sample": latents}, {"latent_sample": (0, 2, 3)}, ("sample",)
         ),
         safety.PART: lambda: Wrapped(
             part,

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .bundle import TINY
 from .errors import InvalidModel, InvalidRequest
 
 Arrays = dict[str, NDArray[Any]]
@@ -38,6 +39,7 @@ LAYOUTS = {
     ),
     "unet": Layout("Unet", _UNET, {"out_sample": "noise_pred"}),
     "vae_decoder": Layout("VAEDecoder", {"latent_sample": "z"}, {"sample": "image"}),
+    TINY: Layout("TinyDecoder", {"latent_sample": "z"}, {"sample": "image"}),
     "vae_encoder": Layout("VAEEncoder", {"sample": "x"}, {"latent_parameters": "latent"}),
 }
 

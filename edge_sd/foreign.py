@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from .bundle import (
     HUB_RECORD,
+    TINY,
     Artifact,
     Defaults,
     Facts,
@@ -183,7 +184,8 @@ def open_foreign(root: Path) -> ModelBundle:
 _DIFFUSERS, _TRANSFORMERS = ("diffusers", "diffusion_pytorch_model"), ("transformers", "model")
 TORCH_CLASSES = {
     "CLIPTextModel": _TRANSFORMERS, "CLIPTextModelWithProjection": _TRANSFORMERS,
-    "UNet2DConditionModel": _DIFFUSERS, "AutoencoderKL": _DIFFUSERS, "ControlNetModel": _DIFFUSERS,
+    "UNet2DConditionModel": _DIFFUSERS, "AutoencoderKL": _DIFFUSERS, "AutoencoderTiny": _DIFFUSERS,
+    "ControlNetModel": _DIFFUSERS,
     "StableDiffusionSafetyChecker": ("diffusers.pipelines.stable_diffusion.safety_checker", "model"),
 }  # fmt: skip
 # The types that torch computes in, by the variants' names.
@@ -210,6 +212,8 @@ def torch_variants(root: Path, bundle: ModelBundle | None = None) -> dict[str, V
         folders["controlled_unet"] = "unet"
     if has_checker(root):
         folders[PART] = PART
+    if (root / "vae_tiny/config.json").is_file():
+        folders[TINY] = "vae_tiny"
     known = {name: record for each in bundle.variants.values() for name, record in each.files.items()} if bundle else {}
     known |= _pulled(root)
     artifacts: dict[str, Artifact] = {}

@@ -21,9 +21,11 @@ from .bundle import HUB_RECORD, hash_file, hub_folder, inside, models_home, writ
 from .errors import HubError, InvalidModel, InvalidRequest, MissingExtra, ModelNotFound, OutputError, choices
 
 # What of a diffusers folder is a component; others hold samples, older weights or other programs' forms.
-FOLDERS = frozenset({"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "scheduler",
-                     "safety_checker", "feature_extractor"})  # fmt: skip
+FOLDERS = frozenset({"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "vae_tiny",
+                     "scheduler", "safety_checker", "feature_extractor"})  # fmt: skip
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+# The weights of a component, such as an autoencoder, that has a repository of its own.
+PART_WEIGHTS = "diffusion_pytorch_model"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Of one weight file in two types, the name of the half as large.
 HALF = ".fp16"
@@ -125,6 +127,8 @@ def select(name: str, files: Iterable[Remote], half: bool = False, file: str | N
     there = {each.name: each for each in files}
     if file is None and "model_index.json" in there:
         return _components(name, there, half)
+    if file is None and "config.json" in there and any(PART_WEIGHTS in each for each in there):
+        return [there[each] for each in _of_folder(name, "", sorted(each for each in there if "/" not in each), half)]
     checkpoints = [each for each in there if each.endswith(".safetensors")]
     if file is not None and file not in checkpoints:
         raise InvalidRequest(f"{name} has no safetensors file {file!r}; it has: {choices(checkpoints)}")
@@ -145,17 +149,26 @@ def _components(name: str, there: Mapping[str, Remote], half: bool) -> list[Remo
             folders.setdefault(parts[0], []).append(each)
     kept = ["model_index.json"]
     for folder, names in folders.items():
-        weights = [each for each in names if ".safetensors" in each and "non_ema" not in each]
-        small = [each for each in weights if HALF in each]
-        plain = [each for each in weights if HALF not in each]
-        pickled = [each for each in names if each.endswith(PICKLES) and not each.endswith("openvino_model.bin")]
-        if pickled and not weights:
-            raise InvalidModel(
-                f"{name} has no safetensors in {folder}: it has {pickled[0]}, a pickle, which can run code when opened"
-            )
-        kept += small if small and (half or not plain) else plain
-        kept += [each for each in names if each.endswith((".json", ".txt")) and ".index." not in each]
+        kept += _of_folder(name, folder, names, half)
     return [there[each] for each in kept]
+
+
+def _of_folder(name: str, folder: str, names: list[str], half: bool) -> list[str]:
+    """Of the files of one component: its weights in one type, its configs and texts."""
+    weights = [each for each in names if ".safetensors" in each and "non_ema" not in each]
+    if f"{PART_WEIGHTS}.safetensors" in names:
+        # Beside a component that is published alone lies, now and then, a checkpoint of the same.
+        weights = [each for each in weights if PART_WEIGHTS in each]
+    small = [each for each in weights if HALF in each]
+    plain = [each for each in weights if HALF not in each]
+    pickled = [each for each in names if each.endswith(PICKLES) and not each.endswith("openvino_model.bin")]
+    if pickled and not weights:
+        where = f" in {folder}" if folder else ""
+        raise InvalidModel(
+            f"{name} has no safetensors{where}: it has {pickled[0]}, a pickle, which can run code when opened"
+        )
+    kept = small if small and (half or not plain) else plain
+    return kept + [each for each in names if each.endswith((".json", ".txt")) and ".index." not in each]
 
 
 def _remote(sibling: Any) -> Remote:

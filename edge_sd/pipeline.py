@@ -21,7 +21,7 @@ from .autoencoder import decode, encode
 from .backends import Backend, Component
 from .backends.base import Array, Shapes
 from .between import bind_between
-from .bundle import Facts, ModelBundle
+from .bundle import TINY, Facts, ModelBundle
 from .canvas import Canvas, Inpainting, Masked, content_hash, grain, open_picture, open_start
 from .conditioning import conditions, shapes_of_conditions, states_of
 from .control import NET, ControlledUNet, read_lines
@@ -45,8 +45,11 @@ from .tiles import fitted
 from .wording import Wording
 
 # Components that are where another is: the autoencoder's halves, the UNet with its ControlNet, one CLIP with another.
-HOMES = {"vae_encoder": "vae_decoder", "controlled_unet": "unet", "text_encoder_2": "text_encoder",
+HOMES = {"vae_encoder": "vae_decoder", TINY: "vae_decoder", "controlled_unet": "unet", "text_encoder_2": "text_encoder",
          safety.PART: "text_encoder"}  # fmt: skip
+
+# Settings.decoder -> the component.
+DECODER = {"full": "vae_decoder", "tiny": TINY}
 
 
 def home_of(part: str) -> str:
@@ -96,6 +99,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self.wording = Wording(self.bundle)
+        self._decoder = DECODER["full"]
 
     @classmethod
     def open(
@@ -143,6 +147,7 @@ class Pipeline:
         edits = self.wording.edits(settings)
         for part in ("unet", "controlled_unet", *(each.part for each in settings.controls())):
             edits[part] = replace(edits.get(part, NONE), shortcuts=settings.shortcuts)
+        self._decoder = DECODER[settings.decoder]
         self._prepare(self._shapes(settings), edits)
         if settings.control is not None:
             self._prepare(self._controlled_shapes(settings), edits)
@@ -213,7 +218,8 @@ class Pipeline:
             unet = shapes.pop("unet")
             shapes |= {each.part: {**unet, **lines} for each in settings.controls()}
         width, height = settings.vae_window
-        shapes["vae_decoder"] = shapes_of(self.bundle.facts, width, height, 1)["vae_decoder"]
+        del shapes["vae_decoder"]
+        shapes[DECODER[settings.decoder]] = shapes_of(self.bundle.facts, width, height, 1)["vae_decoder"]
         if settings.safety:
             artifact = self.bundle.variant(self.plan.parts[home_of(safety.PART)].variant).artifacts[safety.PART]
             side = safety.side_of(self.bundle.path(artifact.graph).parent)
@@ -245,7 +251,7 @@ class Pipeline:
             defaults = replace(defaults, width=width, height=height)
         settings = request.resolve(defaults, secrets.randbelow(MAX_SEED + 2 - request.count))
         settings = self._worded(replace(settings, embeddings=self.wording.read(request)), request, settings.seed)
-        settings = replace(settings, safety=self._safety(request.safety))
+        settings = replace(settings, safety=self._safety(request.safety), decoder=self._which(request.decoder))
         self.wording.count(settings, self.plan.variant)  # A word that has no room is told here.
         for name, side, piece in zip(
             ("width", "height"), (settings.width, settings.height), settings.window, strict=True
@@ -319,6 +325,13 @@ class Pipeline:
         if wish and not there:
             raise InvalidRequest(f"{self.bundle.name} has no safety checker; convert a source that has one")
         return wish is not False if there else None
+
+    def _which(self, decoder: str) -> str:
+        """The decoder that is meant, "full" or "tiny". Raises InvalidRequest where there is no tiny one."""
+        there = TINY in self.bundle.variant(self.plan.parts[home_of(TINY)].variant).artifacts
+        if decoder == "tiny" and not there:
+            raise InvalidRequest(f"{self.bundle.name} has no tiny decoder; convert a source that has one in vae_tiny")
+        return "tiny" if there and decoder != "full" else "full"
 
     def _flagged(self, pixels: NDArray[np.uint8]) -> bool:
         """Whether the model's own checker objects to a finished picture [H, W, 3]."""
@@ -467,9 +480,21 @@ class Pipeline:
                 told[name] = np.concatenate([np.zeros_like(told[name][:1]), told[name][1:]])
         unet.bind(**told)
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Latents [1, C, h, w] of a request that was prepared -> pixels [H, W, 3]."""
-        return decode(self._fitted("vae_decoder", latents.shape), self.bundle.facts.latents, latents)
+    def decode(self, latents: NDArray[np.float32], decoder: str | None = None) -> NDArray[np.uint8]:
+        """Latents [1, C, h, w] of a request that was prepared -> pixels [H, W, 3].
+
+        `decoder` is "full" or "tiny", for previews (see Request); None is what the request was prepared for. Raises
+        InvalidRequest where there is no tiny one.
+        """
+        space = self.bundle.facts.latents
+        part = self._decoder if decoder is None else DECODER[self._which(decoder)]
+        if part not in self._components:
+            height, width = (side * space.factor for side in latents.shape[2:])
+            self._prepare({part: shapes_of(self.bundle.facts, width, height, 1)["vae_decoder"]}, {})
+        if part == TINY:
+            # It reads latents as the UNet has them.
+            space = replace(space, scale=1.0, shift=0.0)
+        return decode(self._fitted(part, latents.shape), space, latents)
 
     def generate(self, request: Request, on_step: Callable[[int, Step], None] | None = None) -> Result:
         """Draw all pictures of `request`; `on_step(n, step)` is called after each step of picture n."""

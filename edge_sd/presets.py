@@ -34,7 +34,7 @@ PRESETS = {
     "exact": Preset(),
     "balanced": Preset(("w8a8",)),
     "fast": Preset(("w8a8",), {"deep_every": 3, "guidance_end": 0.8, "merge_tokens": True}),
-    "turbo": Preset(("w8a8-lcm", "fp16-lcm", "w8a8"), {"merge_tokens": True}),
+    "turbo": Preset(("w8a8-lcm", "fp16-lcm", "w8a8"), {"merge_tokens": True, "decoder": "auto"}),
 }
 
 

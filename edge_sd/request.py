@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .control import Control, controls_of
 from .edits import Shortcuts
 from .embeddings import check_word
-from .errors import InvalidRequest
+from .errors import InvalidRequest, choices
 from .prompt import parse, take_loras
 from .sampler_names import choose_sampler, find_sampler, find_sigmas
 from .wildcards import expand
@@ -32,6 +32,7 @@ MAX_BLUR = 64
 MAX_REUSE = 10
 MAX_SKIP = 48
 MAX_LORA = 10
+DECODERS = ("full", "tiny", "auto")
 STRENGTH = 0.7
 # Pictures of more pixels are decoded in tiles of so many a side.
 VAE_WHOLE, VAE_TILE = 1024 * 1024, 768
@@ -71,6 +72,7 @@ class Request:
     toward, toward_share   a second prompt, and how far to go towards it, 0 to 1
     tile               draw in overlapping pieces of so many pixels a side, for sizes that a model can't draw at once
     vae_tile           the same of the autoencoder alone; 0 is never, None above VAE_WHOLE pixels
+    decoder            "full"; "tiny", a tenth of the work for a softer picture; "auto": tiny where the model has one
     clip_skip          the text encoder's layer, counted from its last, 1; AUTOMATIC1111's counting
     embeddings         word -> a safetensors file of textual inversion, whose vectors the word stands for
     loras              safetensors files of differences of the weights -> how much of each, 1 is all (see lora.py)
@@ -118,6 +120,7 @@ class Request:
     toward_share: float = 0.0
     tile: int | None = None
     vae_tile: int | None = None
+    decoder: str = "full"
     clip_skip: int = 1
     embeddings: Mapping[str, str | Path] = field(default_factory=dict)
     dynamic: bool = False
@@ -162,6 +165,8 @@ class Request:
                 f"guidance from {self.guidance_start} to {self.guidance_end} is no part of the steps, such as 0 to 0.6"
             )
         _check_range("deep_every", self.deep_every, 1, MAX_REUSE)
+        if self.decoder not in DECODERS:
+            raise InvalidRequest(f"unknown decoder {self.decoder!r}; valid: {choices(DECODERS)}")
         _check_range("CLIP skip", self.clip_skip, 1, MAX_SKIP)
         for word in self.embeddings:
             check_word(word)
@@ -246,6 +251,7 @@ class Request:
             toward_share=self.toward_share,
             tile=self.tile,
             vae_tile=self.vae_tile,
+            decoder=self.decoder,
             clip_skip=self.clip_skip,
             safety=self.safety,
         )
@@ -313,6 +319,7 @@ class Settings:
     toward_share: float = 0.0
     tile: int | None = None
     vae_tile: int | None = None
+    decoder: str = "full"
     clip_skip: int = 1
     embeddings: dict[str, str] = field(default_factory=dict)
     loras: dict[str, tuple[float, str]] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .backends.base import Array, Component, Shapes
+from .bundle import TINY
 
 # The share of a window that its neighbour has too.
 OVERLAP = 1 / 4
@@ -20,7 +21,7 @@ OVERLAP = 1 / 4
 
 def scales_of(part: str, factor: int) -> tuple[str, dict[str, int]]:
     """Of a component: the input that says how large a picture is, and pixels to a latent of all that are pictures."""
-    if part == "vae_decoder":
+    if part in ("vae_decoder", TINY):
         return "latent_sample", {"latent_sample": 1, "sample": factor}
     if part == "vae_encoder":
         return "sample", {"sample": factor, "latent_parameters": 1}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_sd import safety
 from edge_sd.apple import Arrays, Chain, Layout, call, layout_of, pick
-from edge_sd.bundle import Facts, Parity
+from edge_sd.bundle import TINY, Facts, Parity
 from edge_sd.conditioning import HIDDEN
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, choices
 from edge_sd.text import read_vocabulary
@@ -31,7 +31,7 @@ COMPUTE = ("ane", "gpu")
 # several Swift programs know a model for it by the name of an iOS16 operation.
 LOWEST = {"ane": "iOS16", "gpu": "iOS18"}
 # The parts whose shapes depend on the size of pictures, and those that are cut into chunks.
-SIZED = ("unet", "vae_decoder", "vae_encoder", *CONTROL)
+SIZED = ("unet", "vae_decoder", "vae_encoder", TINY, *CONTROL)
 CHUNKED = ("unet", "controlled_unet")
 # The parts with attention to text, which the Neural Engine wants in its own form.
 SPLIT = ("unet", *CONTROL)

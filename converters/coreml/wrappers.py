@@ -109,18 +109,6 @@ class ControlNet(nn.Module):
         return *down, middle
 
 
-class TinyDecoder(nn.Module):
-    """z [1, 4, h, w] -> image [1, 3, 8h, 8w] in [-1, 1], by AutoencoderTiny's decoder."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.decoder = model.decoder
-
-    def forward(self, z: Tensor) -> Tensor:
-        out: Tensor = self.decoder(z)
-        return out
-
-
 class SafetyChecker(nn.Module):
     """Blackens pictures whose CLIP embedding is near a concept's (StableDiffusionSafetyChecker, as Apple cuts it).
 
@@ -198,7 +186,7 @@ def wrap(part: str, stock: Any, facts: Facts, sizes: Sizes, channel_first: bool 
         return AppleComponent("VAEDecoder", _Renamed(stock), z, ("image",))
     if part == "tiny_decoder":
         z = {"z": torch.zeros(1, space.channels, h, w)}
-        return AppleComponent("TinyDecoder", TinyDecoder(stock), z, ("image",))
+        return AppleComponent("TinyDecoder", _Renamed(stock), z, ("image",))
     if part == "vae_encoder":
         x = {"x": torch.zeros(1, 3, sizes.height, sizes.width)}
         return AppleComponent("VAEEncoder", _Renamed(stock), x, ("latent",))

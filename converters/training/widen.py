@@ -25,7 +25,7 @@ from edge_sd.errors import MissingExtra
 
 from . import text, wordnet
 from .data import BACKGROUNDS, PLAIN_NAMES, STYLES, Artwork, core_vocabulary
-from .loop import Budget, Run
+from .loop import Budget, Run, autocast
 
 # What a concept is looked up as in WordNet beside its names, where those are no words of it.
 LOOKED_UP = {
@@ -148,9 +148,10 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
         if step % WHOLE_EVERY:
             longest = max(text.length(ids) for ids in torch.cat([ids_known, ids_new, ids_kept]))
             ids_known, ids_new, ids_kept = (ids[:, : max(CUT, longest)] for ids in (ids_known, ids_new, ids_kept))
-        with torch.no_grad():
-            wanted, wanted_kept = finished(torch.cat([ids_known, ids_kept])).last_hidden_state.chunk(2)
-        found, found_kept = pupil(torch.cat([ids_new, ids_kept])).last_hidden_state.chunk(2)
+        with torch.no_grad(), autocast(device):
+            wanted, wanted_kept = finished(torch.cat([ids_known, ids_kept])).last_hidden_state.float().chunk(2)
+        with autocast(device):
+            found, found_kept = pupil(torch.cat([ids_new, ids_kept])).last_hidden_state.float().chunk(2)
         meaning = torch.stack([difference(*row) for row in zip(found, wanted, ids_new, ids_known, strict=True)]).mean()
         keeping = (found_kept - wanted_kept).square().mean()
         return meaning + keeping, {"meaning": float(meaning.detach()), "keeping": float(keeping.detach())}

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Artifact, ModelBundle, Variant
+from ..bundle import TINY, Artifact, ModelBundle, Variant
 from ..edits import NONE, Edits
 from ..embeddings import FIRST
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
@@ -82,7 +82,7 @@ class TorchBackend:
         try:
             with _LOADING, _quiet():
                 module = load_module(getattr(importlib.import_module(library), kind), config.parent, stem, dtype)
-            if part in ("vae_encoder", "vae_decoder"):
+            if part in ("vae_encoder", "vae_decoder", TINY):
                 delattr(module, "decoder" if part == "vae_encoder" else "encoder")
             if edits.loras:
                 _add_loras(module, edits, artifact.graph)
@@ -218,6 +218,8 @@ class TorchComponent:
             latents = given["latent_sample"]
             post = self.module.post_quant_conv
             return {"sample": self.module.decoder(latents if post is None else post(latents))}
+        if self.part == TINY:
+            return {"sample": self.module.decoder(given["latent_sample"])}
         if self.part == "vae_encoder":
             moments, quant = self.module.encoder(given["sample"]), self.module.quant_conv
             return {"latent_parameters": moments if quant is None else quant(moments)}

@@ -131,14 +131,23 @@ def test_a_snapshot_of_other_programs_is_found(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "hub" / "models--some-org--tiny.sd"
-    shutil.copytree(miniature, cache / "snapshots" / COMMIT)
+    for path in [each for each in miniature.rglob("*") if each.is_file()]:
+        # As Hugging Face's libraries do: files in blobs/, links to them in the snapshot.
+        blob, link = cache / "blobs" / path.name, cache / "snapshots" / COMMIT / path.relative_to(miniature)
+        blob = blob.with_name(f"{path.parent.name}-{path.name}")
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blob)
+        link.symlink_to(Path(os.path.relpath(blob, link.parent)))
     (cache / "refs").mkdir()
     (cache / "refs/main").write_text(COMMIT)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "models"))
     assert find_model(NAME) == cache / "snapshots" / COMMIT
-    assert ModelBundle.open(NAME).name == "tiny.sd"
+    bundle = ModelBundle.open(NAME)
+    assert bundle.name == "tiny.sd"
+    bundle.check("torch")
 
 
 def remote(*names: str) -> list[Remote]:

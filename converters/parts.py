@@ -1,0 +1,73 @@
+"""Parts from elsewhere: a source with another autoencoder, with a ControlNet, or with a tiny autoencoder beside it.
+
+Such parts are published by themselves, as folders with a config and safetensors. A source with them is a diffusers
+folder of links, so nothing downstream knows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from edge_sd.bundle import MANIFEST, find_model, find_pulled, model_name
+from edge_sd.errors import ConversionError, InvalidModel, InvalidRequest, ModelNotFound
+from edge_sd.foreign import read_json
+
+# Folder of a source -> the class of what goes there.
+CLASSES = {"vae": "AutoencoderKL", "controlnet": "ControlNetModel", "vae_tiny": "AutoencoderTiny"}
+
+
+@contextmanager
+def composed(source: str | Path, beside: Path, parts: Mapping[str, str | Path | None]) -> Iterator[str | Path]:
+    """`source` if nothing is given; else a folder beside `beside`, removed at the end, of its parts and the given ones.
+
+    `parts` are folder -> a part's folder, a model that has one, or ORG/NAME. Raises InvalidRequest, InvalidModel,
+    ModelNotFound or ConversionError.
+    """
+    given = {name: find_part(name, place) for name, place in parts.items() if place is not None}
+    if not given:
+        yield source
+        return
+    whole = find_model(source)
+    parent = beside.absolute().parent
+    if not parent.is_dir():
+        raise InvalidRequest(f"the folder {str(parent)!r}, where the bundle would go, does not exist")
+    with tempfile.TemporaryDirectory(prefix=".edge-sd-", dir=parent) as folder:
+        made = Path(folder) / model_name(whole)
+        made.mkdir()
+        try:
+            for each in whole.iterdir():
+                # The manifest's facts are of its own autoencoder.
+                if each.name not in given and (each.name != MANIFEST or "vae" not in given):
+                    _link(each, made / each.name)
+            for name, place in given.items():
+                _link(place, made / name)
+        except OSError as error:
+            raise ConversionError(f"{parent}: {error.strerror or error}; nothing was made") from error
+        yield made
+
+
+def find_part(name: str, place: str | Path) -> Path:
+    """The folder of the part that belongs into a source's folder `name`. Raises as `composed`."""
+    folder = Path(place) if Path(place).is_dir() else find_pulled(str(place))
+    if folder is None:
+        raise ModelNotFound(f"no {name} {str(place)[:200]!r}: neither a folder nor pulled from the hub")
+    for candidate in (folder, folder / name):
+        if (candidate / "config.json").is_file():
+            found = read_json(candidate / "config.json").get("_class_name")
+            if found != CLASSES[name]:
+                raise InvalidModel(f"{candidate} is {found or 'of no class'}; a {name} is {CLASSES[name]}")
+            return candidate.resolve()
+    raise InvalidRequest(f"{folder} has neither config.json nor {name}/config.json, as a {name} has")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.symlink(source.resolve(), target, target_is_directory=source.is_dir())
+    except OSError:
+        # Windows lets only some people link.
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)

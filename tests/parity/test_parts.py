@@ -1,0 +1,146 @@
+"""Parts from elsewhere, beside diffusers with the same ones: another autoencoder, a tiny one, a ControlNet."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_sd import ModelBundle, Pipeline, Request
+from edge_sd.bundle import TINY
+from edge_sd.converters.parity import psnr
+from edge_sd.converters.parts import composed, find_part
+from edge_sd.errors import InvalidModel, InvalidRequest, ModelNotFound
+
+from ..conftest import convert
+from ..families import save_family
+
+PROMPT, SEED, SIDE = "a red apple", 3, 64
+WISHES: dict[str, Any] = {"steps": 3, "guidance": 5.0, "width": SIDE, "height": SIDE, "seed": SEED}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of parts that are published alone; their weights are random."""
+    import torch
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("parts")
+    AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, scaling_factor=0.5,
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+    ).save_pretrained(folder / "taesd")  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
+    return save_family("turbo", tmp_path_factory.mktemp("source") / "model", emoji)
+
+
+@pytest.fixture(scope="module")
+def net(parts: Path, source: Path) -> Path:
+    import torch
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    torch.manual_seed(2)
+    unet = UNet2DConditionModel.from_pretrained(source / "unet")
+    made = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 8))
+    made.save_pretrained(parts / "net/controlnet")
+    return parts / "net"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, source: Path, parts: Path) -> ModelBundle:
+    target = tmp_path_factory.mktemp("bundle") / "model"
+    with composed(source, target, {"vae": parts / "vae", "vae_tiny": parts / "taesd"}) as whole:
+        made = convert(Path(whole), target, "fp32")
+    assert sorted(path.name for path in target.parent.iterdir()) == ["model"], "the folder of links is gone"
+    return made
+
+
+def theirs(source: Path, vae: Any) -> np.ndarray:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(source, vae=vae, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(SEED)
+    wishes = {"num_inference_steps": 3, "guidance_scale": 5.0, "width": SIDE, "height": SIDE}
+    return np.asarray(pipeline(PROMPT, generator=generator, **wishes).images[0])
+
+
+def test_another_autoencoder_decodes_and_brings_its_own_scale(bundle: ModelBundle, source: Path, parts: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    assert (bundle.name, bundle.facts.latents.scale) == ("model", 0.5)
+    with Pipeline.open(bundle.root) as pipeline:
+        found = np.asarray(pipeline.generate(Request(PROMPT, **WISHES)).pictures[0].image)
+    assert psnr(found, theirs(source, AutoencoderKL.from_pretrained(parts / "vae")), peak=255) >= 40
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch-cpu"])
+def test_the_tiny_decoder_draws_what_diffusers_does(
+    bundle: ModelBundle, source: Path, parts: Path, tmp_path: Path, device: str
+) -> None:
+    from diffusers import AutoencoderTiny
+
+    with composed(source, tmp_path / "x", {"vae_tiny": parts / "taesd"}) as whole:
+        torch = shutil.copytree(whole, tmp_path / "torch")
+    with Pipeline.open(bundle.root if device == "cpu" else torch, device) as pipeline:
+        result = pipeline.generate(Request(PROMPT, decoder="tiny", **WISHES))
+        assert {TINY, "vae_decoder"} & set(pipeline._components) == {TINY}
+    found = np.asarray(result.pictures[0].image)
+    assert result.pictures[0].settings.decoder == "tiny"
+    assert psnr(found, theirs(source, AutoencoderTiny.from_pretrained(parts / "taesd")), peak=255) >= 40
+
+
+def test_a_preview_is_decoded_by_the_tiny_one_beside_the_full(bundle: ModelBundle) -> None:
+    with Pipeline.open(bundle.root) as pipeline:
+        *_, last = pipeline.steps(Request(PROMPT, **WISHES))
+        full, tiny = pipeline.decode(last.latents), pipeline.decode(last.denoised, "tiny")
+        again = np.asarray(pipeline.generate(Request(PROMPT, decoder="tiny", **WISHES)).pictures[0].image)
+    assert full.shape == tiny.shape
+    assert (full != tiny).any()
+    assert (tiny == again).all()
+
+
+def test_auto_takes_it_where_there_is_one(bundle: ModelBundle, source: Path, emoji: Path) -> None:
+    request = Request(PROMPT, decoder="auto", **WISHES)
+    with Pipeline.open(bundle.root) as pipeline:
+        assert pipeline.resolve(request).decoder == "tiny"
+    with Pipeline.open(source, "torch-cpu") as pipeline:
+        assert pipeline.resolve(request).decoder == "full"
+        with pytest.raises(InvalidRequest, match="model has no tiny decoder"):
+            pipeline.resolve(Request(PROMPT, decoder="tiny"))
+    with pytest.raises(InvalidRequest, match="unknown decoder 'small'; valid: auto, full, tiny"):
+        Request(PROMPT, decoder="small")
+
+
+def test_a_controlnet_is_added(source: Path, net: Path, tmp_path: Path) -> None:
+    with composed(source, tmp_path / "made", {"controlnet": net}) as whole:
+        both = shutil.copytree(whole, tmp_path / "both")
+    with Pipeline.open(both, "torch-cpu") as pipeline:
+        drawing = Image.new("RGB", (SIDE, SIDE), "white")
+        assert pipeline.generate(Request(PROMPT, control=drawing, **WISHES)).pictures
+    assert not (source / "controlnet").exists()
+
+
+def test_what_is_no_such_part_is_said(source: Path, parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match="taesd is AutoencoderTiny; a vae is AutoencoderKL"):
+        find_part("vae", parts / "taesd")
+    with pytest.raises(ModelNotFound, match="no vae 'nobody/nothing': neither a folder nor pulled"):
+        find_part("vae", "nobody/nothing")
+    with pytest.raises(InvalidRequest, match=r"has neither config\.json nor vae_tiny/config\.json"):
+        find_part("vae_tiny", parts)
+    with composed(source, tmp_path / "x", {"vae": None}) as whole:
+        assert whole == source
