@@ -134,7 +134,7 @@ def _versions() -> dict[str, str]:
 
 def _caches() -> list[dict[str, Any]]:
     rows = []
-    for what in ("models", "compiled", "measured"):
+    for what in ("models", "openvino", "compiled", "edited", "assembled", "measured"):
         folder = models_home() if what == "models" else models_home().parent / what
         files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
         sizes = sum(path.stat().st_size for path in files)

@@ -1,0 +1,118 @@
+"""Compiled graphs on disk: what is kept is what was compiled, and damage costs a compilation, never a picture."""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge_sd import Pipeline, Request
+from edge_sd.backends import openvino, openvino_cache
+from edge_sd.edits import Edits
+
+BLOBS = {"whole": bytes(range(256)) * 20, "timestep": b"x" * 5000}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "models"))
+    return tmp_path / "openvino"
+
+
+def kept(key: str) -> dict[str, bytes] | None:
+    found = openvino_cache.read(key)
+    return None if found is None else {name: bytes(blob) for name, blob in found.items()}
+
+
+def test_what_was_written_is_read(place: Path) -> None:
+    assert kept("a") is None
+    openvino_cache.write("a", BLOBS)
+    assert kept("a") == BLOBS
+    assert [path.name for path in place.iterdir()] == ["a.blob"]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_entry_is_none_and_gone(place: Path, data: st.DataObject) -> None:
+    openvino_cache.write("a", BLOBS)
+    path = place / "a.blob"
+    whole = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        del whole[data.draw(st.integers(0, len(whole) - 1)) :]
+    else:
+        whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(whole)
+    found = kept("a")
+    # Bytes between blobs mean nothing.
+    assert found in (None, BLOBS) or (found is not None and list(found.values()) == list(BLOBS.values()))
+    assert path.exists() == (found is not None)
+
+
+def test_the_least_used_go_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_cache, "LIMIT", 55_000)
+    for n, key in enumerate("abc"):
+        openvino_cache.write(key, BLOBS)
+        os.utime(place / f"{key}.blob", (n, n))
+    assert kept("a") == BLOBS
+    openvino_cache.write("d", BLOBS)
+    assert {path.name for path in place.iterdir()} == {"a.blob", "c.blob", "d.blob"}
+
+
+def test_nothing_is_kept_where_the_disk_is_nearly_full(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**6, 10**6 - 20_000, 20_000))
+    openvino_cache.write("a", BLOBS)
+    assert kept("a") is None
+    assert list(place.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_costs_nothing(place: Path) -> None:
+    place.write_text("a file")
+    openvino_cache.write("a", BLOBS)
+    assert kept("a") is None
+
+
+def draw(**wishes: Any) -> np.ndarray:
+    with Pipeline.open("emoji", "cpu", "openvino-fp16") as pipeline:
+        return np.asarray(pipeline.generate(Request("a red apple", seed=1, steps=2, **wishes)).pictures[0].image)
+
+
+def test_the_second_start_compiles_nothing_and_draws_the_same(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino as ov
+
+    first = draw(deep_every=2)
+    assert len(list(place.glob("*.blob"))) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(ov.Core, "compile_model", None)
+        assert (draw(deep_every=2) == first).all()
+    # Another wish is another entry.
+    plain = draw()
+    assert len(list(place.glob("*.blob"))) == 4
+    for path in place.glob("*.blob"):
+        # Whole by its checksums, but nothing that OpenVINO knows.
+        openvino_cache.write(path.stem, {"whole": b"no blob" * 1000})
+    assert (draw() == plain).all()
+    assert (draw() == plain).all()
+
+
+def test_what_decides_the_bytes_is_in_the_name() -> None:
+    backend = openvino.OpenVINOBackend()
+    with Pipeline.open("emoji", "cpu", "openvino-fp16") as pipeline:
+        bundle = pipeline.bundle
+    variant, device = bundle.variant("openvino-fp16"), backend.devices()[0]
+    shapes = {"sample": (2, 4, 16, 16)}
+
+    def key(part: str = "unet", shapes: Any = shapes, config: Any = None, edits: Edits = Edits()) -> str | None:  # noqa: B008
+        return backend._key(bundle, variant, variant.artifacts[part], device, shapes, config or {}, edits)
+
+    keys = [key(), key("vae_decoder"), key(shapes={"sample": (1, 4, 16, 16)}), key(config={"A": 1}),
+            key(edits=Edits(clip_skip=2)), key("unet")]  # fmt: skip
+    assert None not in keys
+    assert len(set(keys)) == len(keys) - 1
+    assert key(edits=Edits(vectors=np.zeros((1, 192), np.float32))) is None
