@@ -182,6 +182,9 @@ def generate(
     variant: Annotated[str | None, typer.Option(help="A variant of the model (edge-sd models show).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, ane, coreml-reference, …")] = "auto",
     prefer: machine.Prefer = "speed",
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="One component in memory at a time, large ones in pieces: slower.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what runs where, and what not and why.")] = (
         False
     ),
@@ -229,9 +232,9 @@ def generate(
             print(line, file=sys.stderr)
 
     if recorded is None:
-        opened = Pipeline.open(model or "emoji", device, variant, prefer, tell, preset or "exact")
+        opened = Pipeline.open(model or "emoji", device, variant, prefer, tell, preset or "exact", low_memory)
     else:
-        opened = recorded.open(model, device, variant, prefer, tell)
+        opened = recorded.open(model, device, variant, prefer, tell, low_memory)
     with opened as pipeline:
         settings = pipeline.resolve(request)  # A mistake is told before anything else is.
         if recorded is not None:

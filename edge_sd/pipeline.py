@@ -42,12 +42,15 @@ from .samplers import SAMPLERS, Denoise, Latents, Step
 from .schedule import Level, active_timesteps
 from .text import encode as encode_text
 from .tiles import fitted
+from .turns import Turn, Turns
 from .wording import Wording
 
 # Components that are where another is: the autoencoder's halves, the UNet with its ControlNet, one CLIP with another.
 HOMES = {"vae_encoder": "vae_decoder", TINY: "vae_decoder", "controlled_unet": "unet", "text_encoder_2": "text_encoder",
          safety.PART: "text_encoder"}  # fmt: skip
 
+# Pixels a side that are decoded at once where memory is low.
+LOW_TILE = 256
 # Settings.decoder -> the component.
 DECODER = {"full": "vae_decoder", "tiny": TINY}
 
@@ -96,6 +99,8 @@ class Pipeline:
     _planning: Lock = field(default_factory=Lock)
     # Settings.refiner -> the pipeline that draws the last steps.
     _refiners: dict[str, Pipeline] = field(default_factory=dict)
+    # Where memory is low, components take turns.
+    _turns: Turns | None = None
 
     def __post_init__(self) -> None:
         self.wording = Wording(self.bundle)
@@ -110,12 +115,14 @@ class Pipeline:
         preference: str = "speed",
         tell: Callable[[str], None] | None = None,
         preset: str = "exact",
+        low_memory: bool = False,
     ) -> Pipeline:
         """Open a model by name or folder; `device` is "auto", "cpu", "gpu", …; `variant` one of the model's.
 
         `preference` is "speed", "quality", "battery" or "memory", for what is left open. With `tell`, devices between
         which estimates do not decide are measured at first use, for at most `tuning.FIRST_USE` seconds; it gets the
-        line that says so. `preset` names the precisions that are drawn with where `variant` is None (presets.py).
+        line that says so. `preset` names the precisions that are drawn with where `variant` is None (presets.py). With
+        `low_memory` one component is in memory at a time, a large one in pieces, and pictures are decoded in tiles.
         Raises ModelNotFound, InvalidModel, VariantNotFound, DeviceError, MissingExtra or InvalidRequest.
         """
         bundle = ModelBundle.open(model)
@@ -140,13 +147,19 @@ class Pipeline:
             for part in texts if home == "text_encoder" else [home]:
                 if part not in bundle.variant(placement.variant).artifacts:
                     raise InvalidModel(f"{bundle.name}: variant {placement.variant} has no {part}")
-        return cls(bundle, plan, here.backends)
+        return cls(bundle, plan, here.backends, _turns=Turns() if low_memory else None)
 
     def prepare(self, settings: Settings) -> None:
         """Check the files and load what `settings` need and is not loaded yet; `steps` does this by itself."""
         edits = self.wording.edits(settings)
         for part in ("unet", "controlled_unet", *(each.part for each in settings.controls())):
             edits[part] = replace(edits.get(part, NONE), shortcuts=settings.shortcuts)
+        if self._turns is not None:
+            # A network that is run in pieces has no two forms.
+            pieces = replace(settings.shortcuts, deep=False, pieces=True)
+            edits = {
+                part: replace(edits.get(part, NONE), shortcuts=pieces) for part in (*self._shapes(settings), *edits)
+            }
         self._decoder = DECODER[settings.decoder]
         self._prepare(self._shapes(settings), edits)
         if settings.control is not None:
@@ -176,6 +189,11 @@ class Pipeline:
                 self._edited[part] = edits.get(part, NONE)
 
     def _load(self, part: str, shapes: Shapes, edits: Edits) -> Component:
+        if self._turns is not None:
+            return Turn(self._turns, lambda: self._load_now(part, shapes, edits))
+        return self._load_now(part, shapes, edits)
+
+    def _load_now(self, part: str, shapes: Shapes, edits: Edits) -> Component:
         planned = home_of(part)
 
         def load() -> Component:
@@ -252,6 +270,8 @@ class Pipeline:
         settings = request.resolve(defaults, secrets.randbelow(MAX_SEED + 2 - request.count))
         settings = self._worded(replace(settings, embeddings=self.wording.read(request)), request, settings.seed)
         settings = replace(settings, safety=self._safety(request.safety), decoder=self._which(request.decoder))
+        if self._turns is not None and settings.vae_tile is None:
+            settings = replace(settings, vae_tile=LOW_TILE)
         self.wording.count(settings, self.plan.variant)  # A word that has no room is told here.
         for name, side, piece in zip(
             ("width", "height"), (settings.width, settings.height), settings.window, strict=True

@@ -88,7 +88,13 @@ class Recorded:
             raise InvalidRequest(f"{self.path} holds parameters that are damaged ({error})") from error
 
     def open(
-        self, model: str | None, device: str, variant: str | None, preference: str, tell: Callable[[str], None]
+        self,
+        model: str | None,
+        device: str,
+        variant: str | None,
+        preference: str,
+        tell: Callable[[str], None],
+        low_memory: bool = False,
     ) -> Pipeline:
         """The pipeline that drew it, or the nearest to it; `tell` gets a line where that is another.
 
@@ -99,18 +105,23 @@ class Recorded:
         from .pipeline import Pipeline
 
         if not self.exact:
-            return Pipeline.open(model or "emoji", device, variant, preference, tell)
+            return Pipeline.open(model or "emoji", device, variant, preference, tell, low_memory=low_memory)
         if model is None and self.model not in installed_models():
             raise ModelNotFound(
                 f"{self.path} was drawn by the model {self.model!r}, which is not installed under that name; "
                 "give a name or a folder with --model"
             )
+
+        def open_with(variant: str | None) -> Pipeline:
+            name = model or self.model
+            return Pipeline.open(name, device, variant, preference, tell, low_memory=low_memory)
+
         opened = None
         if variant is None and device == "auto":
             # Where its own variant can't run, another of the same weights draws nearly the same.
             with contextlib.suppress(DeviceError, VariantNotFound, MissingExtra):
-                opened = Pipeline.open(model or self.model, device, self.variant, preference, tell)
-        opened = opened or Pipeline.open(model or self.model, device, variant, preference, tell)
+                opened = open_with(self.variant)
+        opened = opened or open_with(variant)
         found, bundle = opened.plan.variant, opened.bundle
         if found != self.variant:
             tell(f"note: {self.path} was drawn by variant {self.variant}, this is {found}; expect small differences")

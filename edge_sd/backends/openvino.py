@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +11,11 @@ import numpy as np
 from ..bundle import Artifact, ModelBundle, Variant
 from ..edits import NONE, Edits, Shortcuts
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
-from ..lora import read_lora
 from ..machine import this_machine
-from . import openvino_cache
 from .base import DEEP, Array, Component, Device, Shapes, last_rows
-from .openvino_graph import fold_upsampling, hoist, joins, merge_tokens, products_in_convolutions, split_deep
 
-# Inputs that stay the same while others change, over the steps of a picture or, the timestep, over pictures.
-INVARIANT = ("encoder_hidden_states", "controlnet_cond", "timestep")
-# Instruction sets with which the plugin multiplies matrices of 8 bits fast.
-INTEGER_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8", "I8MM", "DOTPROD"})
-# What depends on them is a hundredth of the sums: below these many bytes of weights, finding it takes longer than that.
-LARGE = 128 << 20
 # Positions from which a batch of two is no faster than one after the other: 512 x 512 pixels.
 LARGE_LATENTS = 64 * 64
-# Bytes of components whose compiled graphs are kept. Smaller ones compile as fast; while a graph is written, OpenVINO
-# holds it in memory three times.
-KEEP_FROM, KEEP_TO = 2 << 20, 256 << 20
-# Names of a component's own graphs: the whole, and the one that takes `DEEP`. Others have that of the input they read.
-GRAPHS = ("whole", "shallow")
 # Values of one input whose consequences are kept: two prompts, or the timesteps of a run.
 KEPT = 64
 
@@ -80,105 +63,14 @@ class OpenVINOBackend:
         shapes: Shapes,
         edits: Edits = NONE,
     ) -> Component:
-        weights = [bundle.path(name) for name in artifact.weights]
-        config = self._config(bundle, variant, shapes)
+        from .openvino_loading import Loading
+
         rows = _rows_at_once(shapes, edits.shortcuts)
         fixed = {name: (min(shape[0], rows), *shape[1:]) for name, shape in shapes.items()}
-        key = self._key(bundle, variant, artifact, device, fixed, config, edits)
-        if key is not None and (blobs := openvino_cache.read(key)) is not None:
-            try:
-                return self._imported(artifact.graph, blobs, device, config, fixed)
-            except RuntimeError:
-                openvino_cache.drop(key)
-        models = self._models(bundle, artifact, device, fixed, weights, edits)
-        try:
-            compiled = {
-                name: self.core.compile_model(each, device.name.upper(), config) for name, each in models.items()
-            }
-        except RuntimeError as error:
-            raise DeviceError(f"{device.name} refused {artifact.graph}: {_first_line(error)}") from error
-        if key is not None:
-            _keep(key, compiled)
-        return _component(artifact.graph, compiled, fixed)
-
-    def _models(
-        self,
-        bundle: ModelBundle,
-        artifact: Artifact,
-        device: Device,
-        fixed: Shapes,
-        weights: list[Path],
-        edits: Edits,
-    ) -> dict[str, Any]:
-        """The graphs of a component as they are compiled, by name: GRAPHS, and one for each input it is hoisted of."""
-        from .openvino_edits import add_loras, apply
-
-        graph, shortcuts = bundle.path(artifact.graph), edits.shortcuts
-        try:
-            model = read_model(self.core, graph, weights)
-            if artifact.lora:
-                add_loras(model, [(read_lora(bundle.path(artifact.lora)), 1.0)], "unet", artifact.graph)
-            _accept_fractional_timesteps(model)
-            apply(model, edits, artifact.graph)
-            _reshape(model, fixed, artifact.graph, bundle.facts.latents.factor)
-            if device.kind == "cpu":
-                # Where the CPU's plugin was measured; other plugins get the graph as it is.
-                fold_upsampling(model)
-                if not INTEGER_PRODUCTS & self.flags:
-                    products_in_convolutions(model)
-            if shortcuts.merge:
-                merge_tokens(model)
-            before = _hoisted(model, fixed) if sum(path.stat().st_size for path in weights) >= LARGE else {}
-            # A ControlNet has no way up, and nothing to keep.
-            graphs = [model, *([split_deep(model)] if shortcuts.deep and joins(model) else [])]
-            return {**dict(zip(GRAPHS, graphs, strict=False)), **before}
-        except (RuntimeError, OSError) as error:
-            raise InvalidModel(f"{graph} cannot be read by OpenVINO: {_first_line(error)}") from error
-
-    def _imported(
-        self, name: str, blobs: Mapping[str, Array], device: Device, config: Mapping[str, Any], fixed: Shapes
-    ) -> Component:
-        import openvino as ov
-
-        where = device.name.upper()
-        compiled = {
-            each: self.core.import_model(ov.Tensor(blob, shared_memory=True), where, config)
-            for each, blob in blobs.items()
-        }
-        component = _component(name, compiled, fixed)
-        # The plugin reads weights where they are mapped.
-        component.held = blobs
-        return component
-
-    def _key(
-        self,
-        bundle: ModelBundle,
-        variant: Variant,
-        artifact: Artifact,
-        device: Device,
-        fixed: Shapes,
-        config: Mapping[str, Any],
-        edits: Edits,
-    ) -> str | None:
-        """The name of a component's compiled graphs; None where they are not worth keeping."""
-        paths = [(name, bundle.path(name)) for name in artifact.files()]
-        try:
-            size = sum(path.stat().st_size for _, path in paths)
-            if not KEEP_FROM <= size <= KEEP_TO or edits.loras or edits.vectors is not None:
-                return None
-            files = {**bundle.files, **variant.files}
-            # Folders that others wrote have no hashes.
-            hashes = [
-                (name in files and files[name].sha256)
-                or f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
-                for name, path in paths
-            ]
-        except OSError:
-            return None
-        device_here = (device.name, device.description, device.driver, self.version, sorted(self.flags))
-        asked = (sorted(fixed.items()), sorted((name, str(value)) for name, value in config.items()))
-        decides = (_own_code(), hashes, device_here, asked, edits.shortcuts, edits.clip_skip)
-        return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
+        config = self._config(bundle, variant, shapes)
+        return Loading(
+            self.core, self.version, self.flags, bundle, variant, artifact, device, fixed, config, edits
+        ).open()
 
     def _config(self, bundle: ModelBundle, variant: Variant, shapes: Shapes) -> dict[str, Any]:
         import openvino as ov
@@ -191,43 +83,12 @@ class OpenVINOBackend:
         return config
 
 
-@cache
-def _own_code() -> str:
-    """The hash of what rewrites graphs."""
-    paths = sorted(Path(__file__).parent.glob("openvino*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-
-
-def _keep(key: str, compiled: Mapping[str, Any]) -> None:
-    blobs = {}
-    for name, each in compiled.items():
-        try:
-            # A device that can't export compiles every time.
-            stream = io.BytesIO()
-            each.export_model(stream)
-        except RuntimeError:
-            return
-        blobs[name] = stream.getbuffer()
-    openvino_cache.write(key, blobs)
-
-
-def _component(name: str, compiled: Mapping[str, Any], fixed: Shapes) -> OpenVINOComponent:
-    graphs = [Graph(compiled[each]) for each in GRAPHS if each in compiled]
-    before = {each: Graph(model) for each, model in compiled.items() if each not in GRAPHS}
-    return OpenVINOComponent(name, graphs, before, fixed)
-
-
 def _rows_at_once(shapes: Shapes, shortcuts: Shortcuts) -> int:
     """The batch that a graph is compiled for: large latents are as fast one after the other, in half the memory."""
     sample = shapes.get("sample")
     if sample is None:
         return max(shape[0] for shape in shapes.values())
-    return 1 if shortcuts.apart or sample[2] * sample[3] >= LARGE_LATENTS else sample[0]
-
-
-def _hoisted(model: Any, shapes: Shapes) -> dict[str, Any]:
-    hoisted = {name: hoist(model, name) for name in INVARIANT if name in shapes}
-    return {name: before for name, before in hoisted.items() if before is not None}
+    return 1 if shortcuts.apart or shortcuts.pieces or sample[2] * sample[3] >= LARGE_LATENTS else sample[0]
 
 
 class Graph:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edge_sd import Pipeline, Request
 from edge_sd.backends import openvino, openvino_cache
+from edge_sd.backends.openvino_loading import Loading
 from edge_sd.edits import Edits
 
 BLOBS = {"whole": bytes(range(256)) * 20, "timestep": b"x" * 5000}
@@ -109,7 +110,11 @@ def test_what_decides_the_bytes_is_in_the_name() -> None:
     shapes = {"sample": (2, 4, 16, 16)}
 
     def key(part: str = "unet", shapes: Any = shapes, config: Any = None, edits: Edits = Edits()) -> str | None:  # noqa: B008
-        return backend._key(bundle, variant, variant.artifacts[part], device, shapes, config or {}, edits)
+        artifact = variant.artifacts[part]
+        loading = Loading(
+            backend.core, "1", backend.flags, bundle, variant, artifact, device, shapes, config or {}, edits
+        )
+        return loading.key
 
     keys = [key(), key("vae_decoder"), key(shapes={"sample": (1, 4, 16, 16)}), key(config={"A": 1}),
             key(edits=Edits(clip_skip=2)), key("unet")]  # fmt: skip

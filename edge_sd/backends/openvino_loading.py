@@ -1,0 +1,187 @@
+"""From a model's files to a component: graphs are read, rewritten, compiled, and what was compiled is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..bundle import Artifact, ModelBundle, Variant
+from ..edits import Edits
+from ..errors import DeviceError, InvalidModel
+from ..lora import read_lora
+from . import openvino_cache, openvino_pieces
+from .base import Array, Component, Device, Shapes
+from .openvino import (
+    Graph,
+    OpenVINOComponent,
+    _accept_fractional_timesteps,
+    _first_line,
+    _reshape,
+    read_model,
+)
+from .openvino_edits import add_loras, apply
+from .openvino_graph import fold_upsampling, hoist, joins, merge_tokens, products_in_convolutions, split_deep
+from .openvino_pieces import InPieces, cut, take
+
+# Inputs that stay the same while others change, over the steps of a picture or, the timestep, over pictures.
+INVARIANT = ("encoder_hidden_states", "controlnet_cond", "timestep")
+# Instruction sets with which the plugin multiplies matrices of 8 bits fast.
+INTEGER_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8", "I8MM", "DOTPROD"})
+# What depends on them is a hundredth of the sums: below these many bytes of weights, finding it takes longer than that.
+LARGE = 128 << 20
+# Bytes of components whose compiled graphs are kept. Smaller ones compile as fast; while a graph is written, OpenVINO
+# holds it in memory three times.
+KEEP_FROM, KEEP_TO = 2 << 20, 256 << 20
+# Names of a component's own graphs: the whole, and the one that takes `DEEP`. Others have that of the input they read.
+GRAPHS = ("whole", "shallow")
+# That of a piece.
+CUT = "piece"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """One component on its way. `shapes` are those that it is compiled for, `config` OpenVINO's properties."""
+
+    core: Any
+    version: str
+    flags: frozenset[str]
+    bundle: ModelBundle
+    variant: Variant
+    artifact: Artifact
+    device: Device
+    shapes: Shapes
+    config: Mapping[str, Any]
+    edits: Edits
+
+    def open(self) -> Component:
+        """Raises InvalidModel, InvalidRequest or DeviceError."""
+        if self.edits.shortcuts.pieces and self.bytes >= LARGE:
+            return self._in_pieces()
+        key = self.key if KEEP_FROM <= self.bytes <= KEEP_TO else None
+        if key is not None and (blobs := openvino_cache.read(key)) is not None:
+            try:
+                return self._component({name: self._imported(blob) for name, blob in blobs.items()}, blobs)
+            except RuntimeError:
+                openvino_cache.drop(key)
+        compiled = {name: self._compiled(model) for name, model in self._graphs().items()}
+        if key is not None:
+            _keep(key, compiled)
+        return self._component(compiled, {})
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.bundle.path(name).stat().st_size for name in self.artifact.files())
+
+    @property
+    def key(self) -> str | None:
+        """What decides the bytes of the compiled graphs, as a name; None where that includes files of other people."""
+        if self.edits.loras or self.edits.vectors is not None:
+            return None
+        files = {**self.bundle.files, **self.variant.files}
+        hashes = []
+        for name in self.artifact.files():
+            path = self.bundle.path(name)
+            told = path.stat()
+            # Folders that others wrote have no hashes.
+            known = files[name].sha256 if name in files else ""
+            hashes.append(known or f"{path.resolve()} {told.st_size} {told.st_mtime_ns}")
+        where = (self.device.name, self.device.description, self.device.driver, self.version, sorted(self.flags))
+        asked = (sorted(self.shapes.items()), sorted((name, str(value)) for name, value in self.config.items()))
+        decides = (_own_code(), hashes, where, asked, self.edits.shortcuts, self.edits.clip_skip)
+        return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
+
+    def _model(self) -> Any:
+        """The graph, with its edits, in its shapes; what is rewritten of it changes no number."""
+        graph, files = self.bundle.path(self.artifact.graph), [self.bundle.path(name) for name in self.artifact.weights]
+        try:
+            model = read_model(self.core, graph, files)
+            if self.artifact.lora:
+                add_loras(model, [(read_lora(self.bundle.path(self.artifact.lora)), 1.0)], "unet", self.artifact.graph)
+            _accept_fractional_timesteps(model)
+            apply(model, self.edits, self.artifact.graph)
+            _reshape(model, self.shapes, self.artifact.graph, self.bundle.facts.latents.factor)
+            if self.device.kind == "cpu":
+                # Where the CPU's plugin was measured; other plugins get the graph as it is.
+                if not self.edits.shortcuts.pieces:
+                    # Four thirds of these weights' bytes.
+                    fold_upsampling(model)
+                if not INTEGER_PRODUCTS & self.flags:
+                    products_in_convolutions(model)
+            if self.edits.shortcuts.merge:
+                merge_tokens(model)
+            return model
+        except (RuntimeError, OSError) as error:
+            raise InvalidModel(f"{graph} cannot be read by OpenVINO: {_first_line(error)}") from error
+
+    def _graphs(self) -> dict[str, Any]:
+        """What is compiled, by name: GRAPHS, and one for each input that much depends on."""
+        model = self._model()
+        before = {}
+        if self.bytes >= LARGE:
+            hoisted = {name: hoist(model, name) for name in INVARIANT if name in self.shapes}
+            before = {name: each for name, each in hoisted.items() if each is not None}
+        # A ControlNet has no way up, and nothing to keep.
+        deep = [split_deep(model)] if self.edits.shortcuts.deep and joins(model) else []
+        return {**dict(zip(GRAPHS, [model, *deep], strict=False)), **before}
+
+    def _compiled(self, model: Any) -> Any:
+        try:
+            return self.core.compile_model(model, self.device.name.upper(), self.config)
+        except RuntimeError as error:
+            raise DeviceError(f"{self.device.name} refused {self.artifact.graph}: {_first_line(error)}") from error
+
+    def _imported(self, blob: Array) -> Any:
+        import openvino as ov
+
+        return self.core.import_model(ov.Tensor(blob, shared_memory=True), self.device.name.upper(), self.config)
+
+    def _component(self, compiled: Mapping[str, Any], blobs: Mapping[str, Array]) -> Component:
+        graphs = [Graph(compiled[name]) for name in GRAPHS if name in compiled]
+        before = {name: Graph(model) for name, model in compiled.items() if name not in GRAPHS}
+        component = OpenVINOComponent(self.artifact.graph, graphs, before, self.shapes)
+        # The plugin reads weights where they are mapped.
+        component.held = blobs
+        return component
+
+    def _in_pieces(self) -> Component:
+        key = self.key
+        where = cut(self._model(), openvino_pieces.PIECE)
+
+        def open_piece(n: int) -> tuple[Graph, Any]:
+            name = f"{key}-{n}"
+            if key is not None and (blobs := openvino_cache.read(name)) is not None:
+                try:
+                    return Graph(self._imported(blobs[CUT])), blobs
+                except (RuntimeError, KeyError):
+                    openvino_cache.drop(name)
+            compiled = self._compiled(take(self._model(), where, n))
+            if key is not None:
+                _keep(name, {CUT: compiled})
+            return Graph(compiled), None
+
+        return InPieces(self.artifact.graph, where.count, open_piece, self.shapes)
+
+
+@cache
+def _own_code() -> str:
+    """The hash of what rewrites graphs."""
+    paths = sorted(Path(__file__).parent.glob("openvino*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def _keep(key: str, compiled: Mapping[str, Any]) -> None:
+    blobs = {}
+    for name, each in compiled.items():
+        stream = io.BytesIO()
+        try:
+            each.export_model(stream)
+        except RuntimeError:
+            # A device that can't export compiles every time.
+            return
+        blobs[name] = stream.getbuffer()
+    openvino_cache.write(key, blobs)
