@@ -67,6 +67,7 @@ def diffusers_facts(folder: Path) -> Facts:
     encoders = [name for name in ("text_encoder", "text_encoder_2") if (folder / name / "config.json").is_file()]
     texts = {name: read_json(folder / name / "config.json") for name in encoders or ["text_encoder"]}
     unet = read_json(folder / "unet/config.json")
+    _check_nets(folder, unet)
     vae_folder = next((f for f in (folder / "vae", folder / "vae_decoder") if f.is_dir()), folder / "vae")
     vae = read_json(vae_folder / "config.json")
     scheduler = read_json(folder / "scheduler/scheduler_config.json")
@@ -136,6 +137,21 @@ def _takes_mask(folder: Path, found: int, channels: int) -> bool:
             f"{folder}: its UNet takes {found} channels; supported: {channels}, and {2 * channels + 1} for inpainting"
         )
     return found != channels
+
+
+def _check_nets(folder: Path, unet: dict[str, Any]) -> None:
+    """Refuse a ControlNet that is no copy of this UNet's encoder: its residuals would have no place."""
+    for path in sorted(folder.glob(f"{NET}*/config.json")):
+        net = read_json(path)
+        for key, what in (("cross_attention_dim", "text of width"), ("block_out_channels", "a UNet of widths")):
+            if net.get(key) != unet.get(key):
+                raise InvalidModel(
+                    f"{path.parent} is for {what} {_listed(net.get(key))}; this model has {_listed(unet.get(key))}"
+                )
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _is_turbo(schedule: NoiseSchedule, sampler: str) -> bool:

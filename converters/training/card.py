@@ -14,6 +14,11 @@ from .loop import Row
 TWELVE = ["slice of pizza", "cat face", "red apple", "rocket", "cactus", "grinning face", "umbrella", "mushroom",
           "hamburger", "red heart", "dog face", "snowman"]  # fmt: skip
 
+# Followed and asked for, in the card's picture of the ControlNet.
+SKETCHES = ("star", "house", "drop")
+CONTROLLED = ("cookie, 3d style", "red heart, flat style", "watermelon, flat style", "potted plant, 3d style",
+              "snowman, glossy style", "sun, cartoon style")  # fmt: skip
+
 # log -> the command that wrote it, and what it trains.
 STAGES = {
     "vae": ("autoencoder", "autoencoder, AutoencoderKL (32, 64, 128, 128), batches of 16 crops, then of 4 pictures"),
@@ -52,6 +57,15 @@ drawing's memory: the model was shown one drawing for each pair, and drawing it 
 the backgrounds, and the pairs it never saw.
 
 ![pictures and the nearest training drawing](nearest.png)
+"""
+
+CONTROL = """## Following lines
+
+`edge-sd generate "red heart, flat style" --control star.png`: at the left the lines that were given, beside
+them {prompts}, seeds 0 to 5, as they came.
+
+![sketches and what was drawn of them](control.png)
+
 """
 
 # What is true of the committed weights alone; a new version replaces it.
@@ -110,7 +124,7 @@ that were held out for a concept are guesses. It knows no scenes, no counts, no 
 no text, and few words beyond its captions'. Larger sizes than 128x128 repeat or distort shapes. It is no model for
 judging what Stable Diffusion can do; it is one for judging whether a machine runs it right.
 
-{evaluation}
+{control}{evaluation}
 ## Data and licences
 
 | style | npm package | licence |
@@ -165,6 +179,9 @@ def write_card(work: Path, target: Path) -> None:
     (target / "curves.svg").write_text(curves(logs), "utf-8")
     _samples(target)
     figure.write(target, artwork, target / "diffusion.png")
+    controlled = (target / "controlnet").is_dir()
+    if controlled:
+        _control_samples(target)
     text = CARD.format(
         styles=", ".join(STYLES),
         columns=", ".join(TWELVE),
@@ -180,6 +197,7 @@ def write_card(work: Path, target: Path) -> None:
         looks=LOOKS,
         commands="\n".join(_commands(logs)),
         parts="\n".join(f"- {line}" for folder, line in PARTS.items() if (target / folder).is_dir()),
+        control=CONTROL.format(prompts=", ".join(CONTROLLED)) if controlled else "",
         evaluation=_evaluation(work, target),
     )
     (target / "README.md").write_text(text, "utf-8")
@@ -259,6 +277,53 @@ def curves(logs: dict[str, list[Row]]) -> str:
         x = left + (width - 2 * left) * minute / longest
         parts.append(f'<text x="{x:.0f}" y="{height - 8}" text-anchor="middle" fill="#555">{minute} min</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def sketch(name: str) -> Any:
+    """Black lines on white paper, 128x128, as people draw them."""
+    import math
+
+    from PIL import Image, ImageDraw
+
+    side, scale = 128, 4
+    picture = Image.new("RGB", (side * scale, side * scale), "white")
+    pen = ImageDraw.Draw(picture)
+
+    def polygon(points: list[tuple[float, float]]) -> None:
+        whole = [(x * scale, y * scale) for x, y in points]
+        pen.line([*whole, *whole[:2]], fill="black", width=2 * scale, joint="curve")
+
+    def around(radius: float, angle: float, x: float = 64, y: float = 64) -> tuple[float, float]:
+        return x + radius * math.sin(math.radians(angle)), y - radius * math.cos(math.radians(angle))
+
+    if name == "star":
+        polygon([around(54 if n % 2 == 0 else 25, 36 * n, y=68) for n in range(10)])
+    elif name == "house":
+        polygon([(22, 60), (64, 16), (106, 60), (106, 112), (22, 112)])
+    elif name == "drop":
+        polygon([(64, 10), *(around(38, angle, y=78) for angle in range(60, 301, 4))])
+    else:
+        raise ValueError(f"no sketch {name!r}")
+    return picture.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def _control_samples(target: Path) -> None:
+    """Each sketch, and what is drawn of it under each prompt, by the published variant itself."""
+    from PIL import Image
+
+    from edge_sd.pipeline import Pipeline
+    from edge_sd.request import Request
+
+    sheet = Image.new("RGB", (128 * (1 + len(CONTROLLED)), 128 * len(SKETCHES)), "white")
+    with Pipeline.open(target) as pipeline:
+        for row, name in enumerate(SKETCHES):
+            lines = sketch(name)
+            sheet.paste(lines, (0, 128 * row))
+            for column, prompt in enumerate(CONTROLLED):
+                request = Request(prompt, seed=column, control=lines)
+                picture = pipeline.generate(request).pictures[0].image
+                sheet.paste(picture, (128 * (1 + column), 128 * row))
+    sheet.save(target / "control.png", optimize=True)
 
 
 def _samples(target: Path) -> None:

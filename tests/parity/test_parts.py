@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,22 @@ def test_a_controlnet_is_added(source: Path, net: Path, tmp_path: Path) -> None:
         drawing = Image.new("RGB", (SIDE, SIDE), "white")
         assert pipeline.generate(Request(PROMPT, control=drawing, **WISHES)).pictures
     assert not (source / "controlnet").exists()
+
+
+def test_a_controlnet_of_another_model_is_refused(source: Path, net: Path, tmp_path: Path) -> None:
+    from edge_sd.converters.sources import Source
+
+    for key, value, message in (
+        ("cross_attention_dim", 768, "controlnet is for text of width 768; this model has 32"),
+        ("block_out_channels", [320, 640], "controlnet is for a UNet of widths 320, 640; this model has 32, 64"),
+    ):
+        other = shutil.copytree(net, tmp_path / key) / "controlnet/config.json"
+        other.write_text(json.dumps({**json.loads(other.read_text()), key: value}))
+        with (
+            composed(source, tmp_path / "x", {"controlnet": other.parent}) as whole,
+            pytest.raises(InvalidModel, match=message),
+        ):
+            Source.open(whole)
 
 
 def test_what_is_no_such_part_is_said(source: Path, parts: Path, tmp_path: Path) -> None:
