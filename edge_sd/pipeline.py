@@ -5,7 +5,6 @@ prompt -> token ids -> text encoder, bound once -> noise, the same everywhere ->
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,24 +18,24 @@ from numpy.typing import NDArray
 from . import safety
 from .autoencoder import decode, encode
 from .backends import Backend, Component
-from .backends.base import Array, Shapes
+from .backends.base import Shapes
 from .between import bind_between
 from .bundle import TINY, Facts, ModelBundle
-from .canvas import Canvas, Inpainting, Masked, content_hash, grain, open_picture, open_start
+from .canvas import Canvas, Inpainting, Masked
 from .conditioning import conditions, shapes_of_conditions, states_of
-from .control import NET, ControlledUNet, read_lines
+from .control import ControlledUNet
 from .denoiser import Denoiser
 from .devices import choose
 from .discovery import discover
 from .edits import NONE, Edits
-from .errors import DeviceError, InvalidModel, InvalidRequest, NumericalError, choices
+from .errors import DeviceError, InvalidModel, InvalidRequest, NumericalError
 from .fallback import FAILURES, Guarded, reason
 from .measurements import remembered
 from .noise import TorchNoise, first_noise
 from .plan import DevicePlan
 from .presets import preset_named
-from .prompt import take_loras
-from .request import MAX_SEED, Request, Settings
+from .request import Request, Settings
+from .resolving import DECODER, Resolver, Source, home_of, steps_taken
 from .result import Picture, Result
 from .samplers import SAMPLERS, Denoise, Latents, Step
 from .schedule import Level, active_timesteps
@@ -44,28 +43,6 @@ from .text import encode as encode_text
 from .tiles import fitted
 from .turns import Turn, Turns
 from .wording import Wording
-
-# Components that are where another is: the autoencoder's halves, the UNet with its ControlNet, one CLIP with another.
-HOMES = {"vae_encoder": "vae_decoder", TINY: "vae_decoder", "controlled_unet": "unet", "text_encoder_2": "text_encoder",
-         safety.PART: "text_encoder"}  # fmt: skip
-
-# Pixels a side that are decoded at once where memory is low.
-LOW_TILE = 256
-# Settings.decoder -> the component.
-DECODER = {"full": "vae_decoder", "tiny": TINY}
-
-
-def home_of(part: str) -> str:
-    """The component that decides where `part` is."""
-    return "unet" if part.startswith(NET) else HOMES.get(part, part)
-
-
-@dataclass(frozen=True)
-class Source:
-    """The pictures of a request: what it starts from, and the lines it follows, float32 [1, 3, H, W] in [0, 1]."""
-
-    canvas: Canvas | None
-    lines: NDArray[np.float32] | None
 
 
 def shapes_of(facts: Facts, width: int, height: int, batch: int) -> dict[str, Shapes]:
@@ -239,7 +216,7 @@ class Pipeline:
         del shapes["vae_decoder"]
         shapes[DECODER[settings.decoder]] = shapes_of(self.bundle.facts, width, height, 1)["vae_decoder"]
         if settings.safety:
-            artifact = self.bundle.variant(self.plan.parts[home_of(safety.PART)].variant).artifacts[safety.PART]
+            artifact = self._resolver.artifacts(safety.PART)[safety.PART]
             side = safety.side_of(self.bundle.path(artifact.graph).parent)
             shapes[safety.PART] = {"clip_input": (1, 3, side, side)}
         if settings.image is not None:
@@ -260,58 +237,13 @@ class Pipeline:
         """`request` with the model's defaults and a seed. Raises InvalidRequest for what this model can't draw."""
         return self._resolve(request)[0]
 
+    @property
+    def _resolver(self) -> Resolver:
+        return Resolver(self.bundle, self.plan, self.wording, self._turns is not None)
+
     def _resolve(self, request: Request) -> tuple[Settings, Source]:
-        defaults = self.bundle.defaults_of(self.plan.variant)
-        limit, factor = defaults.max_side, self.bundle.facts.latents.factor
-        opened = open_start(request)
-        if opened is not None and request.width is None and request.height is None:
-            width, height = opened[0].size(defaults.width * defaults.height, grain(defaults.width, factor), limit)
-            defaults = replace(defaults, width=width, height=height)
-        settings = request.resolve(defaults, secrets.randbelow(MAX_SEED + 2 - request.count))
-        settings = self._worded(replace(settings, embeddings=self.wording.read(request)), request, settings.seed)
-        settings = replace(settings, safety=self._safety(request.safety), decoder=self._which(request.decoder))
-        if self._turns is not None and settings.vae_tile is None:
-            settings = replace(settings, vae_tile=LOW_TILE)
-        self.wording.count(settings, self.plan.variant)  # A word that has no room is told here.
-        for name, side, piece in zip(
-            ("width", "height"), (settings.width, settings.height), settings.window, strict=True
-        ):
-            if piece > limit:
-                raise InvalidRequest(f"{name} {piece} is beyond this model's limit of {limit}; larger ones need --tile")
-            if side % factor:
-                raise InvalidRequest(f"{name} {side} is not a multiple of {factor}, as this model needs")
-        try:
-            SAMPLERS[settings.sampler].levels(settings.schedule(self.bundle.facts.schedule), settings.steps)
-        except ValueError as error:
-            raise InvalidRequest(f"sampler {settings.sampler}: {error}") from error
-        lines = None
-        if request.control is not None:
-            settings, lines = self._read_controls(request, settings)
-        if self.bundle.facts.conditioning == "aesthetic" and request.image is None:
-            raise InvalidRequest(
-                f"{self.bundle.name} is a refiner: it goes on from an image, or from a base model that it is given to"
-            )
-        if request.refiner is not None:
-            settings = self._resolve_refiner(request, settings)
-        if self.bundle.facts.inpainting and request.mask is None and request.extend is None:
-            raise InvalidRequest(
-                f"{self.bundle.name} is a model for inpainting: it needs an image and a mask of what it is to draw"
-            )
-        if opened is None:
-            return settings, Source(None, lines)
-        self._need("vae_encoder", "an image")
-        if not self._tail(settings):
-            raise InvalidRequest(
-                f"strength {settings.strength:g} of {settings.steps} steps is less than one; give more of either"
-            )
-        start, hashes = opened
-        canvas = start.canvas(settings.width, settings.height)
-        settings = replace(settings, **hashes)
-        if canvas.mask is not None:
-            # A 128th of the picture's width: the four pixels at 512 that other programs have.
-            blur = settings.width / 128 if request.mask_blur is None else request.mask_blur
-            settings = replace(settings, mask_blur=blur)
-        return settings, Source(canvas, lines)
+        settings, source = self._resolver.resolve(request)
+        return (settings if request.refiner is None else self._resolve_refiner(request, settings)), source
 
     def _resolve_refiner(self, request: Request, settings: Settings) -> Settings:
         """Open the refiner, and say where it takes over."""
@@ -328,52 +260,10 @@ class Pipeline:
         self._refiners[name] = refiner
         return replace(settings, refiner=name, refiner_start=start)
 
-    def _read_controls(self, request: Request, settings: Settings) -> tuple[Settings, Array]:
-        """The settings with the pictures' hashes, and what the nets follow, three channels each."""
-        hashes, lines = [], []
-        for each in request.controls():
-            self._need(each.part, "a control picture")
-            drawing = open_picture(each.picture, "control picture")
-            hashes.append(content_hash(drawing))
-            lines.append(read_lines(drawing, settings.width, settings.height, each.reading))
-        many = isinstance(request.control, (list, tuple))
-        return replace(settings, control=tuple(hashes) if many else hashes[0]), np.concatenate(lines, axis=1)
-
-    def _safety(self, wish: bool | None) -> bool | None:
-        """Whether pictures are checked; None where the model has nothing to check them with."""
-        there = safety.PART in self.bundle.variant(self.plan.parts[home_of(safety.PART)].variant).artifacts
-        if wish and not there:
-            raise InvalidRequest(f"{self.bundle.name} has no safety checker; convert a source that has one")
-        return wish is not False if there else None
-
-    def _which(self, decoder: str) -> str:
-        """The decoder that is meant, "full" or "tiny". Raises InvalidRequest where there is no tiny one."""
-        there = TINY in self.bundle.variant(self.plan.parts[home_of(TINY)].variant).artifacts
-        if decoder == "tiny" and not there:
-            raise InvalidRequest(f"{self.bundle.name} has no tiny decoder; convert a source that has one in vae_tiny")
-        return "tiny" if there and decoder != "full" else "full"
-
     def _flagged(self, pixels: NDArray[np.uint8]) -> bool:
         """Whether the model's own checker objects to a finished picture [H, W, 3]."""
         shapes, checker = self._components[safety.PART]
         return safety.is_flagged(checker(clip_input=safety.view(pixels, shapes["clip_input"][-1])))
-
-    def _worded(self, settings: Settings, request: Request, seed: int) -> Settings:
-        """`settings` with the prompts, and the LoRAs that they name, of a template expanded with `seed`."""
-        drawn = request.expanded(seed)
-        prompt, loras = take_loras(drawn.prompt)[0], self.wording.read_loras(drawn)
-        return replace(settings, prompt=prompt, negative=drawn.negative, loras=loras)
-
-    def _need(self, part: str, what: str) -> None:
-        home = self.plan.parts[home_of(part)].variant
-        if part not in self.bundle.variant(home).artifacts:
-            nets = [each for each in self.bundle.variant(home).artifacts if each.startswith(NET)]
-            other = f"; it has: {choices(nets)}" if nets and part.startswith(NET) else ""
-            raise InvalidRequest(f"{self.bundle.name}: variant {home} has no {part}, which {what} needs{other}")
-
-    def _tail(self, settings: Settings) -> int:
-        """How many of the steps are taken, counted as diffusers does."""
-        return settings.steps if settings.strength is None else int(settings.steps * settings.strength)
 
     def steps(self, request: Request) -> Iterator[Step]:
         """Denoise one picture, a step at a time; the last step's `latents` are what `decode` wants.
@@ -386,7 +276,7 @@ class Pipeline:
         self.prepare(settings)
         schedule, sampler = settings.schedule(self.bundle.facts.schedule), SAMPLERS[settings.sampler]
         noise = TorchNoise(settings.seed)
-        levels = sampler.levels(schedule, settings.steps)[settings.steps - self._tail(settings) :]
+        levels = sampler.levels(schedule, settings.steps)[settings.steps - steps_taken(settings) :]
         unet = self._unet(settings, source, levels)
         bind_between(self._bind_text, unet, settings)
         guided = active_timesteps([level.t for level in levels[:-1]], settings.guidance_start, settings.guidance_end)
@@ -507,7 +397,7 @@ class Pipeline:
         InvalidRequest where there is no tiny one.
         """
         space = self.bundle.facts.latents
-        part = self._decoder if decoder is None else DECODER[self._which(decoder)]
+        part = self._decoder if decoder is None else DECODER[self._resolver.decoder(decoder)]
         if part not in self._components:
             height, width = (side * space.factor for side in latents.shape[2:])
             self._prepare({part: shapes_of(self.bundle.facts, width, height, 1)["vae_decoder"]}, {})
@@ -528,7 +418,7 @@ class Pipeline:
         pictures = []
         checked = [] if settings.safety is not False else ["the model's safety checker is switched off"]
         for n in range(settings.count):
-            each = self._worded(settings.nth(n), request, settings.seed + n)
+            each = self._resolver.worded(settings.nth(n), request, settings.seed + n)
             started = time.perf_counter()
             for step in self._steps(each, source):
                 latents = step.latents
