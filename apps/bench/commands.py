@@ -9,7 +9,7 @@ import typer
 
 from edge_sd.errors import InvalidRequest, MissingExtra, choices
 
-TABLES = ("embedded", "quality", "large", "conversion")
+TABLES = ("embedded", "quality", "large", "profile", "conversion")
 
 
 def bench(
@@ -33,9 +33,10 @@ def bench(
         raise MissingExtra("benchmarks beside other programs", "convert,dev") from error
     from edge_sd.bundle import models_home
 
-    from . import conversion, embedded, large, quality
+    from . import conversion, embedded, large, profile, quality
     from .process import machine
 
+    home = home or models_home().parent / "bench"
     print(machine(), flush=True)
     for name in tables or TABLES:
         print(flush=True)
@@ -44,6 +45,8 @@ def bench(
         elif name == "quality":
             print(quality.table(quality.measure(pictures)))
         elif name == "large":
-            print(large.table(large.measure(home or models_home().parent / "bench", rounds)))
+            print(large.table(large.measure(home, rounds)))
+        elif name == "profile":
+            print(profile.table(home))
         else:
-            print(conversion.table())
+            print(conversion.beside_optimum(large.ready_source(home)), conversion.table(), sep="\n\n")

@@ -1,7 +1,9 @@
-"""What it takes to convert a UNet of full size to Core ML."""
+"""What it takes to convert a model of full size: to OpenVINO, beside optimum-cli, and its UNet to Core ML."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +27,44 @@ convert.save(convert.convert(component, TARGET), Path(OUTPUT))
 print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak_memory(),
                   "bytes": sum(file.stat().st_size for file in Path(OUTPUT).rglob("*") if file.is_file())}))
 """
+
+
+# A program as a child; the wrapper is small, so the child's peak is the program's.
+PROGRAM = """
+import os, resource, subprocess, time
+started = time.perf_counter()
+done = subprocess.run(COMMAND, capture_output=True, text=True)
+assert done.returncode == 0, done.stderr[-2000:]
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
+print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak}))
+"""
+
+
+def beside_optimum(source: Path) -> str:
+    """A diffusers folder of full size to OpenVINO in fp16, here (measured beside torch, too) and by optimum-cli."""
+    found = {}
+    programs = Path(sys.executable).parent
+    with tempfile.TemporaryDirectory() as scratch:
+        commands = {
+            "optimum-cli export openvino": [
+                str(programs / "optimum-cli"), "export", "openvino", "--model", str(source), "--task", "text-to-image",
+                "--weight-format", "fp16", f"{scratch}/theirs",
+            ],
+            "edge-sd convert": [str(programs / "edge-sd"), "convert", str(source), f"{scratch}/ours", "--quiet"],
+        }  # fmt: skip
+        for name, command in commands.items():
+            found[name] = measured(name, PROGRAM, COMMAND=command)
+            shutil.rmtree(f"{scratch}/theirs", ignore_errors=True)
+    first = next(iter(found.values()))
+    lines = ["| SD 1.5's shapes to OpenVINO in fp16 | time | peak memory |", "| --- | --- | --- |"]
+    for name, row in found.items():
+        cells = [f"{row['seconds']:.0f} s", f"{row['peak'] / 2**30:.1f} GiB"]
+        if row is not first:
+            cells = [
+                f"{cell} ({row[key] / first[key]:.2f} ×)" for cell, key in zip(cells, ("seconds", "peak"), strict=True)
+            ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def table() -> str:

@@ -19,15 +19,15 @@ def peak_memory():
 """
 
 
-def measured(name: str, script: str, **values: Any) -> dict[str, Any]:
+def measured(name: str, script: str, *, home: str = "", **values: Any) -> dict[str, Any]:
     """Run `script` with `values` as its globals and `peak_memory()` at hand; the JSON of its last line.
 
-    Raises RuntimeError with its errors where it fails; `name` says whose they are.
+    `home` is where edge-sd keeps models and caches, if not where it always does. Raises RuntimeError with its errors
+    where it fails; `name` says whose they are.
     """
     text = "".join(f"{key} = {value!r}\n" for key, value in values.items()) + PEAK + script
-    done = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **({"EDGE_SD_MODELS": home} if home else {})}
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{name} failed:\n{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 # Every fourth of these is guided by one style, on one ground.
-STYLES = ("flat style", "3d style", "glossy style", "outline style")
+STYLES = ("flat style", "3d style", "glossy style", "cartoon style")
 GROUNDS = ("", " on a blue background", " on a yellow background", " on a pink background")
 SEED = 1000
 

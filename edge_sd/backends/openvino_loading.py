@@ -68,7 +68,7 @@ class Loading:
                 return self._component({name: self._imported(blob) for name, blob in blobs.items()}, blobs)
             except RuntimeError:
                 openvino_cache.drop(key)
-        compiled = {name: self._compiled(model) for name, model in self._graphs().items()}
+        compiled = {name: self._compiled(model) for name, model in self.graphs().items()}
         if key is not None:
             _keep(key, compiled)
         return self._component(compiled, {})
@@ -118,7 +118,7 @@ class Loading:
         except (RuntimeError, OSError) as error:
             raise InvalidModel(f"{graph} cannot be read by OpenVINO: {_first_line(error)}") from error
 
-    def _graphs(self) -> dict[str, Any]:
+    def graphs(self) -> dict[str, Any]:
         """What is compiled, by name: GRAPHS, and one for each input that much depends on."""
         model = self._model()
         before = {}

@@ -1,0 +1,126 @@
+"""Where a step's time goes, and how much of what this machine's integer units can do is reached.
+
+The machine's rate is measured, not looked up: the best of some products of 8-bit matrices of the UNet's own shapes, by
+the same library. Sums are counted in the graph: two for each product of a convolution, a matrix product or attention.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .large import SIDE, make_bundle
+
+VARIANT = "openvino-w8a8"
+# Rows, inputs and outputs of the products that the rate is the best of.
+SHAPES = ((4096, 320, 2560), (4096, 1280, 1280), (1024, 2560, 1280), (4096, 2048, 2048))
+RUNS = 7
+
+
+def integer_rate(core: Any) -> float:
+    """Sums a second of the fastest 8-bit matrix product here."""
+    return max(_rate(core, *shape) for shape in SHAPES)
+
+
+def _rate(core: Any, m: int, k: int, n: int) -> float:
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    x = ops.parameter([1, m, k], ov.Type.f32)
+    low, high = ops.constant(np.float32(-1)), ops.constant(np.float32(1))
+    quantized = ops.fake_quantize(x, low, high, low, high, 256)
+    weights = ops.constant(np.random.default_rng(0).integers(-64, 64, (n, k)).astype(np.int8))
+    scale = ops.constant(np.full((n, 1), 1e-3, np.float32))
+    product = ops.matmul(quantized, ops.multiply(ops.convert(weights, "f32"), scale), False, True)
+    # What follows takes integers, too, as in a row of layers: the result is not written in float32.
+    model = ov.Model([ops.reduce_max(ops.fake_quantize(product, low, high, low, high, 256), ops.constant([1]))], [x])
+    request = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
+    request.set_input_tensor(ov.Tensor(np.zeros((1, m, k), np.float32)))
+    return 2 * m * k * n / statistics.median(_seconds(request) for _ in range(RUNS))
+
+
+def _seconds(request: Any) -> float:
+    started = time.perf_counter()
+    request.infer()
+    return time.perf_counter() - started
+
+
+def sums(model: Any) -> float:
+    """Sums of one call of a graph whose shapes are known."""
+    found = 0.0
+    for op in model.get_ordered_ops():
+        kind = op.get_type_name()
+        if kind in ("Convolution", "ConvolutionBackpropData", "GroupConvolution"):
+            kernel = op.get_input_shape(1)
+            # A transposed convolution spreads each input over its kernel.
+            places = op.get_output_shape(0) if kind == "Convolution" else op.get_input_shape(0)
+            found += 2 * float(np.prod(places[2:])) * float(np.prod(kernel))
+        elif kind == "MatMul":
+            inner = op.get_input_shape(0)[-2 if op.get_attributes()["transpose_a"] else -1]
+            found += 2 * float(np.prod(op.get_output_shape(0))) * inner
+        elif kind == "ScaledDotProductAttention":
+            b, heads, queries, width = op.get_input_shape(0)
+            found += 4.0 * b * heads * queries * op.get_input_shape(1)[2] * width
+    return found
+
+
+def measure(home: Path) -> tuple[float, float, float, dict[str, float]]:
+    """The machine's rate; sums and seconds of one call of the W8A8 UNet; seconds by kind of operation."""
+    from edge_sd.backends.openvino import OpenVINOBackend
+    from edge_sd.backends.openvino_loading import Loading
+    from edge_sd.bundle import ModelBundle
+    from edge_sd.edits import NONE
+    from edge_sd.pipeline import shapes_of
+
+    bundle, backend = ModelBundle.open(make_bundle(home)), OpenVINOBackend()
+    variant, shapes = bundle.variant(VARIANT), shapes_of(bundle.facts, SIDE, SIDE, 1)["unet"]
+    config = {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": True}
+    device = backend.devices()[0]
+    loading = Loading(backend.core, backend.version, backend.flags, bundle, variant, variant.artifacts["unet"], device,
+                      shapes, config, NONE)  # fmt: skip
+    model = loading.graphs()["whole"]
+    count = sums(model)
+    compiled = backend.core.compile_model(model, "CPU", config)
+    request = compiled.create_infer_request()
+    rng = np.random.default_rng(0)
+    for port in compiled.inputs:
+        request.set_tensor(port.any_name, _tensor(rng.standard_normal(tuple(port.shape)).astype(np.float32)))
+    seconds = statistics.median(_seconds(request) for _ in range(RUNS))
+    kinds: dict[str, float] = defaultdict(float)
+    for row in request.get_profiling_info():
+        kinds[f"{row.node_type}, {_type(row.exec_type)}"] += row.real_time.total_seconds()
+    return integer_rate(backend.core), count, seconds, dict(kinds)
+
+
+def _tensor(array: Any) -> Any:
+    import openvino as ov
+
+    return ov.Tensor(array)
+
+
+def _type(kernel: str) -> str:
+    """The type that a kernel computes in, of a name such as brgconv_avx512_amx_I8."""
+    return kernel.rsplit("_", 1)[-1].lower()
+
+
+def table(home: Path) -> str:
+    """Markdown: the share of the machine's rate, and what takes more than a hundredth of a call."""
+    rate, count, seconds, kinds = measure(home)
+    whole = sum(kinds.values())
+    reached = count / seconds
+    lines = [
+        f"The UNet of SD 1.5's shapes in W8A8, one row: {count / 1e9:.0f} billion sums in {seconds:.2f} s, "
+        f"{reached / 1e9:.0f} G/s; 8-bit matrix products here: {rate / 1e9:.0f} G/s; share {reached / rate:.0%}.",
+        "",
+        "| operation, type | of a call |",
+        "| --- | --- |",
+    ]
+    for kind, spent in sorted(kinds.items(), key=lambda row: -row[1]):
+        if spent > 0.01 * whole:
+            lines.append(f"| {kind} | {spent / whole:.0%} |")
+    return "\n".join(lines)
