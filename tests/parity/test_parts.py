@@ -17,10 +17,9 @@ from edge_sd.converters.parity import psnr
 from edge_sd.converters.parts import composed, find_part
 from edge_sd.errors import InvalidModel, InvalidRequest, ModelNotFound
 
-from ..conftest import convert
-from ..families import save_family
+from ..conftest import convert, save_miniature
 
-PROMPT, SEED, SIDE = "a red apple", 3, 64
+PROMPT, SEED, SIDE = "a red apple", 3, 16
 WISHES: dict[str, Any] = {"steps": 3, "guidance": 5.0, "width": SIDE, "height": SIDE, "seed": SEED}
 
 
@@ -33,19 +32,22 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("parts")
     AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, scaling_factor=0.5,
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, scaling_factor=0.5,
     ).save_pretrained(folder / "vae")  # fmt: skip
     AutoencoderTiny(
-        encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, num_encoder_blocks=(1,) * 4,
-        num_decoder_blocks=(1,) * 4,
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
     ).save_pretrained(folder / "taesd")  # fmt: skip
     return folder
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
-    return save_family("turbo", tmp_path_factory.mktemp("source") / "model", emoji)
+    """A shallow miniature without its ControlNet."""
+    folder = save_miniature(tmp_path_factory.mktemp("source") / "model", emoji, shallow=True)
+    shutil.rmtree(folder / "controlnet")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def net(parts: Path, source: Path) -> Path:
 
     torch.manual_seed(2)
     unet = UNet2DConditionModel.from_pretrained(source / "unet")
-    made = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 8))
+    made = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
     made.save_pretrained(parts / "net/controlnet")
     return parts / "net"
 
@@ -108,7 +110,7 @@ def test_the_tiny_decoder_draws_what_diffusers_does(
 def test_a_preview_is_decoded_by_the_tiny_one_beside_the_full(bundle: ModelBundle) -> None:
     with Pipeline.open(bundle.root) as pipeline:
         *_, last = pipeline.steps(Request(PROMPT, **WISHES))
-        full, tiny = pipeline.decode(last.latents), pipeline.decode(last.denoised, "tiny")
+        full, tiny = pipeline.decode(last.latents), pipeline.decode(last.latents, "tiny")
         again = np.asarray(pipeline.generate(Request(PROMPT, decoder="tiny", **WISHES)).pictures[0].image)
     assert full.shape == tiny.shape
     assert (full != tiny).any()
