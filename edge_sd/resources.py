@@ -22,7 +22,7 @@ VOCABULARY = ("vocab.json", "merges.txt")
 SUFFIXES = (".mlpackage", COMPILED)
 NEEDED = ("text_encoder", "unet", "vae_decoder")
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-            "steps_offset": 1}  # fmt: skip
+            "steps_offset": 1, "timestep_spacing": "leading", "set_alpha_to_one": False}  # fmt: skip
 
 
 @dataclass(frozen=True)
