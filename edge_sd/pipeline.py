@@ -216,7 +216,7 @@ class Pipeline:
         shapes["vae_decoder"] = shapes_of(self.bundle.facts, width, height, 1)["vae_decoder"]
         if settings.safety:
             artifact = self.bundle.variant(self.plan.parts[home_of(safety.PART)].variant).artifacts[safety.PART]
-            side = safety.side_of(self.bundle.path(artifact.graph).parent)
+            side = safety.side_of(self.bundle.path(artifact.graph))
             shapes[safety.PART] = {"clip_input": (1, 3, side, side)}
         if settings.image is not None:
             shapes["vae_encoder"] = {"sample": (1, 3, height, width)}

@@ -14,12 +14,11 @@ from typing import Literal
 from .apple import LAYOUTS
 from .bundle import Artifact, Defaults, Facts, FileRecord, LatentSpace, ModelBundle, Variant
 from .errors import InvalidModel
-from .mlpackage.compiled import COMPILED, interface
+from .mlpackage.compiled import COMPILED, SUFFIXES, interface
 from .mlpackage.package import Package
 from .schedule import NoiseSchedule
 
 VOCABULARY = ("vocab.json", "merges.txt")
-SUFFIXES = (".mlpackage", COMPILED)
 NEEDED = ("text_encoder", "unet", "vae_decoder")
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
             "steps_offset": 1, "timestep_spacing": "leading", "set_alpha_to_one": False}  # fmt: skip
