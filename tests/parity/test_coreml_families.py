@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from edge_sd.backends.coreml_edits import edited
 from edge_sd.bundle import ModelBundle
 from edge_sd.converters import wrappers as stock
 from edge_sd.converters.coreml import ane, convert, wrappers
 from edge_sd.converters.coreml.mil import Program
 from edge_sd.converters.parity import psnr
+from edge_sd.edits import Edits
 
 from ..unit.test_coreml_ane import randomized
 from .test_coreml import FLOAT, HALF, ports
@@ -67,7 +69,9 @@ def test_sd2s_text_encoder_is_openclips(facts: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
-def test_sdxls_text_encoders_give_the_states_before_the_last_layer(facts: Any, tmp_path: Path, part: str) -> None:
+def test_sdxls_text_encoders_give_the_states_before_the_last_layer(
+    facts: Any, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if part == "text_encoder":
         model: Any = stock.TextEncoder(text_model("CLIPTextModel"))
     else:
@@ -83,8 +87,17 @@ def test_sdxls_text_encoders_give_the_states_before_the_last_layer(facts: Any, t
     # The oracle is the library's own list of hidden states.
     ids = torch.tensor(IDS)
     wanted = model.model(ids, output_hidden_states=True).hidden_states[-2].numpy()
-    found = Program.open(package).predict({"input_ids": np.array(IDS, np.float32)})["hidden_embeds"]
-    assert psnr(found, wanted) > 45
+    given = {"input_ids": np.array(IDS, np.float32)}
+    found = Program.open(package).predict(given)
+    assert psnr(found["hidden_embeds"], wanted) > 45
+    # CLIP skip 2: the output reads a layer less, and the pooled text is that of all.
+    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
+    (copy,) = edited([package], "digest", Edits(states="hidden_states.1"), "TextEncoder")
+    earlier = Program.open(copy).predict(given)
+    wanted = model.model(ids, output_hidden_states=True).hidden_states[1].numpy()
+    assert psnr(earlier["hidden_embeds"], wanted) > 45
+    assert psnr(found["hidden_embeds"], wanted) < 40
+    assert np.array_equal(earlier["pooled_outputs"], found["pooled_outputs"])
 
 
 def xl_unet() -> Any:
