@@ -225,3 +225,30 @@ def test_an_sdxl_bundle_draws_what_diffusers_draws(emoji: Path, tmp_path: Path) 
     with Pipeline.open(bundle.root, "coreml-reference") as pipeline:
         found = np.asarray(pipeline.generate(request).pictures[0].image)
     assert psnr(found, expected, peak=255) > 35
+
+
+@pytest.mark.slow
+def test_an_inpainting_unet_sees_the_mask(emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine channels; computed in float32, so that the difference is what the conversion lost."""
+    from edge_sd import Pipeline, Request
+    from edge_sd.converters.build import build
+    from edge_sd.converters.forms import form_named
+    from edge_sd.converters.recipes import RECIPES
+
+    from ..families import save_family
+    from .test_families import half, picture, theirs
+
+    source = save_family("inpaint", tmp_path / "source", emoji)
+    bundle = build(source, tmp_path / "b", form_named("coreml"), RECIPES["fp16"], lambda what, share: None)
+    variant = bundle.variant("coreml-ane-fp16")
+    assert ports(bundle.path(variant.artifacts["unet"].graph))[0]["sample"] == (HALF, [2, 9, 8, 8])
+    facts = ModelBundle.open(bundle.root / "coreml-ane-fp16").facts
+    assert (facts.inpainting, facts.latents.channels) == (True, 4), "as Resources, too"
+    rounded = Program.open
+    exact = staticmethod(lambda path, function: rounded(path, "exact", function))
+    monkeypatch.setattr(Program, "open", exact)
+    wishes = {"image": picture(), "strength": 0.75, "width": 64, "height": 64}
+    expected = theirs(source, num_inference_steps=4, guidance_scale=5.0, mask_image=half(), **wishes)
+    with Pipeline.open(bundle.root, "coreml-reference") as pipeline:
+        *_, last = pipeline.steps(Request("a red apple", seed=3, steps=4, guidance=5.0, mask=half(), **wishes))
+        assert psnr(pipeline.decode(last.latents), expected, peak=255) >= 40
