@@ -200,7 +200,9 @@ def test_a_vae_that_float16_cannot_hold_is_float32_inside_and_out(facts: Any, tm
 
 
 @pytest.mark.slow
-def test_an_sdxl_bundle_draws_what_diffusers_draws(emoji: Path, tmp_path: Path) -> None:
+def test_an_sdxl_bundle_draws_what_diffusers_draws(
+    emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two text encoders, sizes and pooled text, and an autoencoder in float32."""
     from edge_sd import Pipeline, Request
     from edge_sd.converters.build import build
@@ -222,9 +224,16 @@ def test_an_sdxl_bundle_draws_what_diffusers_draws(emoji: Path, tmp_path: Path) 
     assert set(ports(bundle.path(artifacts["text_encoder_2"].graph))[1]) == {"hidden_embeds", "pooled_outputs"}
     expected = theirs(source, num_inference_steps=3, guidance_scale=5.0, width=64, height=64)
     request = Request("a red apple", seed=3, steps=3, guidance=5.0, width=64, height=64)
+    # Without guidance: diffusers skips no layers for the negative prompt.
+    wishes = {"num_inference_steps": 3, "guidance_scale": 1.0, "width": 64, "height": 64}
+    skipped, whole = theirs(source, clip_skip=1, **wishes), theirs(source, **wishes)
+    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
     with Pipeline.open(bundle.root, "coreml-reference") as pipeline:
         found = np.asarray(pipeline.generate(request).pictures[0].image)
-    assert psnr(found, expected, peak=255) > 35
+        assert psnr(found, expected, peak=255) > 35
+        found = np.asarray(pipeline.generate(replace(request, guidance=1.0, clip_skip=2)).pictures[0].image)
+        assert psnr(found, skipped, peak=255) >= 50
+        assert psnr(found, whole, peak=255) < 45
 
 
 @pytest.mark.slow
