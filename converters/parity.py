@@ -118,6 +118,9 @@ def record(
         picture = to_pixels(before["vae_decoder"]["picture"][0])
         for seen in (picture, picture[::-1], 255 - picture):
             component(clip_input=safety.view(np.ascontiguousarray(seen), component.module.side))
+        for scores in component.recording.outputs:
+            # What Apple's layout has of them.
+            scores["adjusted_scores"] = safety.adjusted(scores)
         return {}
     told = _told(before, facts, latents)
     rows = len(told["encoder_hidden_states"])

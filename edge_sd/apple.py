@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import safety
 from .bundle import TINY
 from .errors import InvalidModel, InvalidRequest
 
@@ -23,11 +24,15 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Layout:
-    """One component: its package's name, and our names of inputs and outputs -> Apple's."""
+    """One component: its package's name, and our names of inputs and outputs -> Apple's.
+
+    fixed   inputs that we have no use for -> the number that fills them
+    """
 
     package: str
     inputs: dict[str, str]
     outputs: dict[str, str]
+    fixed: dict[str, float] = field(default_factory=dict)
 
 
 _UNET = {name: name for name in ("sample", "timestep", "encoder_hidden_states")}
@@ -41,6 +46,14 @@ LAYOUTS = {
     "vae_decoder": Layout("VAEDecoder", {"latent_sample": "z"}, {"sample": "image"}),
     TINY: Layout("TinyDecoder", {"latent_sample": "z"}, {"sample": "image"}),
     "vae_encoder": Layout("VAEEncoder", {"sample": "x"}, {"latent_parameters": "latent"}),
+    # The runtime blackens pictures itself. Apple's graph asks whether special scores are above zero, diffusers whether
+    # they are when rounded to three decimals.
+    safety.PART: Layout(
+        "SafetyChecker",
+        {"clip_input": "clip_input"},
+        {"adjusted_scores": "concept_scores"},
+        {"images": 0.0, "adjustment": -0.0005},
+    ),
 }
 
 
@@ -150,6 +163,7 @@ def call(predict: Callable[[Arrays], Arrays], ports: Mapping[str, Port], layout:
     """
     given = {layout.inputs[name]: _to_apple(name, value) for name, value in inputs.items()}
     rows = max(value.shape[0] for value in given.values())
+    given |= {name: np.full(ports[name].shape, value) for name, value in layout.fixed.items() if name in ports}
     size = min(port.shape[0] for port in ports.values())
     runs: list[Arrays] = []
     for n in range(math.ceil(rows / size)):

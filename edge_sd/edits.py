@@ -40,6 +40,8 @@ class Edits:
     shortcuts  what a UNet is loaded for beside the plain sum
     loras      differences that are added to weights, each with its factor
     part       whose differences: "unet", "text_encoder", …
+    states     "hidden_states.N" where hidden states are attended to, as in SDXL, and not those of the training: for
+               encoders that return them of one layer
     """
 
     key: str = ""
@@ -48,6 +50,7 @@ class Edits:
     loras: tuple[tuple[Lora, float], ...] = ()
     part: str = ""
     shortcuts: Shortcuts = PLAIN
+    states: str = ""
 
 
 NONE = Edits()

@@ -217,7 +217,7 @@ class Pipeline:
         shapes[DECODER[settings.decoder]] = shapes_of(self.bundle.facts, width, height, 1)["vae_decoder"]
         if settings.safety:
             artifact = self._resolver.artifacts(safety.PART)[safety.PART]
-            side = safety.side_of(self.bundle.path(artifact.graph).parent)
+            side = safety.side_of(self.bundle.path(artifact.graph))
             shapes[safety.PART] = {"clip_input": (1, 3, side, side)}
         if settings.image is not None:
             shapes["vae_encoder"] = {"sample": (1, 3, height, width)}

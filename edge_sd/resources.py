@@ -14,15 +14,14 @@ from typing import Literal
 from .apple import LAYOUTS
 from .bundle import Artifact, Defaults, Facts, FileRecord, LatentSpace, ModelBundle, Variant
 from .errors import InvalidModel
-from .mlpackage.compiled import COMPILED, interface
+from .mlpackage.compiled import COMPILED, SUFFIXES, interface
 from .mlpackage.package import Package
 from .schedule import NoiseSchedule
 
 VOCABULARY = ("vocab.json", "merges.txt")
-SUFFIXES = (".mlpackage", COMPILED)
 NEEDED = ("text_encoder", "unet", "vae_decoder")
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-            "steps_offset": 1}  # fmt: skip
+            "steps_offset": 1, "timestep_spacing": "leading", "set_alpha_to_one": False}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,9 @@ def _facts(root: Path, models: dict[str, _Model]) -> Facts:
     if "time_ids" in unet.inputs:
         raise InvalidModel(f"{root} is of SDXL, which is not opened in Apple's layout; convert its weights instead")
     context, sample, z = unet.shape("encoder_hidden_states"), unet.shape("sample"), decoder.shape("z")
-    if len(context) != 4 or len(sample) != 4 or z[1:] != sample[1:]:
+    shaped = len(context) == len(sample) == len(z) == 4
+    # A UNet for inpainting is shown the mask and the picture around it, too.
+    if not shaped or z[2:] != sample[2:] or sample[1] not in (z[1], 2 * z[1] + 1):
         raise InvalidModel(f"{root}: the UNet's sample {list(sample)} is not what its decoder takes, {list(z)}")
     encoder = models.get("vae_encoder")
     # Swift programs read the size of pictures off the encoder; without one it is the factor of both families.
@@ -122,9 +123,10 @@ def _facts(root: Path, models: dict[str, _Model]) -> Facts:
         name=root.resolve().name,
         family=family,
         schedule=NoiseSchedule.from_config({**SCHEDULE, "prediction_type": prediction}),
-        latents=LatentSpace(channels=sample[1], factor=factor),
+        latents=LatentSpace(channels=z[1], factor=factor),
         defaults=Defaults(width=width, height=height),
         tokenizer=".",
         max_tokens=text.shape("input_ids")[1],
         text_width=context[1],
+        inpainting=sample[1] != z[1],
     )

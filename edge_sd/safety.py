@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import InvalidModel
+
 PART = "safety_checker"
 # CLIP's own mean and deviation of red, green and blue.
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -21,11 +23,17 @@ SIDE = 224
 ADJUSTMENT = 0.01
 
 
-def side_of(folder: Path) -> int:
-    """Pixels a side that the checker in `folder` looks at, by its config.json. Raises InvalidModel."""
+def side_of(graph: Path) -> int:
+    """Pixels a side that a checker looks at: its package says it, or the config.json beside. Raises InvalidModel."""
     from .foreign import read_json
+    from .mlpackage.compiled import SUFFIXES, inputs
 
-    vision = read_json(folder / "config.json").get("vision_config")
+    if graph.suffix in SUFFIXES:
+        ports = inputs(graph)
+        if "clip_input" not in ports:
+            raise InvalidModel(f"{graph} has no input clip_input; it is not in Apple's layout")
+        return ports["clip_input"].shape[-1]
+    vision = read_json(graph.parent / "config.json").get("vision_config")
     return int(vision.get("image_size", SIDE)) if isinstance(vision, dict) else SIDE
 
 
@@ -42,11 +50,19 @@ def view(pixels: NDArray[np.uint8], side: int = SIDE) -> NDArray[np.float32]:
     return np.asarray(((seen - MEAN) / DEVIATION).transpose(2, 0, 1)[None], np.float32)
 
 
-def is_flagged(scores: Mapping[str, NDArray[np.float32]]) -> bool:
-    """Whether a picture is to be blacked out, by what the component returned for it.
+def adjusted(scores: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The concepts' scores [1, 17], all of them higher where the picture is near a special concept.
 
     special_scores [1, 3], concept_scores [1, 17]: cosine similarity less the concept's threshold, to three decimals.
     """
     special = any(round(float(score), 3) > 0 for score in scores["special_scores"][0])
-    more = ADJUSTMENT if special else 0.0
-    return any(round(float(score) + more, 3) > 0 for score in scores["concept_scores"][0])
+    return np.asarray(scores["concept_scores"] + np.float32(ADJUSTMENT if special else 0.0))
+
+
+def is_flagged(scores: Mapping[str, NDArray[np.float32]]) -> bool:
+    """Whether a picture is to be blacked out, by what the component returned for it.
+
+    Either what `adjusted` takes, or adjusted_scores, what it returns, where the component does that itself.
+    """
+    final = scores["adjusted_scores"] if "adjusted_scores" in scores else adjusted(scores)
+    return any(round(float(score), 3) > 0 for score in final[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .bundle import ModelBundle, TextPart
-from .conditioning import HIDDEN
+from .conditioning import HIDDEN, states_of
 from .edits import NONE, Edits
 from .embeddings import Embedding, ids_of, read_embedding
 from .lora import Lora, find_loras, read_lora
@@ -87,7 +87,9 @@ class Wording:
             vectors = [each for word in words if (each := word.for_part(text.part)) is not None]
             # Where another output is attended to, that is what skips layers (conditioning.states_of).
             skip = 1 if text.states.startswith(HIDDEN) else settings.clip_skip
-            made[text.part] = Edits(key, skip, np.concatenate(vectors) if vectors else None)
+            states = states_of(text, settings.clip_skip)
+            states = "" if states == text.states else states
+            made[text.part] = Edits(key, skip, np.concatenate(vectors) if vectors else None, states=states)
         loras = [(self._loras[digest], weight) for weight, digest in settings.loras.values() if weight]
         for part, edits in made.items():
             if mine := tuple((lora, weight) for lora, weight in loras if lora.has(part)):

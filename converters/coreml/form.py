@@ -19,7 +19,7 @@ from edge_sd.text import read_vocabulary
 
 from ..forms import Made
 from ..parity import Recording, measure
-from ..recipes import QuantRecipe
+from ..recipes import RECIPES, QuantRecipe
 from ..sources import CONTROL, PARTS, Source
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ COMPUTE = ("ane", "gpu")
 # several Swift programs know a model for it by the name of an iOS16 operation.
 LOWEST = {"ane": "iOS16", "gpu": "iOS18"}
 # The parts whose shapes depend on the size of pictures, and those that are cut into chunks.
-SIZED = ("unet", "vae_decoder", "vae_encoder", TINY, *CONTROL)
+SIZED = ("unet", "vae_decoder", "vae_encoder", TINY, safety.PART, *CONTROL)
 CHUNKED = ("unet", "controlled_unet")
 # The parts with attention to text, which the Neural Engine wants in its own form.
 SPLIT = ("unet", *CONTROL)
@@ -58,7 +58,7 @@ class CoreMLForm:
     batch: int = 2
     chunks: bool = False
     backend: str = "coreml"
-    parts: tuple[str, ...] = tuple(part for part in PARTS if part != safety.PART)
+    parts: tuple[str, ...] = tuple(PARTS)
     recipes: tuple[str, ...] = ("fp16", "int8", "w8a8", "p8", "p6", "p4", "p4g16", "p2", "p1", "mixed")
 
     def __post_init__(self) -> None:
@@ -123,6 +123,9 @@ class CoreMLForm:
         if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
             made = self._write(wrapped, source, recipe, staging, recording, float32=True)
             return replace(made, precision="float32")
+        if wrapped.part == safety.PART:
+            # A picture's verdict is to be the same in every variant.
+            recipe = RECIPES["fp16"]
         made = self._write(wrapped, source, recipe, staging, recording)
         if _overflow(wrapped.part, made, staging, recording) is None:
             return made

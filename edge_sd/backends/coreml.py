@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..apple import Chain, Layout, call, layout_of, pick
 from ..assembly import whole_package
 from ..bundle import Artifact, ModelBundle, Variant, hash_file, models_home
 from ..edits import NONE, Edits
-from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError, choices
+from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
 from ..mlpackage.compiled import COMPILED, interface
 from .base import Array, Device, Shapes, last_rows
 from .coreml_edits import edited, known_ids, table_rows
@@ -67,9 +67,6 @@ class CoreMLBackend:
     ) -> CoreMLComponent:
         """Load a package. Raises InvalidRequest for other sizes than its own, InvalidModel or DeviceError."""
         (part,) = [name for name, each in variant.artifacts.items() if each is artifact]
-        if edits.clip_skip > 1:
-            others = choices(name for name, each in bundle.variants.items() if each.backend != self.name)
-            raise InvalidRequest(f"{artifact.graph} takes no CLIP skip; variants that do: {others}")
         first = whole_package(bundle, artifact) if artifact.pieces else bundle.path(artifact.graph)
         packages = [first, *(bundle.path(graph) for graph in artifact.chunks)]
         hashes = [_hashes(package, variant, artifact, graph)
@@ -80,15 +77,16 @@ class CoreMLBackend:
                 f"{compiled[0]} is compiled for Core ML, which is on macOS alone; {REFERENCE} runs the .mlpackage that "
                 "it was made of"
             )
-        if compiled and edits != replace(NONE, part=edits.part, shortcuts=edits.shortcuts):
-            raise InvalidRequest(f"{compiled[0]} is compiled: LoRAs and embeddings need the .mlpackage it was made of")
+        changed = bool(edits.loras or edits.vectors is not None or edits.clip_skip > 1 or edits.states)
+        if compiled and changed:
+            raise InvalidRequest(f"{compiled[0]} is compiled: LoRAs, embeddings and CLIP skip need its .mlpackage")
         rows = None
-        if edits.loras or edits.vectors is not None:
+        if changed:
             rows = table_rows(first) if edits.vectors is not None else None
             packages = edited(packages, "".join(one for each in hashes for one in each), edits, artifact.graph)
             hashes = [[package.parent.name, package.name] for package in packages]
         kind: Any = _executor() if device.name == REFERENCE else CompiledProgram
-        states = next((text.states for text in bundle.facts.encoders if text.part == part), "")
+        states = edits.states or next((text.states for text in bundle.facts.encoders if text.part == part), "")
         layout = layout_of(part, (*artifact.inputs, *artifact.outputs), states)
         functions = kind.functions(packages[0])
         function = pick(artifact.graph, functions, layout, shapes, bundle.facts.latents.factor)

@@ -1,4 +1,4 @@
-"""Edits of Core ML packages: LoRAs and words of one's own, in a copy whose weights are others.
+"""Edits of Core ML packages: LoRAs, words of one's own and CLIP skip, in a copy whose weights or wires are others.
 
 Core ML takes no weights as inputs, so a copy is made in the cache, named by all that decides it: the package's files
 and the edits. The last few stay, so going back to one costs little. Weights that a LoRA changes are float16, or
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import FileRecord, models_home, record_file
+from ..conditioning import HIDDEN
 from ..edits import Edits
 from ..embeddings import FIRST
 from ..errors import InvalidModel, InvalidRequest, OutputError
@@ -49,6 +50,8 @@ _NEURAL_ENGINE = (
     (r"ff_proj_out$", "ff_net_2"),
     (r"(embedding_linear_\d|time_emb_proj)_conv$", r"\1"),
 )
+# What Apple's layout calls the states before the last layer of SDXL's encoders.
+HIDDEN_EMBEDS = "hidden_embeds"
 # Queries of that form have the softmax scale in them.
 _SCALED = re.compile(r"attentions_\d+_blocks_\d+_attn\d_to_q_weight")
 
@@ -61,7 +64,7 @@ def edited(packages: Sequence[Path], digest: str, edits: Edits, name: str) -> li
     """
     loras = "".join(f"{lora.sha256}{factor!r}" for lora, factor in edits.loras)
     vectors = b"" if edits.vectors is None else edits.vectors.tobytes()
-    key = hashlib.sha256(f"{digest} {loras} ".encode() + vectors).hexdigest()[:16]
+    key = hashlib.sha256(f"{digest} {loras} {edits.clip_skip} {edits.states} ".encode() + vectors).hexdigest()[:16]
     home = models_home().parent / "edited"
     kept = home / key
     # Even where the copy is there: this also says what of a LoRA has no place, and refuses one for another model.
@@ -74,7 +77,7 @@ def edited(packages: Sequence[Path], digest: str, edits: Edits, name: str) -> li
                 made = Path(beside) / key
                 made.mkdir()
                 for package, plan in zip(packages, plans, strict=True):
-                    rewrite(package, made / package.name, plan.names, plan.value)
+                    rewrite(package, made / package.name, plan.names, plan.value, plan.wires)
                 files = [path for path in sorted(made.rglob("*")) if path.is_file()]
                 records = {path.relative_to(made).as_posix(): asdict(record_file(path)) for path in files}
                 (made / RECORD).write_text(json.dumps(records), "utf-8")
@@ -101,7 +104,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 class _Plan:
-    """What becomes of one package: the names of its constants that change, and what each is then."""
+    """What becomes of one package: its constants that change and what each is then, and what reads another value."""
 
     def __init__(self, package: Path, name: str) -> None:
         self.name = name
@@ -111,6 +114,7 @@ class _Plan:
         self.changes: dict[str, list[tuple[Lora, float, Difference]]] = {}
         self.vectors: Array | None = None
         self.table = ""
+        self.wires: dict[str, str] = {}
         for constants in self.constants:
             for constant in constants.operations:
                 if module := _module(constant):
@@ -150,6 +154,27 @@ class _Plan:
         self.vectors = vectors
         return rows + len(vectors) <= self._most_rows()
 
+    def skip_layers(self, edits: Edits) -> None:
+        """Let the final norm, or the output of states where there is one, read those of an earlier layer.
+
+        The layers after it stay, read by nobody.
+        """
+        for function in self.functions:
+            norms = [each for each in function.operations if each.kind == "layer_norm"]
+            # hidden_states.N is what the first of layer N's two norms reads; the last is what the final norm does.
+            states = [each.inputs["x"][0] for each in norms[::2]]
+            name = HIDDEN_EMBEDS if edits.states else norms[-1].name if norms else ""
+            readers = [each for each in function.operations if each.name == name]
+            if len(norms) % 2 == 0 or not readers or readers[0].inputs.get("x", [""])[0] not in states:
+                raise InvalidRequest(f"{self.name} has no layers that CLIP skip knows")
+            last = len(states) - 1
+            if edits.clip_skip > last:
+                raise InvalidRequest(
+                    f"CLIP skip {edits.clip_skip} is beyond this model's text encoder; valid: 1 to {last}"
+                )
+            wanted = int(edits.states.removeprefix(HIDDEN)) if edits.states else last - edits.clip_skip + 1
+            self.wires[name] = str(states[wanted])
+
     def _most_rows(self) -> int:
         """How many the lookup can tell apart: some targets look up by integers of 16 bits."""
         kinds = {"int8": 1 << 7, "uint8": 1 << 8, "int16": 1 << 15, "uint16": 1 << 16}
@@ -169,6 +194,9 @@ def _plans(packages: Sequence[Path], edits: Edits, name: str) -> list[_Plan]:
     plans = [_Plan(package, name) for package in packages]
     if edits.vectors is not None and not any(plan.add_table(edits.vectors) for plan in plans):
         raise InvalidRequest(f"{name} has no table of embeddings with room for words of your own")
+    if edits.clip_skip > 1 or edits.states:
+        for plan in plans:
+            plan.skip_layers(edits)
     modules = [module for plan in plans for module in plan.modules]
     for lora, factor in edits.loras:
         found = lora.differences(edits.part, modules)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidModel
-from .package import TensorType
+from .package import Package, TensorType
 
 COMPILED = ".mlmodelc"
+SUFFIXES = (".mlpackage", COMPILED)
 
 
 def interface(folder: Path) -> tuple[dict[str, TensorType], tuple[str, ...], tuple[str, ...]]:
@@ -28,6 +29,14 @@ def interface(folder: Path) -> tuple[dict[str, TensorType], tuple[str, ...], tup
         raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidModel(f"{path} is no compiled model's metadata: {error}") from error
+
+
+def inputs(model: Path) -> dict[str, TensorType]:
+    """The inputs of a package's default function, or of what was compiled of it. Raises InvalidModel."""
+    if model.suffix == COMPILED:
+        return interface(model)[0]
+    package = Package.open(model)
+    return package.functions[package.default].inputs
 
 
 def _type(row: dict[str, Any]) -> TensorType:

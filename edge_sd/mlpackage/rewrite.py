@@ -1,4 +1,4 @@
-"""A copy of a package in which some constants have other values, whatever form they were stored in.
+"""A copy of a package in which constants have other values, whatever form they were stored in, or inputs other sources.
 
 A plain constant's new numbers go over its old ones. Those of a compressed one, or of another shape, are appended to the
 weight file as a blob of their own, and the graph gets a plain constant in its place: an operation that every deployment
@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,9 +29,16 @@ _BLOB_TYPES = {"float16": 1, "float32": 2}
 _UNIT = 64
 
 
-def rewrite(package: Path, target: Path, names: Collection[str], value: Callable[[str], Array]) -> None:
+def rewrite(
+    package: Path,
+    target: Path,
+    names: Collection[str],
+    value: Callable[[str], Array],
+    wires: Mapping[str, str] | None = None,
+) -> None:
     """Write `target`, the package with `value(name)` for the constants `names`; one is in memory at a time.
 
+    `wires`: operation -> the value that its input x is from now on, of the same type and made before it.
     Float arrays become float32 where that was the constant's type, else float16. Raises InvalidModel or OSError.
     """
     opened = Package.open(package)
@@ -56,10 +63,14 @@ def rewrite(package: Path, target: Path, names: Collection[str], value: Callable
                 places[operation.name] = (dtype, array.shape, _append(file, array, _BLOB_TYPES[dtype]))
         if places:
             _count(file, len(places))
-    if places:
+    if places or wires:
         name = f"{PREFIX}{weights.relative_to(graph.parent).as_posix()}"
+
+        def edit(row: bytes) -> bytes:
+            return _wired(_plain(row, places, name), wires or {})
+
         try:
-            graph.write_bytes(changed(graph.read_bytes(), _OPERATIONS, lambda row: _plain(row, places, name)))
+            graph.write_bytes(changed(graph.read_bytes(), _OPERATIONS, edit))
         except WireError as error:
             raise InvalidModel(f"{package} is damaged: {error}") from error
 
@@ -109,3 +120,13 @@ def _plain(row: bytes, places: dict[str, tuple[str, tuple[int, ...], int]], weig
         + field(5, field(1, "name") + field(2, named))
         + field(5, field(1, "val") + field(2, blob))
     )
+
+
+def _wired(row: bytes, wires: Mapping[str, str]) -> bytes:
+    """An encoded operation, reading another value as x where it is one of `wires`."""
+    outputs = [each.get("name", "") for each in decode("Operation", row)["outputs"]]
+    if not outputs or outputs[0] not in wires:
+        return row
+    source = field(1, "x") + field(2, field(1, field(1, wires[outputs[0]])))
+    # Entries of a map begin with their key.
+    return changed(row, (2,), lambda entry: source if entry.startswith(field(1, "x")) else entry)

@@ -1,7 +1,8 @@
-"""LoRAs and words of one's own on Core ML packages, beside diffusers, which loads the same files with its own code."""
+"""LoRAs, words of one's own and CLIP skip on Core ML packages, beside diffusers, which has its own code for each."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.converters.parity import psnr
+from edge_sd.errors import InvalidRequest
 
 from .test_lora import write
 from .test_peers import SEED
-from .test_prompts import draw, open_diffusers
+from .test_prompts import context, draw, open_diffusers
 
 STEPS = 2
 WISHES: dict[str, Any] = {"seed": SEED, "steps": STEPS, "sampler": "euler", "width": 16, "height": 16, "guidance": 5.0}
@@ -31,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ours(pipeline: Pipeline, prompt: str, **more: Any) -> np.ndarray:
-    return np.asarray(pipeline.generate(Request(prompt, **WISHES, **more)).pictures[0].image)
+    return np.asarray(pipeline.generate(Request(prompt, **WISHES | more)).pictures[0].image)
 
 
 def test_a_lora_is_what_diffusers_draws_with_it(
@@ -57,6 +59,7 @@ def test_a_lora_is_what_diffusers_draws_with_it(
 
 
 def test_a_word_is_what_diffusers_draws_with_it(theirs: Any, coreml_bundle: ModelBundle, tmp_path: Path) -> None:
+    """With much guidance, as below."""
     import torch
     from safetensors.torch import save_file
 
@@ -64,10 +67,39 @@ def test_a_word_is_what_diffusers_draws_with_it(theirs: Any, coreml_bundle: Mode
     vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(3)) * 2
     save_file({"emb_params": vectors}, path)
     theirs.load_textual_inversion(str(path), token="thing")
-    wishes = {"prompt": "a thing", "num_inference_steps": STEPS, "guidance_scale": 5.0, "width": 16, "height": 16}
+    wishes = {"prompt": "a thing", "num_inference_steps": STEPS, "guidance_scale": 30.0, "width": 16, "height": 16}
     expected = draw(theirs, **wishes)
     theirs.unload_textual_inversion()
     with Pipeline.open(coreml_bundle.root, "coreml-reference") as pipeline:
-        found = ours(pipeline, "a thing", embeddings={"thing": path})
+        found = ours(pipeline, "a thing", embeddings={"thing": path}, guidance=30.0)
     assert psnr(found, expected, peak=255) > 35
     assert psnr(draw(theirs, **wishes | {"prompt": "a"}), expected, peak=255) < 30
+
+
+def test_clip_skip_is_what_diffusers_draws_of_the_earlier_states(
+    theirs: Any, coreml_bundle: ModelBundle, home: Path
+) -> None:
+    """With much guidance: the miniature's last layer changes little."""
+    sides = {"num_inference_steps": STEPS, "guidance_scale": 30.0, "width": 16, "height": 16}
+    prompt, negative = [[("a red apple", 1.0)]], [[]]
+    plain, expected = (
+        draw(
+            theirs,
+            prompt_embeds=context(theirs, prompt, skip),
+            negative_prompt_embeds=context(theirs, negative, skip),
+            **sides,
+        )
+        for skip in (1, 2)
+    )
+    request = Request("a red apple", **WISHES | {"guidance": 30.0})
+    with Pipeline.open(coreml_bundle.root, "coreml-reference") as pipeline:
+        found, whole = (
+            np.asarray(pipeline.generate(replace(request, clip_skip=skip)).pictures[0].image) for skip in (2, 1)
+        )
+        assert psnr(found, expected, peak=255) >= 40
+        assert psnr(whole, plain, peak=255) >= 40
+        assert psnr(plain, expected, peak=255) < 30
+        (copy,) = (home / "edited").iterdir()
+        assert (copy / "TextEncoder.mlpackage").is_dir(), "the text encoder alone"
+        with pytest.raises(InvalidRequest, match="CLIP skip 3 is beyond this model's text encoder; valid: 1 to 2"):
+            pipeline.generate(replace(request, clip_skip=3))

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from edge_sd.backends.coreml_edits import edited
 from edge_sd.bundle import ModelBundle
 from edge_sd.converters import wrappers as stock
 from edge_sd.converters.coreml import ane, convert, wrappers
 from edge_sd.converters.coreml.mil import Program
 from edge_sd.converters.parity import psnr
+from edge_sd.edits import Edits
 
 from ..unit.test_coreml_ane import randomized
 from .test_coreml import FLOAT, HALF, ports
@@ -67,7 +69,9 @@ def test_sd2s_text_encoder_is_openclips(facts: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
-def test_sdxls_text_encoders_give_the_states_before_the_last_layer(facts: Any, tmp_path: Path, part: str) -> None:
+def test_sdxls_text_encoders_give_the_states_before_the_last_layer(
+    facts: Any, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if part == "text_encoder":
         model: Any = stock.TextEncoder(text_model("CLIPTextModel"))
     else:
@@ -83,8 +87,17 @@ def test_sdxls_text_encoders_give_the_states_before_the_last_layer(facts: Any, t
     # The oracle is the library's own list of hidden states.
     ids = torch.tensor(IDS)
     wanted = model.model(ids, output_hidden_states=True).hidden_states[-2].numpy()
-    found = Program.open(package).predict({"input_ids": np.array(IDS, np.float32)})["hidden_embeds"]
-    assert psnr(found, wanted) > 45
+    given = {"input_ids": np.array(IDS, np.float32)}
+    found = Program.open(package).predict(given)
+    assert psnr(found["hidden_embeds"], wanted) > 45
+    # CLIP skip 2: the output reads a layer less, and the pooled text is that of all.
+    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
+    (copy,) = edited([package], "digest", Edits(states="hidden_states.1"), "TextEncoder")
+    earlier = Program.open(copy).predict(given)
+    wanted = model.model(ids, output_hidden_states=True).hidden_states[1].numpy()
+    assert psnr(earlier["hidden_embeds"], wanted) > 45
+    assert psnr(found["hidden_embeds"], wanted) < 40
+    assert np.array_equal(earlier["pooled_outputs"], found["pooled_outputs"])
 
 
 def xl_unet() -> Any:
@@ -187,7 +200,9 @@ def test_a_vae_that_float16_cannot_hold_is_float32_inside_and_out(facts: Any, tm
 
 
 @pytest.mark.slow
-def test_an_sdxl_bundle_draws_what_diffusers_draws(emoji: Path, tmp_path: Path) -> None:
+def test_an_sdxl_bundle_draws_what_diffusers_draws(
+    emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two text encoders, sizes and pooled text, and an autoencoder in float32."""
     from edge_sd import Pipeline, Request
     from edge_sd.converters.build import build
@@ -209,6 +224,40 @@ def test_an_sdxl_bundle_draws_what_diffusers_draws(emoji: Path, tmp_path: Path) 
     assert set(ports(bundle.path(artifacts["text_encoder_2"].graph))[1]) == {"hidden_embeds", "pooled_outputs"}
     expected = theirs(source, num_inference_steps=3, guidance_scale=5.0, width=64, height=64)
     request = Request("a red apple", seed=3, steps=3, guidance=5.0, width=64, height=64)
+    # Without guidance: diffusers skips no layers for the negative prompt.
+    wishes = {"num_inference_steps": 3, "guidance_scale": 1.0, "width": 64, "height": 64}
+    skipped, whole = theirs(source, clip_skip=1, **wishes), theirs(source, **wishes)
+    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
     with Pipeline.open(bundle.root, "coreml-reference") as pipeline:
         found = np.asarray(pipeline.generate(request).pictures[0].image)
-    assert psnr(found, expected, peak=255) > 35
+        assert psnr(found, expected, peak=255) > 35
+        found = np.asarray(pipeline.generate(replace(request, guidance=1.0, clip_skip=2)).pictures[0].image)
+        assert psnr(found, skipped, peak=255) >= 50
+        assert psnr(found, whole, peak=255) < 45
+
+
+@pytest.mark.slow
+def test_an_inpainting_unet_sees_the_mask(emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine channels; computed in float32, so that the difference is what the conversion lost."""
+    from edge_sd import Pipeline, Request
+    from edge_sd.converters.build import build
+    from edge_sd.converters.forms import form_named
+    from edge_sd.converters.recipes import RECIPES
+
+    from ..families import save_family
+    from .test_families import half, picture, theirs
+
+    source = save_family("inpaint", tmp_path / "source", emoji)
+    bundle = build(source, tmp_path / "b", form_named("coreml"), RECIPES["fp16"], lambda what, share: None)
+    variant = bundle.variant("coreml-ane-fp16")
+    assert ports(bundle.path(variant.artifacts["unet"].graph))[0]["sample"] == (HALF, [2, 9, 8, 8])
+    facts = ModelBundle.open(bundle.root / "coreml-ane-fp16").facts
+    assert (facts.inpainting, facts.latents.channels) == (True, 4), "as Resources, too"
+    rounded = Program.open
+    exact = staticmethod(lambda path, function: rounded(path, "exact", function))
+    monkeypatch.setattr(Program, "open", exact)
+    wishes = {"image": picture(), "strength": 0.75, "width": 64, "height": 64}
+    expected = theirs(source, num_inference_steps=4, guidance_scale=5.0, mask_image=half(), **wishes)
+    with Pipeline.open(bundle.root, "coreml-reference") as pipeline:
+        *_, last = pipeline.steps(Request("a red apple", seed=3, steps=4, guidance=5.0, mask=half(), **wishes))
+        assert psnr(pipeline.decode(last.latents), expected, peak=255) >= 40

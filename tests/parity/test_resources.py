@@ -85,7 +85,7 @@ def test_compiled_models_are_for_macs_and_say_so(resources: Path, monkeypatch: p
     assert component.program.inputs["sample"].shape == (2, 4, 8, 8)
     assert (loaded, made) == ([("Unet.mlmodelc", "NE")], [])
     words = Edits(key="x", vectors=np.ones((1, 32), np.float32))
-    with pytest.raises(InvalidRequest, match=r"TextEncoder\.mlmodelc is compiled: LoRAs and embeddings need"):
+    with pytest.raises(InvalidRequest, match=r"TextEncoder\.mlmodelc is compiled: LoRAs, embeddings and CLIP"):
         CoreMLBackend().load(bundle, variant, variant.artifacts["text_encoder"], place, {"input_ids": (2, 32)}, words)
 
 

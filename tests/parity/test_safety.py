@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from edge_sd import ModelBundle, Pipeline, Request
+from edge_sd.backends.coreml import REFERENCE
 from edge_sd.errors import InvalidRequest
+from edge_sd.mlpackage.package import Package
 from edge_sd.recorded import read_recorded
 from edge_sd.safety import is_flagged, view
 
@@ -23,8 +25,8 @@ PROMPT, STEPS = "a red apple", 2
 BAD, GOOD = 1, 2
 
 
-def draw(folder: Path, seed: int, variant: str | None = None, **wishes: Any) -> Any:
-    with Pipeline.open(folder, variant=variant) as pipeline:
+def draw(folder: Path, seed: int, device: str = "auto", **wishes: Any) -> Any:
+    with Pipeline.open(folder, device) as pipeline:
         return pipeline.generate(Request(PROMPT, seed=seed, steps=STEPS, sampler="euler", **wishes))
 
 
@@ -50,28 +52,28 @@ def processed(picture: Image.Image) -> Any:
     return CLIPImageProcessor(**size)(picture, return_tensors="pt").pixel_values
 
 
-@pytest.fixture(scope="module")
-def checked(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature with a random checker whose concept is made to tell two of its pictures apart."""
+def random_checker() -> Any:
+    """Of random weights, and of concepts that no picture is near."""
     import torch
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig, CLIPImageProcessor
+    from transformers import CLIPConfig
 
-    folder = tmp_path_factory.mktemp("checked") / "checked"
-    shutil.copytree(miniature, folder)
-    shutil.rmtree(folder / "controlnet")
     torch.manual_seed(0)
     vision = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
               "num_attention_heads": 2}  # fmt: skip
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=16))
     torch.nn.init.normal_(checker.visual_projection.weight)
-    bad, good = (seen(checker, draw(miniature, seed).pictures[0].image) for seed in (BAD, GOOD))
-    concept = torch.nn.functional.normalize((bad - good)[None])[0]
     checker.concept_embeds.data = torch.nn.functional.normalize(torch.randn(17, 16))
-    checker.concept_embeds.data[5] = concept
     checker.concept_embeds_weights.data[:] = 1.0
-    checker.concept_embeds_weights.data[5] = (bad @ concept + good @ concept) / 2
     checker.special_care_embeds.data = torch.nn.functional.normalize(torch.randn(3, 16))
+    return checker.eval()
+
+
+def with_checker(source: Path, folder: Path, checker: Any) -> Path:
+    """A copy of a diffusers folder that has this checker."""
+    from transformers import CLIPImageProcessor
+
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("controlnet"))
     checker.save_pretrained(folder / "safety_checker", safe_serialization=True)
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     CLIPImageProcessor(**size).save_pretrained(folder / "feature_extractor")
@@ -80,6 +82,19 @@ def checked(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
               "feature_extractor": ["transformers", "CLIPImageProcessor"]}  # fmt: skip
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+@pytest.fixture(scope="module")
+def checked(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature with a random checker whose concept is made to tell two of its pictures apart."""
+    import torch
+
+    checker = random_checker()
+    bad, good = (seen(checker, draw(miniature, seed).pictures[0].image) for seed in (BAD, GOOD))
+    concept = torch.nn.functional.normalize((bad - good)[None])[0]
+    checker.concept_embeds.data[5] = concept
+    checker.concept_embeds_weights.data[5] = (bad @ concept + good @ concept) / 2
+    return with_checker(miniature, tmp_path_factory.mktemp("checked") / "checked", checker)
 
 
 def test_a_picture_is_seen_as_by_clips_own_processor() -> None:
@@ -160,3 +175,62 @@ def test_it_is_converted_like_any_component(checked: Path, tmp_path: Path) -> No
                 _, flagged = checker(processed(Image.fromarray(pixels)), [pixels.astype(np.float32)])
             assert pipeline._flagged(pixels) is bool(flagged[0])
     assert {draw(bundle.root, seed).pictures[0].settings.safety for seed in (BAD,)} == {True}
+
+
+def test_on_core_ml_it_is_a_package_of_apples_layout_and_says_the_same(
+    coreml_bundle: ModelBundle, shallow: Path, tmp_path: Path
+) -> None:
+    """In a variant of 4 bits; what it flags is near enough to the concept by special care alone."""
+    import torch
+
+    from edge_sd.converters.build import _make_part
+    from edge_sd.converters.forms import form_named
+    from edge_sd.converters.recipes import RECIPES
+    from edge_sd.converters.sources import Source
+
+    folder = tmp_path / "Resources"
+    shutil.copytree(coreml_bundle.root / "coreml-ane-fp16", folder)
+    pictures = [draw(folder, seed, REFERENCE).pictures[0].image for seed in (BAD, GOOD)]
+    checker = random_checker()
+    bad, good = (seen(checker, picture) for picture in pictures)
+    concept = torch.nn.functional.normalize((bad - good)[None])[0]
+    checker.concept_embeds.data[5], checker.special_care_embeds.data[1] = concept, bad
+    checker.concept_embeds_weights.data[5] = bad @ concept + 0.005
+    checker.special_care_embeds_weights.data[:] = torch.tensor([1.0, 0.5, 1.0])
+    assert bad @ concept - good @ concept > 0.02
+    source = Source.open(with_checker(shallow, tmp_path / "source", checker))
+    assert "safety_checker" in form_named("coreml").parts
+
+    picture = np.asarray(pictures[0], np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
+    row, _ = _make_part(
+        source, form_named("coreml"), RECIPES["p4"], "safety_checker", folder, {},
+        {"vae_decoder": [{"picture": picture}]},
+    )  # fmt: skip
+    assert row["parity"]["psnr"] >= 45
+    package = Package.open(folder / "SafetyChecker.mlpackage").functions["main"]
+    assert {name: (kind.dtype, kind.shape) for name, kind in package.inputs.items()} == {
+        "clip_input": ("float32", (1, 3, 32, 32)), "images": ("float32", (1, 16, 16, 3)),
+        "adjustment": ("float32", (1,)),
+    }  # fmt: skip
+    assert package.outputs == ["filtered_images", "has_nsfw_concepts", "concept_scores"]
+
+    for seed, flagged in ((BAD, True), (GOOD, False)):
+        result = draw(folder, seed, REFERENCE)
+        assert bool(np.asarray(result.pictures[0].image).any()) is not flagged
+        assert result.pictures[0].settings.safety is True
+        with torch.no_grad():
+            _, theirs = checker(processed(pictures[seed == GOOD]), [np.ones((16, 16, 3), np.float32)])
+        assert theirs == [flagged]
+    assert np.asarray(draw(folder, BAD, REFERENCE, safety=False).pictures[0].image).any()
+    rng = np.random.default_rng(1)
+    with Pipeline.open(folder, REFERENCE) as pipeline:
+        pipeline.prepare(pipeline.resolve(Request(PROMPT, seed=1, steps=1)))
+        _, component = pipeline._components["safety_checker"]
+        for _ in range(4):
+            pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+            with torch.no_grad():
+                near = seen(checker, Image.fromarray(pixels))
+            special = float(near @ bad) > 0.5
+            scores = near @ checker.concept_embeds.T - checker.concept_embeds_weights + 0.01 * special
+            found = component(clip_input=view(pixels, 32))["adjusted_scores"][0]
+            assert np.abs(found - scores.numpy()).max() < 3e-3

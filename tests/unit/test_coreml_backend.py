@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from edge_sd.backends.coreml import CoreMLBackend, CoreMLComponent
 from edge_sd.bundle import Artifact, FileRecord, ModelBundle, Variant
 from edge_sd.devices import choose
 from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
+from edge_sd.safety import is_flagged, side_of
 
 RNG = np.random.default_rng(0)
 
@@ -96,6 +98,35 @@ def test_text_states_are_turned_not_reshaped() -> None:
     call(predict, unet_ports(2), LAYOUTS["unet"], inputs)
     assert seen[0]["encoder_hidden_states"][1, 4, 0, 7] == context[1, 7, 4]
     assert seen[0]["timestep"].tolist() == [5, 5]
+
+
+def test_a_safety_checker_is_shown_what_clip_sees_and_its_other_inputs_are_filled(tmp_path: Path) -> None:
+    """Compiled, as Apple's converter has it: float16 inputs, and a picture that we have no use for."""
+    ports = {"clip_input": Port("float16", (1, 3, 32, 32)), "images": Port("float16", (1, 64, 48, 3)),
+             "adjustment": Port("float16", (1,))}  # fmt: skip
+    rows = [{"name": n, "dataType": p.dtype.capitalize(), "shape": str(list(p.shape))} for n, p in ports.items()]
+    model = tmp_path / "SafetyChecker.mlmodelc"
+    model.mkdir()
+    (model / "metadata.json").write_text(json.dumps([{"inputSchema": rows, "outputSchema": []}]))
+    assert side_of(model) == 32
+
+    def predict(inputs: Arrays) -> Arrays:
+        assert {name: (each.dtype.name, each.shape) for name, each in inputs.items()} == {
+            name: (port.dtype, port.shape) for name, port in ports.items()
+        }
+        assert not inputs["images"].any()
+        # Three decimals of a special concept's score must be more than nothing, as diffusers rounds.
+        assert [round(score, 3) > 0 for score in (0.0004, 0.0006)] == [
+            score + float(inputs["adjustment"][0]) > 0 for score in (0.0004, 0.0006)
+        ]
+        return {"concept_scores": inputs["clip_input"].max(axis=(1, 2)), "filtered_images": inputs["images"]}
+
+    found = call(predict, ports, LAYOUTS["safety_checker"], {"clip_input": np.ones((1, 3, 32, 32), np.float32)})
+    assert list(found) == ["adjusted_scores"]
+    assert is_flagged(found)
+    (model / "metadata.json").write_text(json.dumps([{"inputSchema": rows[1:], "outputSchema": []}]))
+    with pytest.raises(InvalidModel, match="has no input clip_input"):
+        side_of(model)
 
 
 def test_another_size_than_the_packages_is_refused() -> None:

@@ -138,3 +138,12 @@ def test_fields_are_changed_in_their_place() -> None:
     assert changed(message, (7, 2), lambda data: data * 2) == wanted
     with pytest.raises(WireError):
         changed(message[:-2], (7, 2), lambda data: data)
+
+
+def test_an_operation_reads_another_value(plain: Path, tmp_path: Path) -> None:
+    """And coremltools still reads all of it."""
+    rewrite(plain, tmp_path / "new.mlpackage", [], lambda _: WEIGHT, {"out": "x"})
+    found = Program.open(tmp_path / "new.mlpackage").predict(X)["out"]
+    assert np.allclose(found, X["x"].astype(np.float32) @ OTHER.astype(np.float32).T, atol=1e-2)
+    assert not np.allclose(found, Program.open(plain).predict(X)["out"], atol=1e-2)
+    assert theirs(tmp_path / "new.mlpackage").keys() == theirs(plain).keys()
