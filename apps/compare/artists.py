@@ -18,6 +18,7 @@ from edge_sd.request import Request, Settings
 from edge_sd.samplers import SAMPLERS
 from edge_sd.schedule import Level
 
+from ..libraries import hush_libraries
 from .plan import Artist
 
 
@@ -122,8 +123,6 @@ class Diffusers:
     """diffusers' StableDiffusionPipeline in float32 on the CPU, with its scheduler for the sampler of that name."""
 
     def __init__(self, model: Path, weights: Path) -> None:
-        from ..cli import hush_libraries
-
         hush_libraries()
         import diffusers
         import torch
