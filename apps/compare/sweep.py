@@ -42,7 +42,7 @@ class Sweep:
     ) -> Sweep:
         """Lists such as "8,4"; None is no limit, and a group size limits only recipes that have groups.
 
-        Without `method`, all but w8a8.
+        Without `method`, all but w8a8 and hybrid.
 
         Raises InvalidRequest for what no recipe of the form is.
         """

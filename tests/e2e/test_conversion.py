@@ -72,6 +72,38 @@ def test_w8a8_is_calibrated_measured_and_drawn_with(miniature: Path, tmp_path: P
     assert picture.variant == "openvino-w8a8"
 
 
+def test_hybrid_rounds_the_activations_of_the_unets_convolutions_and_all_weights(
+    miniature: Path, tmp_path: Path
+) -> None:
+    import openvino as ov
+
+    bundle = convert(miniature, tmp_path / "b", "hybrid")
+    artifacts = bundle.variant("openvino-hybrid").artifacts
+    assert all(artifact.parity is not None and artifact.parity.psnr > 30 for artifact in artifacts.values())
+    integers = {"text_encoder": 0, "unet": 0, "vae_decoder": 0}
+    for part in integers:
+        model = ov.Core().read_model(bundle.path(artifacts[part].graph))
+        for op in model.get_ops():
+            rounded = [port.get_node().get_type_name() == "FakeQuantize" for port in op.input_values()]
+            if op.get_type_name() == "MatMul" and stored_in(op.input_value(1)):
+                assert stored_in(op.input_value(1)) in ("u8", "i8"), op.get_friendly_name()
+                assert not rounded[0], op.get_friendly_name()
+            integers[part] += op.get_type_name() == "Convolution" and rounded[0]
+    assert integers["unet"] > 5
+    assert integers["text_encoder"] == integers["vae_decoder"] == 0
+    with Pipeline.open(tmp_path / "b", "cpu") as pipeline:
+        picture = pipeline.generate(Request("a cat", seed=1, steps=2, deep_every=2)).pictures[0]
+    assert picture.variant == "openvino-hybrid"
+
+
+def stored_in(port: Any) -> str:
+    """The type in which the weights that come out of `port` are stored; "" where they are computed."""
+    node = port.get_node()
+    while node.get_type_name() in ("Convert", "Subtract", "Multiply", "Reshape"):
+        node = node.input_value(0).get_node()
+    return str(node.get_element_type().get_type_name()) if node.get_type_name() == "Constant" else ""
+
+
 def bundle_size_of(emoji: Path) -> int:
     return ModelBundle.open(emoji).variant("openvino-fp16").size()
 

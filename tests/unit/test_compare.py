@@ -259,6 +259,7 @@ def test_a_plot_is_an_svg_and_a_png(tmp_path: Path) -> None:
         (("openvino", None, "128", "w4"), ["int4g128"]),
         (("openvino", None, "32,64", "weights"), ["int8", "int4", "int4g64"]),
         (("openvino", "8", None, "w8a8"), ["w8a8"]),
+        (("openvino", "8,4", "32,64,128", "w8,w8a8,hybrid"), ["int8", "w8a8", "hybrid"]),
         (("coreml", "6", None, "palette"), ["p6"]),
     ],
 )
@@ -273,12 +274,12 @@ def test_a_sweep_tries_all_that_fits(wish: Any, made: list[str]) -> None:
         (("openvino", "many", None, None), "not whole numbers"),
         (("openvino", None, "7", None), "no group size of 7 here"),
         (
-            ("openvino", None, None, "w8,hybrid"),
-            "no method 'hybrid' for openvino; valid: float, w8a8, weights, w4, w8$",
+            ("openvino", None, None, "w8,w4a4"),
+            "no method 'w4a4' for openvino; valid: float, hybrid, w8a8, weights, w4, w8$",
         ),
         (("openvino", None, None, "palette"), "no method 'palette' for openvino"),
         (("coreml", None, None, "w4"), "valid: float, palette, w8a8, weights, w8$"),
-        (("openvino", "8", None, "w4"), "it has: fp16, fp32, int4, int4g128, int4g64, int8, w8a8"),
+        (("openvino", "8", None, "w4"), "it has: fp16, fp32, hybrid, int4, int4g128, int4g64, int8, w8a8"),
         (("onnx", None, None, None), "unknown target 'onnx'"),
     ],
 )
