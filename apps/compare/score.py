@@ -15,6 +15,7 @@ from PIL import Image
 
 from edge_sd.metrics import PEAK, ms_ssim, psnr, ssim
 
+from .clip import Clip, open_clip
 from .judge import Judge, Opinion, open_judge, read_prompts
 from .measure import Work
 from .perceptual import Perceptual, open_perceptual
@@ -31,7 +32,7 @@ METRICS = {
     "ms_ssim": "MS-SSIM (Wang 2003): as many of its five scales as fit, weights scaled to 1 (four at 128 pixels)",
     "lpips": "LPIPS 0.1 (Zhang 2018) with AlexNet; 0 is equal, and less is better",
     "agreement": "share of pictures in which the judge names the same concept as in the reference's",
-    "clip": "cosine of the judge's vectors of picture and prompt",
+    "clip": "cosine of the vectors that the judge, or CLIP where there is no judge, has for picture and prompt",
 }
 # Of all others more is better.
 LESS_IS_BETTER = ("lpips",)
@@ -45,10 +46,16 @@ class Scorer:
         self.judge, why = open_judge(comparison.bundle)
         prompts = list(dict.fromkeys(shot.prompt for shot in comparison.shots))
         self.prompts = read_prompts(self.judge, prompts) if self.judge else None
+        self.notes = [why] if why else []
         if self.judge and self.prompts is None:
-            why = "CLIP score: not measured, since no backend here runs the judge's text encoder"
-        self.perceptual, why_not = open_perceptual()
-        self.notes = [each for each in (why, why_not) if each]
+            self.notes.append("CLIP score: not measured, since no backend here runs the judge's text encoder")
+        self.clip: Clip | None = None
+        if self.judge is None:
+            self.clip, why = open_clip()
+            self.prompts = self.clip.read(prompts) if self.clip else None
+            self.notes.append(f"CLIP score: by {self.clip.name}" if self.clip else f"CLIP score: not measured: {why}")
+        self.perceptual, why = open_perceptual()
+        self.notes += [why] if why else []
         self._opinions: dict[Path, Opinion] = {}
 
     def score(self, row: Row) -> dict[str, Any]:
@@ -87,6 +94,9 @@ class Scorer:
         return self.work[artist].folder / f"{shot.stem}.png"
 
     def _judged(self, own: Path, theirs: Path, shot: Shot, alone: bool) -> dict[str, Any]:
+        if self.clip and self.prompts:
+            with Image.open(own) as image:
+                return {"clip": _cosine(self.clip.see(image), self.prompts[shot.prompt])}
         if not self.judge:
             return {}
         mine = self._opinion(self.judge, own)
@@ -94,7 +104,7 @@ class Scorer:
         if not alone:
             found["agreement"] = float(mine.concept == self._opinion(self.judge, theirs).concept)
         if self.prompts:
-            found["clip"] = round(float(mine.vector @ self.prompts[shot.prompt]), 3)
+            found["clip"] = _cosine(mine.vector, self.prompts[shot.prompt])
         return found
 
     def _opinion(self, judge: Judge, path: Path) -> Opinion:
@@ -102,6 +112,10 @@ class Scorer:
             with Image.open(path) as image:
                 self._opinions[path] = judge.look(image)
         return self._opinions[path]
+
+
+def _cosine(picture: NDArray[np.float32], prompt: NDArray[np.float32]) -> float:
+    return round(float(picture @ prompt), 3)
 
 
 def compare_pictures(found: Path, reference: Path, perceptual: Perceptual | None = None) -> dict[str, float]:
