@@ -30,6 +30,10 @@ ANALYSED_LARGE, LARGE = 2, 100_000_000
 # Computed once per prompt or per timestep; the products of GEGLU, whose outliers no scale fits; a few channels wide.
 ALWAYS_FLOAT = r".*(time_emb|attn2\.to_k|attn2\.to_v|ff\.net\.2|add_embedding|conv_in/|conv_out/).*"
 
+# No CPU takes it in integers: rounding what goes in only costs time, and where the rest is bfloat16, as with AMX, the
+# plugin of OpenVINO 2026.4 makes noise of it.
+ATTENTION = "ScaledDotProductAttention"
+
 
 def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording, hybrid: bool = False) -> Any:
     """`model`, the graph of `wrapped`, with 8-bit convolutions and matrix products; calibrated on what was recorded.
@@ -59,7 +63,7 @@ def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording, hyb
         preset=nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER if wrapped.part == "unet" else None,
         subset_size=len(calibration),
-        ignored_scope=nncf.IgnoredScope(names=linear, patterns=[ALWAYS_FLOAT, *kept], validate=False),
+        ignored_scope=nncf.IgnoredScope(linear, [ALWAYS_FLOAT, *kept], [ATTENTION], validate=False),
         advanced_parameters=AdvancedQuantizationParameters(
             overflow_fix=OverflowFix.ENABLE,
             disable_bias_correction=True,  # Made no difference to pictures, and takes most of the time.

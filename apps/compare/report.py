@@ -258,6 +258,16 @@ def swaps(report: dict[str, Any]) -> dict[str, dict[str, str]]:
     return found
 
 
+def sizes(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Titles and lines of the MB that each component of the main rows has on disk."""
+    sized = [row for row in main_rows(report) if "bytes" in row]
+    parts = [*dict.fromkeys(part for row in sized for part in row["bytes"] if part != "total"), "total"]
+    lines = [
+        [row["name"], *(f"{row['bytes'][p] / 1e6:.2f}" if p in row["bytes"] else "–" for p in parts)] for row in sized
+    ]
+    return ["variant", *parts], lines
+
+
 def failures(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and reason of each row that failed; what failed only because a variant did is not told again."""
     found: list[tuple[str, str]] = []
@@ -301,6 +311,7 @@ def markdown(report: dict[str, Any], folder: Path) -> str:
             "",
         ]
         out += _table(["", *parts], [[name, *(row.get(part, "–") for part in parts)] for name, row in moved.items()])
+    out += ["", "## MB on disk", "", *_table(*sizes(report))]
     out += ["", *(f"![{plot.title}]({name}.png)\n" for name, plot in plots(report).items())]
     if (folder / "grid.png").is_file():
         out += ["![pictures, prompt by variant](grid.png)"]
