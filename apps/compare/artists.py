@@ -95,9 +95,12 @@ class Ours:
 def _with_part(bundle: ModelBundle, artist: Artist) -> ModelBundle:
     """The bundle, its variant `artist.variant` having one component of `artist.donor`."""
     base, donor = bundle.variant(artist.variant), bundle.variant(artist.donor)
+    # Computed as in its own variant: what is swapped into float32 would be told from it by its weights alone.
+    part = donor.artifacts[artist.part]
+    part = replace(part, precision=part.precision or donor.precision)
     mixed = replace(
         base,
-        artifacts={**base.artifacts, artist.part: donor.artifacts[artist.part]},
+        artifacts={**base.artifacts, artist.part: part},
         files={**base.files, **donor.files},
     )
     return replace(bundle, variants={**bundle.variants, artist.variant: mixed})

@@ -177,7 +177,10 @@ def save_png(plot: Plot, path: Path, scale: int = 2) -> None:
         elif mark.kind == "dot":
             pen.circle(at[0], 4.5 * scale, mark.colour)
         else:
-            pen.text(at[0], mark.text, mark.colour or "#333333", font, anchors[mark.anchor])
+            pen.text(
+                at[0], mark.text, mark.colour or "#333333", font, anchors[mark.anchor],
+                stroke_width=2 * scale, stroke_fill="white",
+            )  # fmt: skip
     for n, series in enumerate(lines):
         y = (HEIGHT + (FONT + 5) * n + FONT) * scale
         pen.line([(LEFT * scale, y - 4 * scale), ((LEFT + 16) * scale, y - 4 * scale)], series.colour, 2 * scale)
