@@ -16,7 +16,7 @@ from edge_sd.apps.compare.artists import _with_part
 from edge_sd.apps.compare.energy import consumed, joules
 from edge_sd.apps.compare.judge import Judge
 from edge_sd.apps.compare.plan import OTHER_SEEDS, TORCH, Artist, Shot, component_bytes, plan, read_prompts
-from edge_sd.apps.compare.plots import HEIGHT, WIDTH, Plot, Point, Series, lay_out, save_png, svg, ticks
+from edge_sd.apps.compare.plots import FONT, HEIGHT, WIDTH, Plot, Point, Series, lay_out, save_png, svg, ticks
 from edge_sd.apps.compare.report import failures, label
 from edge_sd.apps.compare.score import CEILING, decibels, spread, summary
 from edge_sd.apps.compare.sweep import Sweep
@@ -228,6 +228,21 @@ def test_a_plot_stays_on_its_sheet(points: list[tuple[float, float]]) -> None:
         for point in mark.points if mark.kind != "text" else ():
             assert -1e-6 <= point.x <= WIDTH + 1e-6
             assert -1e-6 <= point.y <= HEIGHT + 1e-6
+
+
+def test_a_name_covers_no_point_of_another() -> None:
+    points = {"openvino-int8": (22.8, 47.5), "openvino-hybrid": (24.6, 43.8), "openvino-w8a8": (28.5, 41.7),
+              "openvino-int4": (19.8, 31.9), "openvino-fp32": (82.0, 92.0)}  # fmt: skip
+    series = tuple(Series(name, (Point(*at),), "#123456", label=True) for name, at in points.items())
+    marks = lay_out(Plot("t", "x", "y", series))
+    dots = [mark.points[0] for mark in marks if mark.kind == "dot"]
+    labels = [mark for mark in marks if mark.text in points]
+    assert len(dots) == len(labels) == len(points)
+    for mark in labels:
+        (at,) = mark.points
+        width = len(mark.text) * FONT * 0.56
+        left = at.x - width if mark.anchor == "end" else at.x
+        assert not [dot for dot in dots if left < dot.x < left + width and abs(dot.y - (at.y - 4)) < FONT / 2]
 
 
 def test_steps_are_counted_in_whole_numbers() -> None:
