@@ -42,7 +42,7 @@ class Clip:
         left, top = (width - self.side) // 2, (height - self.side) // 2
         small = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
         pixels = np.asarray(small.crop((left, top, left + self.side, top + self.side)), np.float32) / 255
-        x = torch.from_numpy(((pixels - np.float32(MEAN)) / np.float32(SPREAD)).transpose(2, 0, 1)[None].copy())
+        x = torch.from_numpy((pixels - MEAN) / SPREAD).permute(2, 0, 1)[None].float()
         with torch.no_grad():
             return _unit(self.model.visual_projection(self.model.vision_model(pixel_values=x).pooler_output))
 

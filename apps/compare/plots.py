@@ -115,7 +115,7 @@ def lay_out(plot: Plot) -> list[Mark]:
 
 
 def _labels(labelled: Sequence[tuple[Series, Point]], dots: Sequence[Point]) -> list[Mark]:
-    """Names beside their points, moved down so that none covers another or a dot."""
+    """Names beside their points, moved up or down so far that none covers another or a dot."""
     marks = []
     # left, right, y
     taken = [(dot.x - RADIUS, dot.x + RADIUS, dot.y + 4) for dot in dots]
@@ -123,9 +123,9 @@ def _labels(labelled: Sequence[tuple[Series, Point]], dots: Sequence[Point]) -> 
         width = len(series.name) * FONT * 0.56
         on_the_left = point.x + 8 + width > WIDTH
         left = point.x - 8 - width if on_the_left else point.x + 8
-        y = point.y + 4
-        while any(left < r and left + width > low and abs(y - other) < FONT for low, r, other in taken):
-            y += 1
+        near = [other for low, high, other in taken if left < high and left + width > low]
+        moves = sorted(range(-HEIGHT, HEIGHT), key=abs)
+        y = point.y + 4 + next(move for move in moves if all(abs(point.y + 4 + move - other) >= FONT for other in near))
         taken.append((left, left + width, y))
         anchor: Literal["start", "end"] = "end" if on_the_left else "start"
         at = Point(point.x - 8 if on_the_left else point.x + 8, y)
