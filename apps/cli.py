@@ -33,6 +33,7 @@ from .drawing import (
     parse_size,
     progress,
 )  # fmt: skip
+from .libraries import hush_libraries
 from .macos import commands as macos
 
 if TYPE_CHECKING:
@@ -327,25 +328,6 @@ def _conversion_progress(silent: bool) -> Iterator[Any]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=1.0)
         yield lambda what, share: bar.update(task, description=what, completed=share)
-
-
-def hush_libraries() -> None:
-    """Keep other libraries' bars and advice out of our output; their errors still come as exceptions."""
-    import logging
-    import os
-    import warnings
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
 
 
 def hush_hub(bars: bool) -> None:

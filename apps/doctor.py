@@ -152,14 +152,12 @@ def _private(path: Path) -> str:
 
 def _test(bundle: ModelBundle, model: str, here: Here, device: Device, seconds: float) -> SelfTest:
     """Draw with the best variant that `device` can run for the UNet, and nowhere else."""
-    if device.backend == "torch":
-        return SelfTest(device.name, device.backend, why="torch's own picture is what the others are held beside")
     others = [each for each in here.devices if each.backend == device.backend]
     try:
         plan = choose(bundle, others, device.name, machine=here.machine, preference="quality")
     except EdgeSDError as error:
         return SelfTest(device.name, device.backend, why=str(error))
-    reference = bundle.reference(plan.variant)
+    reference = _reference(bundle, plan.variant)
     words = ["edge-sd", "generate", *_request(reference), "--variant", plan.variant, "--device", device.name]
     shown = _private(Path(model)) if Path(model).is_dir() else model
     test = SelfTest(device.name, device.backend, plan.variant, command=shlex.join([*words, "--model", shown]))
@@ -178,6 +176,13 @@ def _test(bundle: ModelBundle, model: str, here: Here, device: Device, seconds: 
         # What the worst component is expected to have, of what was measured when it was converted.
         costs = [placement.cost.quality for placement in plan.parts.values()]
         return _compared(test, picture, reference, round(SHARE * min(costs), 1))
+
+
+def _reference(bundle: ModelBundle, variant: str) -> Path | None:
+    """torch's picture: the variant's own, or, where torch itself draws, that of any that draws in the same steps."""
+    steps = bundle.defaults_of(variant)
+    others = (name for name in sorted(bundle.variants) if bundle.defaults_of(name) == steps)
+    return next((found for name in (variant, *others) if (found := bundle.reference(name))), None)
 
 
 def _request(reference: Path | None) -> list[str]:

@@ -12,6 +12,8 @@ import typer
 
 from edge_sd.errors import InvalidRequest, MissingExtra
 
+from .libraries import hush_libraries
+
 app = typer.Typer(help="Make the embedded model again, from artwork to weights.", no_args_is_help=True)
 
 Work = Annotated[Path, typer.Option(help="Where artwork, checkpoints and logs are kept.")]
@@ -30,8 +32,6 @@ def training_libraries() -> Iterator[None]:
     needed = ("torch", "diffusers", "transformers", "accelerate", "peft", "resvg_py", "coremltools")
     if not all(find_spec(name) for name in needed):
         raise MissingExtra("training", "train")
-    from .cli import hush_libraries
-
     hush_libraries()
     yield
 

@@ -47,11 +47,10 @@ def convert(
     if recipe.bits < 16:
         # nncf draws its progress on stdout, where a command's result is expected.
         with redirect_stdout(sys.stderr):
-            # Text takes 1 % of the time and steers every step: its activations are left alone.
-            if recipe.activations and recording is not None and not wrapped.part.startswith("text_encoder"):
+            if recording is not None and _in_integers(recipe, wrapped.part):
                 from .quantize import quantize_activations
 
-                model = quantize_activations(_in_float16(model, folder), wrapped, recording)
+                model = quantize_activations(_in_float16(model, folder), wrapped, recording, recipe.hybrid)
             else:
                 model = _compress(model, recipe)
     try:
@@ -60,6 +59,14 @@ def convert(
         raise ConversionError(f"{folder / GRAPH} could not be written: {str(error).splitlines()[-1]}") from error
     for path in folder.glob(f"{FLOAT}.*"):
         path.unlink()
+
+
+def _in_integers(recipe: QuantRecipe, part: str) -> bool:
+    """Whether what layers of this component are given is rounded, too."""
+    if recipe.hybrid:
+        return part == "unet"
+    # Text takes 1 % of the time and steers every step: its activations are left alone.
+    return recipe.activations and not part.startswith("text_encoder")
 
 
 def _in_float16(model: Any, folder: Path) -> Any:

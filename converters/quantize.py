@@ -4,6 +4,9 @@ Ranges come from inputs that real pictures produce: prompts x timesteps x guidan
 outliers of activations into weights. What the sensitivity analysis finds too dear stays in floating point, and so does
 what a loop over steps computes once (see backends/openvino_graph.py). Weights take seven of their eight bits: CPUs
 without VNNI add products in 16 bits, and the sums of two would not fit.
+
+The hybrid form is optimum-intel's for UNets: convolutions and products of activations as above, while layers that are
+matrix products keep floating-point activations and have 8-bit weights alone.
 """
 
 from __future__ import annotations
@@ -27,9 +30,16 @@ ANALYSED_LARGE, LARGE = 2, 100_000_000
 # Computed once per prompt or per timestep; the products of GEGLU, whose outliers no scale fits; a few channels wide.
 ALWAYS_FLOAT = r".*(time_emb|attn2\.to_k|attn2\.to_v|ff\.net\.2|add_embedding|conv_in/|conv_out/).*"
 
+# No CPU takes it in integers: rounding what goes in only costs time, and where the rest is bfloat16, as with AMX, the
+# plugin of OpenVINO 2026.4 makes noise of it.
+ATTENTION = "ScaledDotProductAttention"
 
-def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording) -> Any:
-    """`model`, the graph of `wrapped`, with 8-bit convolutions and matrix products; calibrated on what was recorded."""
+
+def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording, hybrid: bool = False) -> Any:
+    """`model`, the graph of `wrapped`, with 8-bit convolutions and matrix products; calibrated on what was recorded.
+
+    `hybrid` leaves the activations of linear layers alone and stores their weights in 8 bits.
+    """
     import nncf
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,
@@ -39,14 +49,21 @@ def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording) -> 
 
     types = {port.any_name: port.element_type.to_dtype() for port in model.inputs}
     calibration = [{name: np.asarray(each[name], dtype) for name, dtype in types.items()} for each in recording.inputs]
-    kept = [rf"__module\.{re.escape(layer)}/.*" for layer in sensitive_layers(wrapped, recording.inputs)]
+    kept = [rf"__module\.{re.escape(layer)}/.*" for layer in sensitive_layers(wrapped, recording.inputs, hybrid)]
+    linear = linear_layers(model) if hybrid else []
+    if hybrid:
+        model = nncf.compress_weights(
+            model,
+            mode=nncf.CompressWeightsMode.INT8_ASYM,
+            ignored_scope=nncf.IgnoredScope(types=["Convolution"], validate=False),
+        )
     return nncf.quantize(
         model,
         nncf.Dataset(calibration),
         preset=nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER if wrapped.part == "unet" else None,
         subset_size=len(calibration),
-        ignored_scope=nncf.IgnoredScope(patterns=[ALWAYS_FLOAT, *kept], validate=False),
+        ignored_scope=nncf.IgnoredScope(linear, [ALWAYS_FLOAT, *kept], [ATTENTION], validate=False),
         advanced_parameters=AdvancedQuantizationParameters(
             overflow_fix=OverflowFix.ENABLE,
             disable_bias_correction=True,  # Made no difference to pictures, and takes most of the time.
@@ -55,8 +72,21 @@ def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording) -> 
     )
 
 
-def sensitive_layers(wrapped: Wrapped, inputs: list[Arrays]) -> list[str]:
-    """Names of the layers of `wrapped.module` that cost more than they save."""
+def linear_layers(model: Any) -> list[str]:
+    """Names of the matrix products with constants, and not of those of attention, where both sides are computed."""
+
+    def is_constant(port: Any) -> bool:
+        node = port.get_node()
+        while node.get_type_name() == "Convert":
+            node = node.input_value(0).get_node()
+        return bool(node.get_type_name() == "Constant")
+
+    products = (op for op in model.get_ops() if op.get_type_name() == "MatMul")
+    return [op.get_friendly_name() for op in products if any(is_constant(port) for port in op.input_values())]
+
+
+def sensitive_layers(wrapped: Wrapped, inputs: list[Arrays], hybrid: bool = False) -> list[str]:
+    """Names of the layers of `wrapped.module` that cost more than they save; `hybrid` asks of convolutions only."""
     import torch
 
     from .sensitivity import costs, sensitive
@@ -72,4 +102,7 @@ def sensitive_layers(wrapped: Wrapped, inputs: list[Arrays]) -> list[str]:
     chosen = [inputs[n] for n in np.linspace(0, len(inputs) - 1, count + 2)[1:-1].round().astype(int)]
     found = costs(wrapped.module, [tuple(sample(name, each[name]) for name in wrapped.example) for each in chosen])
     found = [cost for cost in found if not re.fullmatch(ALWAYS_FLOAT, f"__module.{cost.layer}/")]
+    if hybrid:
+        layers = dict(wrapped.module.named_modules())
+        found = [cost for cost in found if isinstance(layers[cost.layer], torch.nn.Conv2d)]
     return sensitive(found, REMAINING_ERROR * sum(cost.error for cost in found), MOST_PRODUCTS)

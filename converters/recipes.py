@@ -17,6 +17,7 @@ class QuantRecipe:
                 or, with `palette`, indices of a table that k-means made
     floor       PSNR in dB against torch float32 that every component must reach
     activations whether what layers are given is rounded to integers, too (W8A8); calibrated on several pictures
+    hybrid      with `activations`: those of the UNet's convolutions only; all else has 8-bit weights and no more
     mixed       `bits` is for the weights that need most, others get fewer, as a sensitivity analysis says
     group_size  the channels or inputs that share a scale or a table; None is the whole channel or tensor
     """
@@ -28,6 +29,7 @@ class QuantRecipe:
     palette: bool = False
     mixed: bool = False
     activations: bool = False
+    hybrid: bool = False
 
 
 RECIPES = {
@@ -37,6 +39,7 @@ RECIPES = {
         QuantRecipe("fp16", 16, floor=45.0),
         QuantRecipe("int8", 8, floor=30.0),
         QuantRecipe("w8a8", 8, floor=25.0, activations=True),
+        QuantRecipe("hybrid", 8, floor=25.0, activations=True, hybrid=True),
         QuantRecipe("int4", 4, floor=15.0, group_size=32),
         QuantRecipe("int4g64", 4, floor=12.0, group_size=64),
         QuantRecipe("int4g128", 4, floor=10.0, group_size=128),

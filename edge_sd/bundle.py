@@ -85,7 +85,7 @@ class Artifact:
     model the safetensors files that diffusers reads, then the few constants that are not in them. `lora` is a file of
     low-rank differences that are added to such weights. `pieces` is there where a graph, a Core ML package, comes
     without its weight file: it tells how that is put together of `weights` (see assembly.py). `chunks` are graphs that
-    follow the first, as one component. `precision` is the component's own, where it could not have the variant's.
+    follow the first, as one component. `precision` is the component's own, where it has not the variant's.
     """
 
     graph: str

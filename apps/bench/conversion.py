@@ -14,7 +14,7 @@ FULL_SIZE = """
 from dataclasses import replace
 from pathlib import Path
 from diffusers import UNet2DConditionModel
-from edge_sd.apps.cli import hush_libraries
+from edge_sd.apps.libraries import hush_libraries
 from edge_sd.bundle import LatentSpace, ModelBundle
 from edge_sd.converters.coreml import ane, convert
 from edge_sd.converters.coreml.wrappers import Sizes, wrap

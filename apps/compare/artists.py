@@ -18,6 +18,7 @@ from edge_sd.request import Request, Settings
 from edge_sd.samplers import SAMPLERS
 from edge_sd.schedule import Level
 
+from ..libraries import hush_libraries
 from .plan import Artist
 
 
@@ -94,9 +95,12 @@ class Ours:
 def _with_part(bundle: ModelBundle, artist: Artist) -> ModelBundle:
     """The bundle, its variant `artist.variant` having one component of `artist.donor`."""
     base, donor = bundle.variant(artist.variant), bundle.variant(artist.donor)
+    # Computed as in its own variant: what is swapped into float32 would be told from it by its weights alone.
+    part = donor.artifacts[artist.part]
+    part = replace(part, precision=part.precision or donor.precision)
     mixed = replace(
         base,
-        artifacts={**base.artifacts, artist.part: donor.artifacts[artist.part]},
+        artifacts={**base.artifacts, artist.part: part},
         files={**base.files, **donor.files},
     )
     return replace(bundle, variants={**bundle.variants, artist.variant: mixed})
@@ -122,8 +126,6 @@ class Diffusers:
     """diffusers' StableDiffusionPipeline in float32 on the CPU, with its scheduler for the sampler of that name."""
 
     def __init__(self, model: Path, weights: Path) -> None:
-        from ..cli import hush_libraries
-
         hush_libraries()
         import diffusers
         import torch

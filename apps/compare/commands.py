@@ -96,7 +96,7 @@ def sweep(
     group_size: Annotated[str | None, typer.Option(metavar="N,N", help="Where weights have groups.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(metavar="NAME,NAME", help="float, weights (w8, w4), palette, w8a8. Default: all but w8a8."),
+        typer.Option(metavar="NAME,NAME", help="float, weights (w8, w4), palette; and by name only: w8a8, hybrid."),
     ] = None,
     compute: Annotated[str | None, typer.Option(help="Core ML: ane or gpu.")] = None,
     reference: Reference = None,

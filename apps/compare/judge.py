@@ -92,9 +92,9 @@ def open_judge(bundle: ModelBundle) -> tuple[Judge | None, str]:
     """The judge for pictures of `bundle`, or None and why there is none."""
     embedded = ModelBundle.open(embedded_models() / "emoji")
     if not (embedded.root / "evaluator" / "config.json").is_file():
-        return None, "agreement and CLIP score: not measured, since this build of edge-sd ships no judge"
+        return None, "agreement: not measured, since this build of edge-sd ships no judge"
     if replace(bundle.facts, name=embedded.name) != embedded.facts:
-        return None, "agreement and CLIP score: not measured, since the judge knows the embedded model's pictures only"
+        return None, "agreement: not measured, since the judge knows the embedded model's pictures only"
     return Judge(embedded.root / "evaluator"), ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .pictures import DIFFERENCE, SHOTS, data_uri, shown_rows, shown_shots
 from .plots import Plot, svg
-from .report import failures, floors, plots, swaps, table, where
+from .report import failures, floors, plots, sizes, swaps, table, where
 from .score import WORST
 
 HERE = Path(__file__).parent
@@ -151,22 +151,19 @@ def _tables(report: dict[str, Any]) -> str:
         out.append(
             _table(["", *parts], [[name, *(row.get(part, "–") for part in parts)] for name, row in moved.items()])
         )
-    sized = [row for row in report["rows"] if "bytes" in row]
-    parts = list(dict.fromkeys(part for row in sized for part in row["bytes"]))
-    parts = [*(part for part in parts if part != "total"), "total"]
-    lines = [
-        [row["name"], *(f"{row['bytes'][p] / 1e6:.2f}" if p in row["bytes"] else "–" for p in parts)] for row in sized
-    ]
     out.append("<h2>MB on disk</h2>")
-    out.append(_table(["variant", *parts], lines))
-    if timed := [row for row in sized if "speed" in row]:
+    out.append(_table(*sizes(report)))
+    if timed := [row for row in report["rows"] if "speed" in row]:
         names = ["load", "first", "step", "decode"]
         spreads = [[row["name"], *(_spread(row["speed"][name]) for name in names)] for row in timed]
         rounds = timed[0]["speed"]["rounds"]
         out.append(f"<h2>Seconds</h2><p>Median, lowest and highest of {rounds} interleaved rounds.</p>")
         out.append(_table(["variant", *names], spreads))
-    settings = [[row["name"], row["device"], *(str(value) for value in row["settings"].values())] for row in sized
-                if "settings" in row]  # fmt: skip
+    settings = [
+        [row["name"], row["device"], *(str(value) for value in row["settings"].values())]
+        for row in report["rows"]
+        if "settings" in row
+    ]
     if settings:
         out.append("<h2>Settings</h2>")
         out.append(_table(["variant", "device", "width", "height", "steps", "guidance", "sampler"], settings))

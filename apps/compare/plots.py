@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e", "#97bbf5", "#9498a0")
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 40, 14, 28, 40
-FONT = 12
+FONT, RADIUS = 12, 4.5
 
 
 class Point(NamedTuple):
@@ -110,20 +110,22 @@ def lay_out(plot: Plot) -> list[Mark]:
             marks.append(Mark("path", pixels, series.colour, faint=series.faint))
         else:
             marks += [Mark("dot", (pixel,), series.colour) for pixel in pixels]
-    return marks + _labels([(s, frame.at(s.points[-1])) for s in plot.series if s.label])
+    dots = [mark.points[0] for mark in marks if mark.kind == "dot"]
+    return marks + _labels([(s, frame.at(s.points[-1])) for s in plot.series if s.label], dots)
 
 
-def _labels(labelled: Sequence[tuple[Series, Point]]) -> list[Mark]:
-    """Names beside their points, moved up or down so that none covers another."""
+def _labels(labelled: Sequence[tuple[Series, Point]], dots: Sequence[Point]) -> list[Mark]:
+    """Names beside their points, moved up or down so far that none covers another or a dot."""
     marks = []
-    taken: list[tuple[float, float, float]] = []  # left, right, y
+    # left, right, y
+    taken = [(dot.x - RADIUS, dot.x + RADIUS, dot.y + 4) for dot in dots]
     for series, point in sorted(labelled, key=lambda each: each[1].y):
         width = len(series.name) * FONT * 0.56
         on_the_left = point.x + 8 + width > WIDTH
         left = point.x - 8 - width if on_the_left else point.x + 8
-        y = point.y + 4
-        while any(left < r and left + width > low and abs(y - other) < FONT for low, r, other in taken):
-            y += 1
+        near = [other for low, high, other in taken if left < high and left + width > low]
+        moves = sorted(range(-HEIGHT, HEIGHT), key=abs)
+        y = point.y + 4 + next(move for move in moves if all(abs(point.y + 4 + move - other) >= FONT for other in near))
         taken.append((left, left + width, y))
         anchor: Literal["start", "end"] = "end" if on_the_left else "start"
         at = Point(point.x - 8 if on_the_left else point.x + 8, y)
@@ -144,7 +146,7 @@ def svg(plot: Plot) -> str:
             dash = ' stroke-dasharray="4 3"' if mark.faint else ""
             parts.append(f'<polyline points="{line}" stroke="{mark.colour}"{dash}/>')
         elif mark.kind == "dot":
-            parts.append(f'<circle cx="{first.x:.1f}" cy="{first.y:.1f}" r="4.5" fill="{mark.colour}"/>')
+            parts.append(f'<circle cx="{first.x:.1f}" cy="{first.y:.1f}" r="{RADIUS}" fill="{mark.colour}"/>')
         else:
             colour = f' style="fill:{mark.colour}"' if mark.colour else ""
             where = f'x="{first.x:.1f}" y="{first.y:.1f}" text-anchor="{mark.anchor}"'
@@ -175,9 +177,12 @@ def save_png(plot: Plot, path: Path, scale: int = 2) -> None:
         elif mark.kind == "path":
             pen.line(at, mark.colour, 2 * scale, joint="curve")
         elif mark.kind == "dot":
-            pen.circle(at[0], 4.5 * scale, mark.colour)
+            pen.circle(at[0], RADIUS * scale, mark.colour)
         else:
-            pen.text(at[0], mark.text, mark.colour or "#333333", font, anchors[mark.anchor])
+            pen.text(
+                at[0], mark.text, mark.colour or "#333333", font, anchors[mark.anchor],
+                stroke_width=2 * scale, stroke_fill="white",
+            )  # fmt: skip
     for n, series in enumerate(lines):
         y = (HEIGHT + (FONT + 5) * n + FONT) * scale
         pen.line([(LEFT * scale, y - 4 * scale), ((LEFT + 16) * scale, y - 4 * scale)], series.colour, 2 * scale)

@@ -22,9 +22,6 @@ from .score import METRICS, Scorer, spread
 from .verdict import pareto, sentence
 
 FORMAT = 1
-NO_LPIPS = (
-    "neither its weights nor those of the network that it looks through come with edge-sd, which downloads nothing"
-)
 SPEED = {
     "load": "opening the model and loading all components, files in the system's cache",
     "first": "from the start of a fresh process to the pixels of its first picture",
@@ -99,7 +96,7 @@ def _speed(times: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _unmeasured(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader may look for and does not find, and why."""
-    notes = [f"LPIPS: not measured, since {NO_LPIPS}"]
+    notes = []
     timed = [row["speed"] for row in rows if "speed" in row]
     if timed and not any("energy" in speed for speed in timed):
         notes.append("energy: not measured, since this system lets nobody read a counter of it (Linux's powercap)")
@@ -209,6 +206,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "worst": f"{quality['psnr']['worst']:.1f}" if "psnr" in quality else "–",
         "SSIM": quality_of("ssim", "{:.3f}"),
         "MS-SSIM": quality_of("ms_ssim", "{:.3f}"),
+        "LPIPS": quality_of("lpips", "{:.4f}"),
         "agreement": quality_of("agreement", "{:.0%}"),
         "CLIP": quality_of("clip", "{:.2f}"),
     }
@@ -260,6 +258,16 @@ def swaps(report: dict[str, Any]) -> dict[str, dict[str, str]]:
     return found
 
 
+def sizes(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Titles and lines of the MB that each component of the main rows has on disk."""
+    sized = [row for row in main_rows(report) if "bytes" in row]
+    parts = [*dict.fromkeys(part for row in sized for part in row["bytes"] if part != "total"), "total"]
+    lines = [
+        [row["name"], *(f"{row['bytes'][p] / 1e6:.2f}" if p in row["bytes"] else "–" for p in parts)] for row in sized
+    ]
+    return ["variant", *parts], lines
+
+
 def failures(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and reason of each row that failed; what failed only because a variant did is not told again."""
     found: list[tuple[str, str]] = []
@@ -303,6 +311,7 @@ def markdown(report: dict[str, Any], folder: Path) -> str:
             "",
         ]
         out += _table(["", *parts], [[name, *(row.get(part, "–") for part in parts)] for name, row in moved.items()])
+    out += ["", "## MB on disk", "", *_table(*sizes(report))]
     out += ["", *(f"![{plot.title}]({name}.png)\n" for name, plot in plots(report).items())]
     if (folder / "grid.png").is_file():
         out += ["![pictures, prompt by variant](grid.png)"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from PIL import Image
 
 from edge_sd.metrics import PEAK, ms_ssim, psnr, ssim
 
+from .clip import Clip, open_clip
 from .judge import Judge, Opinion, open_judge, read_prompts
 from .measure import Work
+from .perceptual import Perceptual, open_perceptual
 from .plan import Artist, Comparison, Row, Shot
 
 # Equal pictures would make every mean infinite. One wrong bit in a picture of 128 x 128 is 95 dB.
@@ -28,9 +30,12 @@ METRICS = {
     "psnr": "PSNR of the 8-bit pictures over all pixels and channels; the peak is 255; equal pictures count as 100 dB",
     "ssim": "SSIM (Wang 2004): Gaussian window of 11 x 11, sigma 1.5, the mean over channels",
     "ms_ssim": "MS-SSIM (Wang 2003): as many of its five scales as fit, weights scaled to 1 (four at 128 pixels)",
+    "lpips": "LPIPS 0.1 (Zhang 2018) with AlexNet; 0 is equal, and less is better",
     "agreement": "share of pictures in which the judge names the same concept as in the reference's",
-    "clip": "cosine of the judge's vectors of picture and prompt",
+    "clip": "cosine of the vectors that the judge, or CLIP where there is no judge, has for picture and prompt",
 }
+# Of all others more is better.
+LESS_IS_BETTER = ("lpips",)
 
 
 class Scorer:
@@ -41,9 +46,16 @@ class Scorer:
         self.judge, why = open_judge(comparison.bundle)
         prompts = list(dict.fromkeys(shot.prompt for shot in comparison.shots))
         self.prompts = read_prompts(self.judge, prompts) if self.judge else None
-        if self.judge and self.prompts is None:
-            why = "CLIP score: not measured, since no backend here runs the judge's text encoder"
         self.notes = [why] if why else []
+        if self.judge and self.prompts is None:
+            self.notes.append("CLIP score: not measured, since no backend here runs the judge's text encoder")
+        self.clip: Clip | None = None
+        if self.judge is None:
+            self.clip, why = open_clip()
+            self.prompts = self.clip.read(prompts) if self.clip else None
+            self.notes.append(f"CLIP score: by {self.clip.name}" if self.clip else f"CLIP score: not measured: {why}")
+        self.perceptual, why = open_perceptual()
+        self.notes += [why] if why else []
         self._opinions: dict[Path, Opinion] = {}
 
     def score(self, row: Row) -> dict[str, Any]:
@@ -60,13 +72,17 @@ class Scorer:
             measured: dict[str, Any] = {"shot": shot.stem, "prompt": shot.prompt, "seed": shot.seed}
             if not alone:
                 try:
-                    measured |= compare_pictures(own, theirs)
+                    measured |= compare_pictures(own, theirs, self.perceptual)
                 except ValueError as error:
                     return {"error": str(error)}
                 if (curve := divergence(own, theirs)) is not None:
                     curves.append(curve)
             pictures.append(measured | self._judged(own, theirs, shot, alone))
-        quality = {name: summary([picture[name] for picture in pictures]) for name in METRICS if name in pictures[0]}
+        quality = {
+            name: summary([picture[name] for picture in pictures], max if name in LESS_IS_BETTER else min)
+            for name in METRICS
+            if name in pictures[0]
+        }
         result: dict[str, Any] = {"quality": quality, "pictures": pictures}
         if not alone:
             result["worst"] = [p["shot"] for p in sorted(pictures, key=lambda p: p["psnr"])[:WORST]]
@@ -78,6 +94,9 @@ class Scorer:
         return self.work[artist].folder / f"{shot.stem}.png"
 
     def _judged(self, own: Path, theirs: Path, shot: Shot, alone: bool) -> dict[str, Any]:
+        if self.clip and self.prompts:
+            with Image.open(own) as image:
+                return {"clip": _cosine(self.clip.see(image), self.prompts[shot.prompt])}
         if not self.judge:
             return {}
         mine = self._opinion(self.judge, own)
@@ -85,7 +104,7 @@ class Scorer:
         if not alone:
             found["agreement"] = float(mine.concept == self._opinion(self.judge, theirs).concept)
         if self.prompts:
-            found["clip"] = round(float(mine.vector @ self.prompts[shot.prompt]), 3)
+            found["clip"] = _cosine(mine.vector, self.prompts[shot.prompt])
         return found
 
     def _opinion(self, judge: Judge, path: Path) -> Opinion:
@@ -95,7 +114,11 @@ class Scorer:
         return self._opinions[path]
 
 
-def compare_pictures(found: Path, reference: Path) -> dict[str, float]:
+def _cosine(picture: NDArray[np.float32], prompt: NDArray[np.float32]) -> float:
+    return round(float(picture @ prompt), 3)
+
+
+def compare_pictures(found: Path, reference: Path, perceptual: Perceptual | None = None) -> dict[str, float]:
     """The metrics of two drawings STEM.png with their STEM.npy. Raises ValueError where they are of other sizes."""
     own, theirs = _pixels(found), _pixels(reference)
     if own.shape != theirs.shape:
@@ -107,6 +130,7 @@ def compare_pictures(found: Path, reference: Path) -> dict[str, float]:
         "psnr": round(decibels(psnr(own, theirs, PEAK)), 3),
         "ssim": round(ssim(own, theirs), 5),
         "ms_ssim": round(ms_ssim(own, theirs), 5),
+        **({"lpips": round(perceptual.distance(own, theirs), 5)} if perceptual else {}),
     }
 
 
@@ -128,14 +152,14 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image.convert("RGB"))
 
 
-def summary(values: Sequence[float]) -> dict[str, float]:
-    """Mean, its standard error (s / sqrt(n), s with n - 1; 0 for one value), median, worst, n; more is better."""
+def summary(values: Sequence[float], worst: Callable[[Sequence[float]], float] = min) -> dict[str, float]:
+    """Mean, its standard error (s / sqrt(n), s with n - 1; 0 for one value), median, worst, n."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return {
         "mean": round(statistics.fmean(values), 4),
         "error": round(error, 4),
         "median": round(statistics.median(values), 4),
-        "worst": round(min(values), 4),
+        "worst": round(worst(values), 4),
         "count": len(values),
     }
 

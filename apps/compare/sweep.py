@@ -12,18 +12,18 @@ from edge_sd.converters.forms import Form, form_named
 from edge_sd.converters.recipes import RECIPES, QuantRecipe
 from edge_sd.errors import ConversionError, InvalidRequest, choices
 
-from ..cli import hush_libraries
+from ..libraries import hush_libraries
 
-KINDS = ("float", "weights", "palette", "w8a8")
+KINDS = ("float", "weights", "palette", "w8a8", "hybrid")
 # Activations are calibrated on pictures, which takes far longer than rounding weights: only for those who ask.
 DEFAULT = ("float", "weights", "palette")
 
 
 def methods_of(recipe: QuantRecipe) -> set[str]:
     """What `--method` may call it: float (nothing is quantized), weights or w8, w4 (integers and scales, of that many
-    bits), palette (of a table), w8a8 (activations, too)."""
+    bits), palette (of a table), w8a8 (activations, too), hybrid (activations of convolutions)."""
     if recipe.activations:
-        return {"w8a8"}
+        return {"hybrid" if recipe.hybrid else "w8a8"}
     if recipe.palette:
         return {"palette"}
     return {"weights", f"w{recipe.bits}"} if recipe.bits < 16 else {"float"}
@@ -42,7 +42,7 @@ class Sweep:
     ) -> Sweep:
         """Lists such as "8,4"; None is no limit, and a group size limits only recipes that have groups.
 
-        Without `method`, all but w8a8.
+        Without `method`, all but w8a8 and hybrid.
 
         Raises InvalidRequest for what no recipe of the form is.
         """

@@ -67,18 +67,18 @@ class OpenVINOBackend:
 
         rows = _rows_at_once(shapes, edits.shortcuts)
         fixed = {name: (min(shape[0], rows), *shape[1:]) for name, shape in shapes.items()}
-        config = self._config(bundle, variant, shapes)
+        config = self._config(bundle, artifact.precision or variant.precision, shapes)
         return Loading(
             self.core, self.version, self.flags, bundle, variant, artifact, device, fixed, config, edits
         ).open()
 
-    def _config(self, bundle: ModelBundle, variant: Variant, shapes: Shapes) -> dict[str, Any]:
+    def _config(self, bundle: ModelBundle, precision: str, shapes: Shapes) -> dict[str, Any]:
         import openvino as ov
 
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         # Text steers every step and takes 1 % of the time: it is never rounded to bfloat16 as CPUs with AMX would.
         overflows = bundle.facts.vae_float32 and set(shapes) in ({"latent_sample"}, {"sample"})
-        if variant.precision == "fp32" or "input_ids" in shapes or overflows:
+        if precision == "fp32" or "input_ids" in shapes or overflows:
             config["INFERENCE_PRECISION_HINT"] = ov.Type.f32
         return config
 

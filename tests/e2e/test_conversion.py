@@ -63,6 +63,7 @@ def test_w8a8_is_calibrated_measured_and_drawn_with(miniature: Path, tmp_path: P
     artifacts = bundle.variant("openvino-w8a8").artifacts
     graph = bundle.path(artifacts["unet"].graph).read_text("utf-8")
     assert graph.count('type="FakeQuantize"') > 10
+    assert attention_in_integers(bundle.path(artifacts["unet"].graph)) == []
     assert 'element_type="i8"' in graph
     assert {"controlnet", "controlled_unet"}.isdisjoint(artifacts)
     assert not list(bundle.root.rglob("float.*"))
@@ -70,6 +71,55 @@ def test_w8a8_is_calibrated_measured_and_drawn_with(miniature: Path, tmp_path: P
     with Pipeline.open(tmp_path / "b", "cpu", preset="balanced") as pipeline:
         picture = pipeline.generate(Request("a cat", seed=1, steps=2, deep_every=2)).pictures[0]
     assert picture.variant == "openvino-w8a8"
+
+
+def test_hybrid_rounds_the_activations_of_the_unets_convolutions_and_all_weights(
+    miniature: Path, tmp_path: Path
+) -> None:
+    import openvino as ov
+
+    bundle = convert(miniature, tmp_path / "b", "hybrid")
+    artifacts = bundle.variant("openvino-hybrid").artifacts
+    assert all(artifact.parity is not None and artifact.parity.psnr > 30 for artifact in artifacts.values())
+    integers = {"text_encoder": 0, "unet": 0, "vae_decoder": 0}
+    for part in integers:
+        model = ov.Core().read_model(bundle.path(artifacts[part].graph))
+        for op in model.get_ops():
+            rounded = [port.get_node().get_type_name() == "FakeQuantize" for port in op.input_values()]
+            if op.get_type_name() == "MatMul" and stored_in(op.input_value(1)):
+                assert stored_in(op.input_value(1)) in ("u8", "i8"), op.get_friendly_name()
+                assert not rounded[0], op.get_friendly_name()
+            integers[part] += op.get_type_name() == "Convolution" and rounded[0]
+    assert integers["unet"] > 5
+    assert attention_in_integers(bundle.path(artifacts["unet"].graph)) == []
+    assert integers["text_encoder"] == integers["vae_decoder"] == 0
+    with Pipeline.open(tmp_path / "b", "cpu") as pipeline:
+        picture = pipeline.generate(Request("a cat", seed=1, steps=2, deep_every=2)).pictures[0]
+    assert picture.variant == "openvino-hybrid"
+
+
+def attention_in_integers(graph: Path) -> list[str]:
+    """Names of the attentions that are given what was rounded: CPUs that compute in bfloat16 make noise of it."""
+    import openvino as ov
+
+    found = []
+    for op in ov.Core().read_model(graph).get_ops():
+        if op.get_type_name() == "ScaledDotProductAttention":
+            for port in op.input_values():
+                node = port.get_node()
+                while node.get_type_name() in ("Transpose", "Reshape"):
+                    node = node.input_value(0).get_node()
+                if node.get_type_name() == "FakeQuantize":
+                    found.append(op.get_friendly_name())
+    return found
+
+
+def stored_in(port: Any) -> str:
+    """The type in which the weights that come out of `port` are stored; "" where they are computed."""
+    node = port.get_node()
+    while node.get_type_name() in ("Convert", "Subtract", "Multiply", "Reshape"):
+        node = node.input_value(0).get_node()
+    return str(node.get_element_type().get_type_name()) if node.get_type_name() == "Constant" else ""
 
 
 def bundle_size_of(emoji: Path) -> int:

@@ -96,6 +96,9 @@ def test_the_doctor_draws_and_compares_and_exits_with_1_when_something_is_off(
     (test,) = [each for each in report["tests"] if each["device"] == "cpu"]
     assert test["result"] in ("identical", "close")
     assert test["psnr"] is None or test["psnr"] >= 40, "OpenVINO's CPU beside torch float32"
+    (test,) = [each for each in report["tests"] if each["device"] == "torch-cpu"]
+    assert (test["result"], test["variant"]) in [("identical", "torch"), ("close", "torch")]
+    assert test["psnr"] is None or test["psnr"] >= 50, "our pipeline beside diffusers', both in torch float32"
     assert str(tmp_path) not in done.stdout.replace(test["command"], ""), "nobody's folders are in a report"
     assert report["model"]["problems"] == []
 

@@ -12,15 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from edge_sd.apps.compare.artists import _with_part
 from edge_sd.apps.compare.energy import consumed, joules
 from edge_sd.apps.compare.judge import Judge
-from edge_sd.apps.compare.plan import OTHER_SEEDS, TORCH, Shot, component_bytes, plan, read_prompts
-from edge_sd.apps.compare.plots import HEIGHT, WIDTH, Plot, Point, Series, lay_out, save_png, svg, ticks
+from edge_sd.apps.compare.plan import OTHER_SEEDS, TORCH, Artist, Shot, component_bytes, plan, read_prompts
+from edge_sd.apps.compare.plots import FONT, HEIGHT, WIDTH, Plot, Point, Series, lay_out, save_png, svg, ticks
 from edge_sd.apps.compare.report import failures, label
 from edge_sd.apps.compare.score import CEILING, decibels, spread, summary
 from edge_sd.apps.compare.sweep import Sweep
 from edge_sd.apps.compare.verdict import missed, pareto, parse_gates, recommend, sentence
 from edge_sd.backends.fake import fake_bundle
+from edge_sd.backends.openvino import OpenVINOBackend
 from edge_sd.bundle import Artifact, Defaults, FileRecord, ModelBundle, Variant
 from edge_sd.errors import InvalidRequest, MissingExtra, VariantNotFound
 
@@ -78,6 +80,16 @@ def test_components_are_swapped_one_at_a_time_into_the_largest_of_the_same_backe
     assert not any("lcm" in row.name for row in swaps)
     assert {row.count for row in swaps} == {2}
     assert not [row for row in plan(bundle, swapped=0).rows if row.kind == "swap"]
+
+
+def test_a_swapped_component_is_computed_as_in_its_own_variant(bundle: ModelBundle) -> None:
+    mixed = _with_part(bundle, Artist("mixed", "openvino-fp32", part="unet", donor="openvino-int8"))
+    artifacts = mixed.variant("openvino-fp32").artifacts
+    assert (artifacts["unet"].graph, artifacts["unet"].precision) == ("openvino-int8/unet.xml", "int8")
+    assert artifacts["vae_decoder"].precision == ""
+    backend, shapes = OpenVINOBackend(), {"sample": (1, 4, 8, 8)}
+    assert "INFERENCE_PRECISION_HINT" in backend._config(bundle, "fp32", shapes)
+    assert "INFERENCE_PRECISION_HINT" not in backend._config(bundle, "int8", shapes)
 
 
 def test_who_draws_what_is_told_apart_on_disk(bundle: ModelBundle) -> None:
@@ -218,6 +230,21 @@ def test_a_plot_stays_on_its_sheet(points: list[tuple[float, float]]) -> None:
             assert -1e-6 <= point.y <= HEIGHT + 1e-6
 
 
+def test_a_name_covers_no_point_of_another() -> None:
+    points = {"openvino-int8": (22.8, 47.5), "openvino-hybrid": (24.6, 43.8), "openvino-w8a8": (28.5, 41.7),
+              "openvino-int4": (19.8, 31.9), "openvino-fp32": (82.0, 92.0)}  # fmt: skip
+    series = tuple(Series(name, (Point(*at),), "#123456", label=True) for name, at in points.items())
+    marks = lay_out(Plot("t", "x", "y", series))
+    dots = [mark.points[0] for mark in marks if mark.kind == "dot"]
+    labels = [mark for mark in marks if mark.text in points]
+    assert len(dots) == len(labels) == len(points)
+    for mark in labels:
+        (at,) = mark.points
+        width = len(mark.text) * FONT * 0.56
+        left = at.x - width if mark.anchor == "end" else at.x
+        assert not [dot for dot in dots if left < dot.x < left + width and abs(dot.y - (at.y - 4)) < FONT / 2]
+
+
 def test_steps_are_counted_in_whole_numbers() -> None:
     assert ticks(1, 2, least=1.0) == [1, 2]
     assert ticks(1, 20, least=1.0) == [0, 5, 10, 15, 20]
@@ -259,6 +286,7 @@ def test_a_plot_is_an_svg_and_a_png(tmp_path: Path) -> None:
         (("openvino", None, "128", "w4"), ["int4g128"]),
         (("openvino", None, "32,64", "weights"), ["int8", "int4", "int4g64"]),
         (("openvino", "8", None, "w8a8"), ["w8a8"]),
+        (("openvino", "8,4", "32,64,128", "w8,w8a8,hybrid"), ["int8", "w8a8", "hybrid"]),
         (("coreml", "6", None, "palette"), ["p6"]),
     ],
 )
@@ -273,12 +301,12 @@ def test_a_sweep_tries_all_that_fits(wish: Any, made: list[str]) -> None:
         (("openvino", "many", None, None), "not whole numbers"),
         (("openvino", None, "7", None), "no group size of 7 here"),
         (
-            ("openvino", None, None, "w8,hybrid"),
-            "no method 'hybrid' for openvino; valid: float, w8a8, weights, w4, w8$",
+            ("openvino", None, None, "w8,w4a4"),
+            "no method 'w4a4' for openvino; valid: float, hybrid, w8a8, weights, w4, w8$",
         ),
         (("openvino", None, None, "palette"), "no method 'palette' for openvino"),
         (("coreml", None, None, "w4"), "valid: float, palette, w8a8, weights, w8$"),
-        (("openvino", "8", None, "w4"), "it has: fp16, fp32, int4, int4g128, int4g64, int8, w8a8"),
+        (("openvino", "8", None, "w4"), "it has: fp16, fp32, hybrid, int4, int4g128, int4g64, int8, w8a8"),
         (("onnx", None, None, None), "unknown target 'onnx'"),
     ],
 )

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from edge_sd.backends import Device
 from edge_sd.bundle import ModelBundle
+from edge_sd.converters.recipes import RECIPES
 from edge_sd.devices import PREFERENCES, SHARE_OF_FREE, choose, plausible
 from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
+from edge_sd.estimates import BITS, TYPICAL_PSNR
 from edge_sd.machine import Machine
 from edge_sd.measurements import Measured, place_of
 from edge_sd.plan import DevicePlan
@@ -261,6 +263,14 @@ def test_what_failed_when_it_was_measured_is_passed_over() -> None:
     assert "unet on npu" not in plan.explain().splitlines()[0]
     alone = choose(SD15, openvino("npu4", "cpu"), "npu", machine=pc(), measured=failed)
     assert "failed when it was measured here: it returned NaN" in alone.explain()
+
+
+def test_what_a_conversion_makes_is_not_of_unknown_size_or_quality() -> None:
+    assert set(BITS) >= set(RECIPES)
+    assert {name: BITS[name] for name, recipe in RECIPES.items() if not recipe.mixed} == {
+        name: recipe.bits for name, recipe in RECIPES.items() if not recipe.mixed
+    }
+    assert set(TYPICAL_PSNR) >= set(RECIPES)
 
 
 def test_a_fallback_is_the_next_best_and_after_nan_a_wider_type() -> None:
