@@ -123,8 +123,8 @@ class CoreMLForm:
         if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
             made = self._write(wrapped, source, recipe, staging, recording, float32=True)
             return replace(made, precision="float32")
-        if wrapped.part == safety.PART:
-            # A picture's verdict is to be the same in every variant.
+        if wrapped.part in (safety.PART, TINY):
+            # A picture's verdict is to be the same in every variant; the tiny decoder has nothing to save.
             recipe = RECIPES["fp16"]
         made = self._write(wrapped, source, recipe, staging, recording)
         if _overflow(wrapped.part, made, staging, recording) is None:

@@ -16,6 +16,7 @@ from edge_sd.converters.coreml import convert, quantize, wrappers
 from edge_sd.converters.coreml.mil import Program
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.recipes import RECIPES
+from edge_sd.converters.wrappers import TinyDecoder
 from edge_sd.errors import ConversionError, InvalidRequest
 from edge_sd.mlpackage.package import Package
 
@@ -138,7 +139,7 @@ def test_a_tiny_decoder(facts: Any, tmp_path: Path) -> None:
         num_encoder_blocks=(1, 1, 1, 1),
         num_decoder_blocks=(1, 1, 1, 1),
     ).eval()
-    component = wrappers.wrap("tiny_decoder", tiny, facts, SIZES)
+    component = wrappers.wrap("tiny_decoder", TinyDecoder(tiny), facts, SIZES)
     assert through_the_executor(component, "iOS16", tmp_path)["image"] > 45
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edge_sd import ModelBundle, Pipeline, Request
+from edge_sd.converters.parity import psnr
 from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest
 from edge_sd.mlpackage.package import Package
 
@@ -52,6 +53,38 @@ def test_they_draw_what_the_bundle_that_they_come_from_draws(coreml_bundle: Mode
         with Pipeline.open(model, "coreml-reference") as pipeline:
             latents.append([step.latents for step in pipeline.steps(REQUEST)][-1])
     assert np.array_equal(*latents)
+
+
+def test_a_tiny_decoder_beside_the_others_decodes_as_torch_does(resources: Path, shallow: Path, tmp_path: Path) -> None:
+    """In a variant of 4 bits, where it stays in 16."""
+    import torch
+    from diffusers import AutoencoderTiny
+
+    from edge_sd.converters.build import _make_part
+    from edge_sd.converters.forms import form_named
+    from edge_sd.converters.parts import composed
+    from edge_sd.converters.recipes import RECIPES
+    from edge_sd.converters.sources import Source
+
+    torch.manual_seed(1)
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )  # fmt: skip
+    tiny.save_pretrained(tmp_path / "taesd")
+    with composed(shallow, tmp_path / "x", {"vae_tiny": tmp_path / "taesd"}) as whole:
+        source, form = Source.open(whole), form_named("coreml")
+        assert "tiny_decoder" in form.parts
+        assert "tiny_decoder" in source.parts
+        z = np.random.default_rng(0).normal(size=(1, 4, 8, 8)).astype(np.float32)
+        row, _ = _make_part(source, form, RECIPES["p4"], "tiny_decoder", resources, {}, {"unet": [{"latents": z}]})
+    assert row["parity"]["psnr"] >= 45
+    with Pipeline.open(resources, "coreml-reference") as pipeline:
+        *_, last = pipeline.steps(REQUEST)
+        found = pipeline.decode(last.latents, "tiny")
+    with torch.no_grad():
+        expected = tiny.decode(torch.from_numpy(last.latents)).sample[0].permute(1, 2, 0).numpy()
+    assert psnr(found, (expected.clip(-1, 1) + 1) * 127.5, peak=255) >= 40
 
 
 def test_compiled_models_are_for_macs_and_say_so(resources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
