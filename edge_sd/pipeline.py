@@ -177,9 +177,12 @@ class Pipeline:
             while True:
                 placement = self.plan.parts[planned]
                 variant = self.bundle.variant(placement.variant)
-                artifact, device = variant.artifacts[part], placement.device
                 try:
-                    return self.backend.load(self.bundle, variant, artifact, device, shapes, edits)
+                    if part not in variant.artifacts:
+                        # A variant may be older than a part of the model.
+                        raise DeviceError(f"{placement.variant} has no {part}")
+                    artifact = variant.artifacts[part]
+                    return self.backend.load(self.bundle, variant, artifact, placement.device, shapes, edits)
                 except (*FAILURES, InvalidRequest) as error:
                     # InvalidRequest: a package of fixed size can't draw this one; another variant may.
                     if not move(reason(error), isinstance(error, NumericalError)):

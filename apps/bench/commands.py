@@ -9,7 +9,7 @@ import typer
 
 from edge_sd.errors import InvalidRequest, MissingExtra, choices
 
-TABLES = ("embedded", "quality", "large", "profile", "conversion")
+TABLES = ("embedded", "quality", "large", "lora", "profile", "conversion")
 
 
 def bench(
@@ -33,7 +33,7 @@ def bench(
         raise MissingExtra("benchmarks beside other programs", "convert,dev") from error
     from edge_sd.bundle import models_home
 
-    from . import conversion, embedded, large, profile, quality
+    from . import conversion, embedded, large, lora, profile, quality
     from .process import machine
 
     home = home or models_home().parent / "bench"
@@ -46,6 +46,8 @@ def bench(
             print(quality.table(quality.measure(pictures)))
         elif name == "large":
             print(large.table(large.measure(home, rounds)))
+        elif name == "lora":
+            print(lora.table(home))
         elif name == "profile":
             print(profile.table(home))
         else:

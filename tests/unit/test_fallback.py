@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,17 @@ def test_a_damaged_file_is_no_reason_to_go_elsewhere(tmp_path: Path) -> None:
 
     with pipeline(Damaged(devices=TWO)) as opened, pytest.raises(InvalidModel):
         opened.generate(Request("a cat", seed=1, steps=1))
+
+
+def test_a_variant_without_a_part_is_a_place_where_it_cannot_be() -> None:
+    """Variants that were made before the model had, say, a checker."""
+    bundle, backend = fake_bundle(SCHEDULE), FakeBackend()
+    plan = choose(bundle, backend.devices())
+    name = plan.parts["vae_decoder"].variant
+    artifacts = {part: each for part, each in bundle.variant(name).artifacts.items() if part != "vae_encoder"}
+    older = replace(bundle, variants={name: replace(bundle.variant(name), artifacts=artifacts)})
+    with pytest.raises(DeviceError, match=f"{name} has no vae_encoder"):
+        Pipeline(older, plan, backend)._load("vae_encoder", {}, NONE)
 
 
 def test_what_a_fault_is() -> None:
