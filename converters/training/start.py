@@ -13,7 +13,7 @@ from .card import LOGS
 
 
 def start_from(model: str | Path, work: Path) -> None:
-    """Unpack `model` into `work`: tokenizer, text_encoder, unet, vae, and its judge and few-step LoRA if it has them.
+    """Unpack `model` into `work`: tokenizer, text_encoder, unet, vae, and what is trained beside them, if it is there.
 
     Raises InvalidRequest where parts are there.
     """
@@ -25,7 +25,7 @@ def start_from(model: str | Path, work: Path) -> None:
     for part, folder in folders.items():
         source.load(part).save_pretrained(work / folder)
     shutil.copytree(source.folder / "tokenizer", work / "tokenizer")
-    for name in ("evaluator", "lcm"):
+    for name in ("evaluator", "lcm", "controlnet", "vae_tiny"):
         if (source.folder / name).is_dir() and not (work / name).exists():
             shutil.copytree(source.folder / name, work / name)
     if (source.folder / LOGS).is_file():
