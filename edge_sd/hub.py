@@ -24,8 +24,8 @@ from .errors import HubError, InvalidModel, InvalidRequest, MissingExtra, ModelN
 FOLDERS = frozenset({"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "vae_tiny",
                      "scheduler", "safety_checker", "feature_extractor"})  # fmt: skip
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-# The weights of a component, such as an autoencoder, that has a repository of its own.
-PART_WEIGHTS = "diffusion_pytorch_model"
+# The weights of a component that has a repository of its own, such as an autoencoder, or a CLIP for `compare`.
+PART_WEIGHTS = ("diffusion_pytorch_model.", "model.")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Of one weight file in two types, the name of the half as large.
 HALF = ".fp16"
@@ -127,8 +127,11 @@ def select(name: str, files: Iterable[Remote], half: bool = False, file: str | N
     there = {each.name: each for each in files}
     if file is None and "model_index.json" in there:
         return _components(name, there, half)
-    if file is None and "config.json" in there and any(PART_WEIGHTS in each for each in there):
-        return [there[each] for each in _of_folder(name, "", sorted(each for each in there if "/" not in each), half)]
+    if file is None and "config.json" in there and any(each.startswith(PART_WEIGHTS) for each in there):
+        # Beside a component lies, now and then, a checkpoint of the same.
+        own = [each for each in sorted(there) if "/" not in each]
+        own = [each for each in own if ".safetensors" not in each or each.startswith(PART_WEIGHTS)]
+        return [there[each] for each in _of_folder(name, "", own, half)]
     checkpoints = [each for each in there if each.endswith(".safetensors")]
     if file is not None and file not in checkpoints:
         raise InvalidRequest(f"{name} has no safetensors file {file!r}; it has: {choices(checkpoints)}")
@@ -156,9 +159,6 @@ def _components(name: str, there: Mapping[str, Remote], half: bool) -> list[Remo
 def _of_folder(name: str, folder: str, names: list[str], half: bool) -> list[str]:
     """Of the files of one component: its weights in one type, its configs and texts."""
     weights = [each for each in names if ".safetensors" in each and "non_ema" not in each]
-    if f"{PART_WEIGHTS}.safetensors" in names:
-        # Beside a component that is published alone lies, now and then, a checkpoint of the same.
-        weights = [each for each in weights if PART_WEIGHTS in each]
     small = [each for each in weights if HALF in each]
     plain = [each for each in weights if HALF not in each]
     pickled = [each for each in names if each.endswith(PICKLES) and not each.endswith("openvino_model.bin")]

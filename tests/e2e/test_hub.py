@@ -167,6 +167,11 @@ def test_what_of_a_repository_is_pulled() -> None:
     with pytest.raises(InvalidModel, match=r"no safetensors in unet: it has unet/x.bin, a pickle"):
         taken("unet/x.bin", "unet/config.json")
     assert [each.name for each in select(NAME, remote("a.safetensors", "README.md"))] == ["a.safetensors"]
+    alone = {"config.json", "diffusion_pytorch_model.safetensors"}
+    beside = ("sdxl_vae.safetensors", "diffusion_pytorch_model.bin", "README.md", "samples/a.json")
+    assert {each.name for each in select(NAME, remote(*alone, *beside))} == alone
+    clip = {"config.json", "model.safetensors", "vocab.json", "merges.txt"}
+    assert {each.name for each in select(NAME, remote(*clip, "pytorch_model.bin", "tf_model.h5"))} == clip
     with pytest.raises(InvalidRequest, match=r"several checkpoints; give --file with one of: a.safetensors, b"):
         select(NAME, remote("a.safetensors", "b.safetensors"))
     with pytest.raises(InvalidModel, match=r"no safetensors: it has only a.ckpt, a pickle"):
