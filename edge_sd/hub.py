@@ -127,7 +127,11 @@ def select(name: str, files: Iterable[Remote], half: bool = False, file: str | N
     there = {each.name: each for each in files}
     if file is None and "model_index.json" in there:
         return _components(name, there, half)
-    if file is None and "config.json" in there and any(each.startswith(PART_WEIGHTS) for each in there):
+    if (
+        file is None
+        and "config.json" in there
+        and any(each.startswith(PART_WEIGHTS) and ".safetensors" in each for each in there)
+    ):
         # Beside a component lies, now and then, a checkpoint of the same.
         own = [each for each in sorted(there) if "/" not in each]
         own = [each for each in own if ".safetensors" not in each or each.startswith(PART_WEIGHTS)]
