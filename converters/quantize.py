@@ -23,8 +23,8 @@ from .wrappers import Wrapped
 ALPHA_CONVOLUTION, ALPHA_MATMUL = 0.15, 0.5
 # Layers are left alone until a twentieth of the error is left, or a quarter of the products is not in integers.
 REMAINING_ERROR, MOST_PRODUCTS = 0.05, 0.25
-# Enough for ranks of layers: so many inputs, the prompt's half of the batch, of so many latents a side. Fewer where
-# each of hundreds of layers takes seconds.
+# Enough for ranks of layers: so many inputs, the prompt's half of the batch, of so many latents a side (half of it for
+# the autoencoder, which has 64 pixels for each). Fewer where each of hundreds of layers takes seconds.
 ANALYSED, ANALYSED_SIDE = 6, 16
 ANALYSED_LARGE, LARGE = 2, 100_000_000
 # Computed once per prompt or per timestep; the products of GEGLU, whose outliers no scale fits; a few channels wide.
@@ -93,7 +93,7 @@ def sensitive_layers(wrapped: Wrapped, inputs: list[Arrays], hybrid: bool = Fals
 
     def sample(name: str, value: Any) -> Any:
         # Latents are cut: what a layer rounds does not depend on how large the picture is.
-        side = ANALYSED_SIDE if wrapped.part != "vae_encoder" else 8 * ANALYSED_SIDE
+        side = {"vae_decoder": ANALYSED_SIDE // 2, "vae_encoder": 4 * ANALYSED_SIDE}.get(wrapped.part, ANALYSED_SIDE)
         value = np.asarray(value)[-1:, ..., :side, :side] if np.ndim(value) == 4 else np.asarray(value)[-1:]
         return torch.from_numpy(np.ascontiguousarray(value))
 
