@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ warnings.filterwarnings("ignore")
 @pytest.fixture(scope="session")
 def emoji() -> Path:
     return embedded_models() / "emoji"
+
+
+@pytest.fixture(scope="session")
+def plain_emoji(emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model without what is trained beside it: a ControlNet and its UNet take half of a conversion."""
+    target = tmp_path_factory.mktemp("plain") / "emoji"
+    ignored = shutil.ignore_patterns("controlnet", "vae_tiny", "openvino-*", "coreml-*", "lcm", "evaluator", "*.png")
+    shutil.copytree(emoji, target, ignore=ignored)
+    return target
 
 
 def save_miniature(folder: Path, tokenizer_from: Path, prediction_type: str = "epsilon", shallow: bool = False) -> Path:

@@ -25,7 +25,7 @@ DETACHED = (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("ses", "s"), ("xes", 
             ("s", ""))  # fmt: skip
 # English's irregular plurals, by how a word ends.
 IRREGULAR = {"man": "men", "mouse": "mice", "goose": "geese", "tooth": "teeth", "foot": "feet", "leaf": "leaves",
-             "loaf": "loaves", "wolf": "wolves", "knife": "knives", "us": "i", "tomato": "tomatoes",
+             "loaf": "loaves", "wolf": "wolves", "knife": "knives", "cactus": "cacti", "tomato": "tomatoes",
              "potato": "potatoes"}  # fmt: skip
 # How many steps down a kind may be from what it is a kind of, and how rare a sense may be.
 DEEPEST, SENSES = 4, 3

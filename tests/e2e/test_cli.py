@@ -158,12 +158,13 @@ def test_help_and_version(tmp_path: Path) -> None:
     assert re.fullmatch(r"edge-sd \d+\.\d+\.\d+\n", edge_sd("--version", cwd=tmp_path).stdout)
 
 
-def test_a_model_without_a_controlnet_says_so_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_controlnet_that_a_model_lacks_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     Image.new("RGB", (128, 128), "white").save(tmp_path / "star.png")
-    done = edge_sd("generate", "a cookie", "--control", "star.png", "-o", "cookie.png", cwd=tmp_path)
+    done = edge_sd("generate", "a cookie", "--control", "star.png", "--control-net", "depth", "-o", "cookie.png",
+                   cwd=tmp_path)  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert "has no controlnet, which a control picture needs" in done.stderr
+    assert re.search(r"has no controlnet\S*depth, which a control picture needs; it has: controlnet", done.stderr)
     assert not (tmp_path / "cookie.png").exists()
 
 

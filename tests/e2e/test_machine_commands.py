@@ -38,12 +38,13 @@ def test_devices_answers_without_any_backend(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr("edge_sd.backends.coreml.find_spec", lambda name: None)
+    for backend in ("coreml", "torch"):
+        monkeypatch.setattr(f"edge_sd.backends.{backend}.find_spec", lambda name: None)
     machine.devices()
     told = capsys.readouterr().out
     assert told.startswith("machine  ")
     assert 'pip install "edge-sd[openvino]"' in told
-    assert told.count("absent  ") == 2
+    assert told.count("absent  ") == 3
     assert "emoji: no backend is installed" in told
     machine.devices(as_json=True)
     report = json.loads(capsys.readouterr().out)

@@ -304,7 +304,14 @@ def test_words_are_of_the_kind_that_wordnet_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "many"),
-    [("cherry", "cherries"), ("key", "keys"), ("bus", "buses"), ("snowman", "snowmen"), ("box", "boxes")],
+    [
+        ("cherry", "cherries"),
+        ("key", "keys"),
+        ("bus", "buses"),
+        ("cactus", "cacti"),
+        ("snowman", "snowmen"),
+        ("box", "boxes"),
+    ],
 )
 def test_plurals_follow_english(word: str, many: str) -> None:
     assert wordnet.plural(word) == many

@@ -20,8 +20,8 @@ PROMPT, SEED, STEPS, GUIDANCE = "a red apple, glossy style", 7, 20, 4.0
 
 
 @pytest.fixture(scope="module")
-def emoji_bundle(emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
-    return convert(emoji, tmp_path_factory.mktemp("peers") / "emoji", "fp32")
+def emoji_bundle(plain_emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+    return convert(plain_emoji, tmp_path_factory.mktemp("peers") / "emoji", "fp32")
 
 
 @pytest.fixture(scope="module")
