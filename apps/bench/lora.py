@@ -42,7 +42,7 @@ def write_lora(folder: Path, path: Path, seed: int) -> None:
             up, down = (layer.out_features, RANK), (RANK, layer.in_features)
             tensors[f"{key}.lora_up.weight"] = rng.normal(0, 0.01, up).astype(np.float16)
             tensors[f"{key}.lora_down.weight"] = rng.normal(0, 0.01, down).astype(np.float16)
-            tensors[f"{key}.alpha"] = np.float16(RANK)
+            tensors[f"{key}.alpha"] = np.array(RANK, np.float16)
     save_file(tensors, path)
 
 
