@@ -30,6 +30,11 @@ class OpenVINOBackend:
             import openvino
         except ImportError as error:
             raise MissingExtra("running OpenVINO models", "openvino") from error
+        # The bindings make their tables of types at first use, and let go of Python's lock on the way: two threads that
+        # are the first at once would wait for each other for ever.
+        constant = openvino.op.Constant(np.zeros(1, np.float32))
+        constant.get_data()
+        constant.get_element_type().to_dtype()
         self.core = openvino.Core()
         self.version = str(openvino.__version__)
         self.flags = this_machine().flags

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,27 @@ def test_the_second_start_compiles_nothing_and_draws_the_same(place: Path, monke
         openvino_cache.write(path.stem, {"whole": b"no blob" * 1000})
     assert (draw() == plain).all()
     assert (draw() == plain).all()
+
+
+AT_ONCE = """
+import sys, threading
+import numpy as np
+from edge_sd.backends.openvino import OpenVINOBackend
+sys.setswitchinterval(1e-6)
+OpenVINOBackend()
+import openvino as ov
+constants = [ov.op.Constant(np.ones(4, np.float32)) for _ in range(8)]
+threads = [threading.Thread(target=each.get_data) for each in constants]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_that_read_graphs_at_once_do_not_wait_for_each_other_for_ever() -> None:
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", AT_ONCE], check=True, timeout=60)
 
 
 def test_what_decides_the_bytes_is_in_the_name() -> None:
