@@ -154,7 +154,7 @@ def generate(
     tile: Annotated[int | None, typer.Option(help="Draw in overlapping pieces of N pixels a side.")] = None,
     vae_tile: Annotated[int | None, typer.Option(help="Decode in such pieces; 0 is never.")] = None,
     decoder: Annotated[
-        str | None, typer.Option(help="full, tiny (softer, a tenth of the work) or auto. Default: full.")
+        str | None, typer.Option(help="full, tiny (softer, a fraction of the work) or auto. Default: full.")
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="All pictures in one file.")] = False,
     preset: Annotated[str | None, typer.Option(help="exact, balanced, fast, turbo: likeness for speed.")] = None,

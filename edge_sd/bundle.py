@@ -30,7 +30,7 @@ MANIFEST = "edge_sd.json"
 HUB_RECORD = "hub.json"
 # In a variant's folder: what torch float32 drew of the same weights, with the request inside.
 REFERENCE = "reference.png"
-# The component that decodes at a tenth of the work (AutoencoderTiny), where a model has one.
+# The component that decodes at a fraction of the work (AutoencoderTiny), where a model has one.
 TINY = "tiny_decoder"
 FORMAT = 1
 MANIFEST_LIMIT = 8 << 20

@@ -253,6 +253,7 @@ class Pipeline:
         assert request.refiner is not None
         name = str(request.refiner)
         refiner = self._refiners.get(name) or Pipeline.open(request.refiner, self.plan.device.name)
+        refiner._turns = self._turns
         if refiner.bundle.facts.conditioning != "aesthetic":
             raise InvalidRequest(f"{refiner.bundle.name} is no refiner; SDXL's is one")
         if self.bundle.facts.conditioning != "size":
@@ -444,6 +445,8 @@ class Pipeline:
         unet = self.plan.parts["unet"].variant
         if (settings.shortcuts.deep or settings.shortcuts.merge) and not self.bundle.variant(unet).changeable:
             told.append(f"{unet} computes everything: deep_every and merge_tokens need a graph that can be changed")
+        if settings.shortcuts.deep and self._turns is not None:
+            told.append("with low memory the UNet is run in pieces, which computes everything: deep_every is left out")
         notes = [*self.plan.reasons[planned:], *checked, *dict.fromkeys(told)]
         return Result(pictures, self.plan.summary(), seconds, notes)
 

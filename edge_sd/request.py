@@ -72,7 +72,7 @@ class Request:
     toward, toward_share   a second prompt, and how far to go towards it, 0 to 1
     tile               draw in overlapping pieces of so many pixels a side, for sizes that a model can't draw at once
     vae_tile           the same of the autoencoder alone; 0 is never, None above VAE_WHOLE pixels
-    decoder            "full"; "tiny", a tenth of the work for a softer picture; "auto": tiny where the model has one
+    decoder            "full"; "tiny", a fraction of the work for a softer picture; "auto": tiny where the model has one
     clip_skip          the text encoder's layer, counted from its last, 1; AUTOMATIC1111's counting
     embeddings         word -> a safetensors file of textual inversion, whose vectors the word stands for
     loras              safetensors files of differences of the weights -> how much of each, 1 is all (see lora.py)

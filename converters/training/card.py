@@ -39,7 +39,7 @@ PARTS = {
     "controlnet": "`controlnet`: a trainable copy of the UNet's encoder that follows lines, tied to the locked UNet by "
     "zero convolutions.",
     "lcm": "`lcm`: a LoRA that draws in four steps, or one, without guidance (variant `openvino-fp16-lcm`).",
-    "vae_tiny": "`vae_tiny`: AutoencoderTiny, previews at a tenth of the decoder's work.",
+    "vae_tiny": "`vae_tiny`: AutoencoderTiny, previews at a quarter of the decoder's work.",
     "evaluator": "`evaluator`: the judge, a small network on pixels that never saw a generated picture; it names "
     "concept, style and background and gives a CLIP score.",
 }

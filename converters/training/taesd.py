@@ -1,4 +1,4 @@
-"""The tiny autoencoder (TAESD, O. Bohan's `AutoencoderTiny`): the big one's latents, at a tenth of the work.
+"""The tiny autoencoder (TAESD, O. Bohan's `AutoencoderTiny`): the big one's latents, at a quarter of the work.
 
     decoder   minimise |tiny(z) - decode(z)| + |grad tiny(z) - grad decode(z)|
     encoder   minimise |tiny(x) - z|^2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,6 +79,14 @@ class Backend(Protocol):
 
         Raises InvalidModel or DeviceError, and InvalidRequest for sizes or edits that this artifact has no place for.
         """
+
+
+def batches(inputs: Mapping[str, Array], shapes: Shapes) -> Iterator[dict[str, Array]]:
+    """A call's inputs, so many rows at a time as a graph of `shapes` takes; what has one row goes with all of them."""
+    rows = max(len(value) for value in inputs.values())
+    size = max(shape[0] for shape in shapes.values())
+    for n in range(0, rows, size):
+        yield {name: value if len(value) == 1 else value[n : n + size] for name, value in inputs.items()}
 
 
 def last_rows(inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from ..bundle import Artifact, ModelBundle, Variant
 from ..edits import NONE, Edits, Shortcuts
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
 from ..machine import this_machine
-from .base import DEEP, Array, Component, Device, Shapes, last_rows
+from .base import DEEP, Array, Component, Device, Shapes, batches, last_rows
 
 # Positions from which a batch of two is no faster than one after the other: 512 x 512 pixels.
 LARGE_LATENTS = 64 * 64
@@ -144,12 +144,9 @@ class OpenVINOComponent:
         missing = set(self.shapes) - set(given)
         assert not missing, f"{self.name} got {sorted(given)}, needs {sorted(missing)}"
         graph = self.graphs[-1 if DEEP in inputs else 0]
-        rows = max(len(value) for value in given.values())
-        size = max(shape[0] for shape in self.shapes.values())
         results: list[dict[str, Array]] = []
         try:
-            for n in range(0, rows, size):
-                some = {name: value if len(value) == 1 else value[n : n + size] for name, value in given.items()}
+            for some in batches(given, self.shapes):
                 for name in self.before:
                     some |= self._computed(name, some.pop(name))
                 results.append({name: value.astype(np.float32) for name, value in graph(some).items()})

@@ -60,16 +60,21 @@ class Loading:
 
     def open(self) -> Component:
         """Raises InvalidModel, InvalidRequest or DeviceError."""
-        if self.edits.shortcuts.pieces and self.bytes >= LARGE:
-            return self._in_pieces()
-        key = self.key if KEEP_FROM <= self.bytes <= KEEP_TO else None
-        if key is not None and (blobs := openvino_cache.read(key)) is not None:
+        try:
+            size, key = self.bytes, self.key
+        except OSError as error:
+            raise InvalidModel(f"{self.artifact.graph} cannot be read ({error.strerror})") from error
+        if self.edits.shortcuts.pieces and size >= LARGE:
+            return self._in_pieces(key)
+        # What is tried out once would push out what is used every day.
+        kept = KEEP_FROM <= size <= KEEP_TO and not self.edits.loras and self.edits.vectors is None
+        if kept and (blobs := openvino_cache.read(key)) is not None:
             try:
                 return self._component({name: self._imported(blob) for name, blob in blobs.items()}, blobs)
             except RuntimeError:
                 openvino_cache.drop(key)
         compiled = {name: self._compiled(model) for name, model in self.graphs().items()}
-        if key is not None:
+        if kept:
             _keep(key, compiled)
         return self._component(compiled, {})
 
@@ -78,10 +83,8 @@ class Loading:
         return sum(self.bundle.path(name).stat().st_size for name in self.artifact.files())
 
     @property
-    def key(self) -> str | None:
-        """What decides the bytes of the compiled graphs, as a name; None where that includes files of other people."""
-        if self.edits.loras or self.edits.vectors is not None:
-            return None
+    def key(self) -> str:
+        """What decides the bytes of the compiled graphs, as a name. Raises OSError."""
         files = {**self.bundle.files, **self.variant.files}
         hashes = []
         for name in self.artifact.files():
@@ -92,7 +95,9 @@ class Loading:
             hashes.append(known or f"{path.resolve()} {told.st_size} {told.st_mtime_ns}")
         where = (self.device.name, self.device.description, self.device.driver, self.version, sorted(self.flags))
         asked = (sorted(self.shapes.items()), sorted((name, str(value)) for name, value in self.config.items()))
-        decides = (_own_code(), hashes, where, asked, self.edits.shortcuts, self.edits.clip_skip)
+        edits, loras = self.edits, [(lora.sha256, factor) for lora, factor in self.edits.loras]
+        changes = (edits.key, loras, edits.part, edits.clip_skip, edits.states, edits.shortcuts)
+        decides = (_own_code(), hashes, where, asked, changes)
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
 
     def _model(self) -> Any:
@@ -148,20 +153,18 @@ class Loading:
         component.held = blobs
         return component
 
-    def _in_pieces(self) -> Component:
-        key = self.key
+    def _in_pieces(self, key: str) -> Component:
         where = cut(self._model(), openvino_pieces.PIECE)
 
         def open_piece(n: int) -> tuple[Graph, Any]:
             name = f"{key}-{n}"
-            if key is not None and (blobs := openvino_cache.read(name)) is not None:
+            if (blobs := openvino_cache.read(name)) is not None:
                 try:
                     return Graph(self._imported(blobs[CUT])), blobs
                 except (RuntimeError, KeyError):
                     openvino_cache.drop(name)
             compiled = self._compiled(take(self._model(), where, n))
-            if key is not None:
-                _keep(name, {CUT: compiled})
+            _keep(name, {CUT: compiled})
             return Graph(compiled), None
 
         return InPieces(self.artifact.graph, where.count, open_piece, self.shapes)

@@ -8,13 +8,14 @@ each from a fresh reading of the files, so that no more of them is mapped than o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .base import Array, Shapes, last_rows
+from ..errors import DeviceError
+from .base import Array, Shapes, batches, last_rows
 from .openvino_graph import _dependencies, _fix_shapes, _new_parameter
 
 # Bytes of weights in a piece.
@@ -109,22 +110,19 @@ class InPieces:
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         given = last_rows({**self._bound, **inputs})
-        rows = [dict(row) for row in self._rows(given)]
-        for n in range(self.count):
-            piece, held = self.open_piece(n)
-            for row in rows:
-                row |= {name: value.copy() for name, value in piece(row).items()}
-            # `held` is what the piece reads its weights from.
-            del piece, held
+        rows = list(batches(given, self.shapes))
+        try:
+            for n in range(self.count):
+                piece, held = self.open_piece(n)
+                for row in rows:
+                    row |= {name: value.copy() for name, value in piece(row).items()}
+                # `held` is what the piece reads its weights from.
+                del piece, held
+        except RuntimeError as error:
+            raise DeviceError(f"{self.name} failed: {str(error).strip().splitlines()[-1][:300]}") from error
         results = [{name: value for name, value in row.items() if name not in given and not name.startswith(CROSSING)}
                    for row in rows]  # fmt: skip
         return {name: np.concatenate([each[name] for each in results]).astype(np.float32) for name in results[0]}
-
-    def _rows(self, given: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
-        rows = max(len(value) for value in given.values())
-        size = max(shape[0] for shape in self.shapes.values())
-        for n in range(0, rows, size):
-            yield {name: value if len(value) == 1 else value[n : n + size] for name, value in given.items()}
 
     def close(self) -> None:
         self._bound.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edge_sd.backends.openvino import Graph, _accept_fractional_timesteps, read_
 from edge_sd.backends.openvino_pieces import InPieces, cut, take
 from edge_sd.bundle import ModelBundle
 from edge_sd.converters.parity import psnr
+from edge_sd.errors import DeviceError
 from edge_sd.pipeline import shapes_of
 from edge_sd.turns import Turn, Turns
 
@@ -107,6 +109,20 @@ def test_a_picture_in_pieces_is_the_picture(place: Path, monkeypatch: pytest.Mon
     pieces[0].write_bytes(pieces[0].read_bytes()[:-9])
     openvino_cache.write(pieces[1].stem, {"piece": b"nothing that OpenVINO knows"})
     assert (draw(low_memory=True) == first).all()
+
+
+def test_what_is_left_out_is_said() -> None:
+    with Pipeline.open("emoji", "cpu", "openvino-fp16", low_memory=True) as pipeline:
+        notes = pipeline.generate(replace(REQUEST, deep_every=2)).notes
+    assert any("deep_every is left out" in note for note in notes)
+
+
+def test_a_piece_that_fails_is_a_devices_failure() -> None:
+    def broken(n: int) -> Any:
+        raise RuntimeError("first line\nno memory for piece 0")
+
+    with pytest.raises(DeviceError, match="unet failed: no memory for piece 0"):
+        InPieces("unet", 1, broken, {"sample": (1, 4, 8, 8)})(sample=np.zeros((1, 4, 8, 8), np.float32))
 
 
 def test_the_cuts_are_asked_for_by_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_what_decides_the_bytes_is_in_the_name() -> None:
     variant, device = bundle.variant("openvino-fp16"), backend.devices()[0]
     shapes = {"sample": (2, 4, 16, 16)}
 
-    def key(part: str = "unet", shapes: Any = shapes, config: Any = None, edits: Edits = Edits()) -> str | None:  # noqa: B008
+    def key(part: str = "unet", shapes: Any = shapes, config: Any = None, edits: Edits = Edits()) -> str:  # noqa: B008
         artifact = variant.artifacts[part]
         loading = Loading(
             backend.core, "1", backend.flags, bundle, variant, artifact, device, shapes, config or {}, edits
@@ -141,6 +141,16 @@ def test_what_decides_the_bytes_is_in_the_name() -> None:
 
     keys = [key(), key("vae_decoder"), key(shapes={"sample": (1, 4, 16, 16)}), key(config={"A": 1}),
             key(edits=Edits(clip_skip=2)), key("unet")]  # fmt: skip
-    assert None not in keys
     assert len(set(keys)) == len(keys) - 1
-    assert key(edits=Edits(vectors=np.zeros((1, 192), np.float32))) is None
+    assert key(edits=Edits("a hash of vectors")) not in keys
+
+
+def test_a_word_of_ones_own_is_not_kept(place: Path) -> None:
+    backend = openvino.OpenVINOBackend()
+    with Pipeline.open("emoji", "cpu", "openvino-fp16") as pipeline:
+        bundle = pipeline.bundle
+    variant = bundle.variant("openvino-fp16")
+    edits = Edits("a hash of vectors", vectors=np.zeros((1, 192), np.float32))
+    shapes = {"input_ids": (1, 32)}
+    backend.load(bundle, variant, variant.artifacts["text_encoder"], backend.devices()[0], shapes, edits).close()
+    assert not list(place.glob("*.blob"))
