@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sd.backends.openvino import read_model
+from edge_sd.backends.openvino.reading import read_model
 from edge_sd.bundle import Facts, Parity
 from edge_sd.errors import ConversionError
 from edge_sd.foreign import GRAPH

@@ -2,7 +2,7 @@
 
 Ranges come from inputs that real pictures produce: prompts x timesteps x guidance. SmoothQuant (Xiao et al. 2023) moves
 outliers of activations into weights. What the sensitivity analysis finds too dear stays in floating point, and so does
-what a loop over steps computes once (see backends/openvino_graph.py). Weights take seven of their eight bits: CPUs
+what a loop over steps computes once (see backends/openvino/graph.py). Weights take seven of their eight bits: CPUs
 without VNNI add products in 16 bits, and the sums of two would not fit.
 
 The hybrid form is optimum-intel's for UNets: convolutions and products of activations as above, while layers that are

@@ -162,7 +162,7 @@ def ready_source(home: Path) -> Path:
 def make_source(folder: Path) -> None:
     """A diffusers folder of SD 1.5's configs; the tokenizer is the embedded model's, whose ids lie within its table."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from edge_sd.bundle import embedded_models
@@ -174,6 +174,8 @@ def make_source(folder: Path) -> None:
         block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     ).half().save_pretrained(folder / "vae")  # fmt: skip
+    # TAESD's configuration is the default.
+    AutoencoderTiny().half().save_pretrained(folder / "vae_tiny")
     config = CLIPTextConfig(
         vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
         max_position_embeddings=77, hidden_act="quick_gelu", projection_dim=768,

@@ -72,7 +72,7 @@ def sums(model: Any) -> float:
 def measure(home: Path) -> tuple[float, float, float, dict[str, float]]:
     """The machine's rate; sums and seconds of one call of the W8A8 UNet; seconds by kind of operation."""
     from edge_sd.backends.openvino import OpenVINOBackend
-    from edge_sd.backends.openvino_loading import Loading
+    from edge_sd.backends.openvino.loading import Loading
     from edge_sd.bundle import ModelBundle
     from edge_sd.edits import NONE
     from edge_sd.pipeline import shapes_of

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_sd.backends.openvino_edits import add_loras
+from edge_sd.backends.openvino.edits import add_loras
 from edge_sd.errors import InvalidModel, InvalidRequest
 from edge_sd.lora import find_loras, read_lora
 

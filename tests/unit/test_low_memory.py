@@ -11,9 +11,10 @@ import openvino as ov
 import pytest
 
 from edge_sd import Pipeline, Request
-from edge_sd.backends import openvino_cache, openvino_loading, openvino_pieces
-from edge_sd.backends.openvino import Graph, _accept_fractional_timesteps, read_model
-from edge_sd.backends.openvino_pieces import InPieces, cut, take
+from edge_sd.backends.openvino import cache, loading, pieces
+from edge_sd.backends.openvino.component import Graph
+from edge_sd.backends.openvino.pieces import InPieces, cut, take
+from edge_sd.backends.openvino.reading import accept_fractional_timesteps, read_model
 from edge_sd.bundle import ModelBundle
 from edge_sd.converters.parity import psnr
 from edge_sd.errors import DeviceError
@@ -72,7 +73,7 @@ def test_pieces_compute_what_the_whole_does() -> None:
 
     def model() -> Any:
         made = read_model(core, bundle.path(artifact.graph), [bundle.path(name) for name in artifact.weights])
-        _accept_fractional_timesteps(made)
+        accept_fractional_timesteps(made)
         made.reshape(dict(shapes))
         return made
 
@@ -100,14 +101,14 @@ def draw(**wishes: Any) -> np.ndarray:
 
 def test_a_picture_in_pieces_is_the_picture(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = draw()
-    monkeypatch.setattr(openvino_loading, "LARGE", 8 << 20)
-    monkeypatch.setattr(openvino_pieces, "PIECE", 8 << 20)
+    monkeypatch.setattr(loading, "LARGE", 8 << 20)
+    monkeypatch.setattr(pieces, "PIECE", 8 << 20)
     first = draw(low_memory=True)
     assert psnr(first, whole, peak=255) >= 40
-    pieces = sorted(place.glob("*-[0-9].blob"))
-    assert len(pieces) == 4
-    pieces[0].write_bytes(pieces[0].read_bytes()[:-9])
-    openvino_cache.write(pieces[1].stem, {"piece": b"nothing that OpenVINO knows"})
+    blobs = sorted(place.glob("*-[0-9].blob"))
+    assert len(blobs) == 4
+    blobs[0].write_bytes(blobs[0].read_bytes()[:-9])
+    cache.write(blobs[1].stem, {"piece": b"nothing that OpenVINO knows"})
     assert (draw(low_memory=True) == first).all()
 
 
@@ -127,5 +128,5 @@ def test_a_piece_that_fails_is_a_devices_failure() -> None:
 
 def test_the_cuts_are_asked_for_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network below LARGE is held whole."""
-    monkeypatch.setattr(openvino_loading.Loading, "_in_pieces", None)
+    monkeypatch.setattr(loading.Loading, "_in_pieces", None)
     assert draw(low_memory=True).shape == (128, 128, 3)

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_sd import Pipeline, Request
-from edge_sd.backends import openvino, openvino_cache
-from edge_sd.backends.openvino_loading import Loading
+from edge_sd.backends.openvino import OpenVINOBackend, cache
+from edge_sd.backends.openvino.loading import Loading
 from edge_sd.edits import Edits
 
 BLOBS = {"whole": bytes(range(256)) * 20, "timestep": b"x" * 5000}
@@ -29,13 +29,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kept(key: str) -> dict[str, bytes] | None:
-    found = openvino_cache.read(key)
+    found = cache.read(key)
     return None if found is None else {name: bytes(blob) for name, blob in found.items()}
 
 
 def test_what_was_written_is_read(place: Path) -> None:
     assert kept("a") is None
-    openvino_cache.write("a", BLOBS)
+    cache.write("a", BLOBS)
     assert kept("a") == BLOBS
     assert [path.name for path in place.iterdir()] == ["a.blob"]
 
@@ -43,7 +43,7 @@ def test_what_was_written_is_read(place: Path) -> None:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_entry_is_none_and_gone(place: Path, data: st.DataObject) -> None:
-    openvino_cache.write("a", BLOBS)
+    cache.write("a", BLOBS)
     path = place / "a.blob"
     whole = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
@@ -58,26 +58,26 @@ def test_a_damaged_entry_is_none_and_gone(place: Path, data: st.DataObject) -> N
 
 
 def test_the_least_used_go_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_cache, "LIMIT", 55_000)
+    monkeypatch.setattr(cache, "LIMIT", 55_000)
     for n, key in enumerate("abc"):
-        openvino_cache.write(key, BLOBS)
+        cache.write(key, BLOBS)
         os.utime(place / f"{key}.blob", (n, n))
     assert kept("a") == BLOBS
-    openvino_cache.write("d", BLOBS)
+    cache.write("d", BLOBS)
     assert {path.name for path in place.iterdir()} == {"a.blob", "c.blob", "d.blob"}
 
 
 def test_nothing_is_kept_where_the_disk_is_nearly_full(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**6, 10**6 - 20_000, 20_000))
-    openvino_cache.write("a", BLOBS)
+    cache.write("a", BLOBS)
     assert kept("a") is None
     assert list(place.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_costs_nothing(place: Path) -> None:
     place.write_text("a file")
-    openvino_cache.write("a", BLOBS)
+    cache.write("a", BLOBS)
     assert kept("a") is None
 
 
@@ -99,7 +99,7 @@ def test_the_second_start_compiles_nothing_and_draws_the_same(place: Path, monke
     assert len(list(place.glob("*.blob"))) == 4
     for path in place.glob("*.blob"):
         # Whole by its checksums, but nothing that OpenVINO knows.
-        openvino_cache.write(path.stem, {"whole": b"no blob" * 1000})
+        cache.write(path.stem, {"whole": b"no blob" * 1000})
     assert (draw() == plain).all()
     assert (draw() == plain).all()
 
@@ -126,7 +126,7 @@ def test_threads_that_read_graphs_at_once_do_not_wait_for_each_other_for_ever() 
 
 
 def test_what_decides_the_bytes_is_in_the_name() -> None:
-    backend = openvino.OpenVINOBackend()
+    backend = OpenVINOBackend()
     with Pipeline.open("emoji", "cpu", "openvino-fp16") as pipeline:
         bundle = pipeline.bundle
     variant, device = bundle.variant("openvino-fp16"), backend.devices()[0]
@@ -146,7 +146,7 @@ def test_what_decides_the_bytes_is_in_the_name() -> None:
 
 
 def test_a_word_of_ones_own_is_not_kept(place: Path) -> None:
-    backend = openvino.OpenVINOBackend()
+    backend = OpenVINOBackend()
     with Pipeline.open("emoji", "cpu", "openvino-fp16") as pipeline:
         bundle = pipeline.bundle
     variant = bundle.variant("openvino-fp16")

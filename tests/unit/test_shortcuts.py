@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from openvino import opset13 as ops
 
 from edge_sd import Pipeline, Request
-from edge_sd.backends import openvino as backend
-from edge_sd.backends import openvino_loading
 from edge_sd.backends.base import DEEP, Array, last_rows
-from edge_sd.backends.openvino import OpenVINOBackend
-from edge_sd.backends.openvino_graph import (
+from edge_sd.backends.openvino import OpenVINOBackend, backend, loading, reading
+from edge_sd.backends.openvino.graph import (
     fold_upsampling,
     hoist,
     merge_tokens,
+    pad_heads,
     products_in_convolutions,
     split_deep,
 )
@@ -45,8 +44,8 @@ def run(model: Any, inputs: dict[str, Array]) -> dict[str, Array]:
 def embedded_unet() -> tuple[Any, dict[str, Array]]:
     bundle = ModelBundle.open("emoji")
     artifact = bundle.variant("openvino-fp16").artifacts["unet"]
-    model = backend.read_model(ov.Core(), bundle.path(artifact.graph), [bundle.path(name) for name in artifact.weights])
-    backend._accept_fractional_timesteps(model)
+    model = reading.read_model(ov.Core(), bundle.path(artifact.graph), [bundle.path(name) for name in artifact.weights])
+    reading.accept_fractional_timesteps(model)
     shapes = shapes_of(bundle.facts, 128, 128, 2)["unet"]
     model.reshape(dict(shapes))
     inputs = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
@@ -154,9 +153,26 @@ def test_few_tokens_and_odd_sides_are_left_alone(h: int, w: int) -> None:
     np.testing.assert_array_equal(run(model, inputs)["out"], expected)
 
 
+@pytest.mark.parametrize("tokens_averaged", [False, True])
+def test_wider_heads_change_no_sum(tokens_averaged: bool) -> None:
+    model, inputs = attention(1, 2, 64, 64, 5)
+    if tokens_averaged:
+        assert merge_tokens(model) == 1
+    expected = run(model, inputs)["out"]
+    assert pad_heads(model) == 1
+    assert not [op for op in model.get_ordered_ops() if op.get_type_name() == "ScaledDotProductAttention"]
+    np.testing.assert_allclose(run(model, inputs)["out"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "width"), [(8, 5), (32, 32)])
+def test_few_keys_and_whole_tiles_are_left_alone(side: int, width: int) -> None:
+    model, _ = attention(1, 1, side, side, width)
+    assert pad_heads(model) == 0
+
+
 def test_a_component_is_the_same_one_row_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large latents: rows apart, what is invariant computed before, deep features as rows of one array."""
-    monkeypatch.setattr(openvino_loading, "LARGE", 0)
+    monkeypatch.setattr(loading, "LARGE", 0)
     bundle = ModelBundle.open("emoji")
     variant, openvino = bundle.variant("openvino-fp16"), OpenVINOBackend()
     device = next(each for each in openvino.devices() if each.kind == "cpu")
@@ -180,6 +196,37 @@ def test_a_component_is_the_same_one_row_after_the_other(monkeypatch: pytest.Mon
     last = {**inputs, "sample": inputs["sample"][1:]}
     np.testing.assert_allclose(apart(**last)["out_sample"], expected[1:], atol=1e-4)
     np.testing.assert_allclose(apart(**last, **{DEEP: found[DEEP][1:]})["out_sample"], expected[1:], atol=1e-4)
+
+
+@pytest.mark.parametrize("cores", [2, 3])
+def test_rows_side_by_side_are_those_of_a_batch(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lanes where two rows share the cores evenly; three calls of one row on two lanes; one row alone."""
+    bundle, openvino = ModelBundle.open("emoji"), OpenVINOBackend()
+    openvino.cores = cores
+    variant = bundle.variant("openvino-fp16")
+    exact = replace(variant.artifacts["unet"], precision="fp32")
+    device = next(each for each in openvino.devices() if each.kind == "cpu")
+    shapes = shapes_of(bundle.facts, 128, 128, 2)["unet"]
+    _, inputs = embedded_unet()
+    context = inputs.pop("encoder_hidden_states")
+
+    def load() -> Any:
+        component: Any = openvino.load(bundle, variant, exact, device, shapes)
+        component.bind(encoder_hidden_states=context)
+        return component
+
+    expected = load()(**inputs)["out_sample"]
+    monkeypatch.setattr(backend, "LARGE_LATENTS", 0)
+    component = load()
+    assert len(component.graphs[0].lanes) == (2 if cores == 2 else 1)
+    for _ in range(2):
+        np.testing.assert_allclose(component(**inputs)["out_sample"], expected, atol=1e-4)
+    last = {**inputs, "sample": inputs["sample"][1:]}
+    np.testing.assert_allclose(component(**last)["out_sample"], expected[1:], atol=1e-4)
+    rows = [{**inputs, "encoder_hidden_states": context[n : n + 1], "sample": inputs["sample"][n : n + 1]}
+            for n in (0, 1, 0)]  # fmt: skip
+    found = [row["out_sample"].copy() for row in component.graphs[0].each(rows)]
+    np.testing.assert_allclose(np.concatenate(found), expected[[0, 1, 0]], atol=1e-4)
 
 
 class Counting:

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Artifact, ModelBundle, Variant
-from ..edits import Edits
-from ..errors import DeviceError, InvalidModel
-from ..lora import read_lora
-from . import openvino_cache, openvino_pieces
-from .base import Array, Component, Device, Shapes
-from .openvino import (
-    Graph,
-    OpenVINOComponent,
-    _accept_fractional_timesteps,
-    _first_line,
-    _reshape,
-    read_model,
-)
-from .openvino_edits import add_loras, apply
-from .openvino_graph import fold_upsampling, hoist, joins, merge_tokens, products_in_convolutions, split_deep
-from .openvino_pieces import InPieces, cut, take
+from ...bundle import Artifact, ModelBundle, Variant
+from ...edits import Edits
+from ...errors import DeviceError, InvalidModel
+from ...lora import read_lora
+from ..base import Array, Component, Device, Shapes
+from . import cache, pieces
+from .component import Graph, OpenVINOComponent
+from .edits import add_loras, apply
+from .graph import fold_upsampling, hoist, joins, merge_tokens, pad_heads, products_in_convolutions, split_deep
+from .pieces import InPieces, cut, take
+from .reading import accept_fractional_timesteps, first_line, read_model, reshape
 
 # Inputs that stay the same while others change, over the steps of a picture or, the timestep, over pictures.
 INVARIANT = ("encoder_hidden_states", "controlnet_cond", "timestep")
 # Instruction sets with which the plugin multiplies matrices of 8 bits fast.
 INTEGER_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8", "I8MM", "DOTPROD"})
+# One with which it multiplies matrices of 16 bits in tiles.
+TILES = "AMX-BF16"
+# Properties: the type that is computed in, and how many calls share the device.
+PRECISION, STREAMS = "INFERENCE_PRECISION_HINT", "NUM_STREAMS"
 # What depends on them is a hundredth of the sums: below these many bytes of weights, finding it takes longer than that.
 LARGE = 128 << 20
 # Bytes of components whose compiled graphs are kept. Smaller ones compile as fast; while a graph is written, OpenVINO
@@ -68,11 +66,11 @@ class Loading:
             return self._in_pieces(key)
         # What is tried out once would push out what is used every day.
         kept = KEEP_FROM <= size <= KEEP_TO and not self.edits.loras and self.edits.vectors is None
-        if kept and (blobs := openvino_cache.read(key)) is not None:
+        if kept and (blobs := cache.read(key)) is not None:
             try:
                 return self._component({name: self._imported(blob) for name, blob in blobs.items()}, blobs)
             except RuntimeError:
-                openvino_cache.drop(key)
+                cache.drop(key)
         compiled = {name: self._compiled(model) for name, model in self.graphs().items()}
         if kept:
             _keep(key, compiled)
@@ -107,9 +105,9 @@ class Loading:
             model = read_model(self.core, graph, files)
             if self.artifact.lora:
                 add_loras(model, [(read_lora(self.bundle.path(self.artifact.lora)), 1.0)], "unet", self.artifact.graph)
-            _accept_fractional_timesteps(model)
+            accept_fractional_timesteps(model)
             apply(model, self.edits, self.artifact.graph)
-            _reshape(model, self.shapes, self.artifact.graph, self.bundle.facts.latents.factor)
+            reshape(model, self.shapes, self.artifact.graph, self.bundle.facts.latents.factor)
             if self.device.kind == "cpu":
                 # Where the CPU's plugin was measured; other plugins get the graph as it is.
                 if not self.edits.shortcuts.pieces:
@@ -119,9 +117,11 @@ class Loading:
                     products_in_convolutions(model)
             if self.edits.shortcuts.merge:
                 merge_tokens(model)
+            if self.device.kind == "cpu" and TILES in self.flags and PRECISION not in self.config:
+                pad_heads(model)
             return model
         except (RuntimeError, OSError) as error:
-            raise InvalidModel(f"{graph} cannot be read by OpenVINO: {_first_line(error)}") from error
+            raise InvalidModel(f"{graph} cannot be read by OpenVINO: {first_line(error)}") from error
 
     def graphs(self) -> dict[str, Any]:
         """What is compiled, by name: GRAPHS, and one for each input that much depends on."""
@@ -138,7 +138,7 @@ class Loading:
         try:
             return self.core.compile_model(model, self.device.name.upper(), self.config)
         except RuntimeError as error:
-            raise DeviceError(f"{self.device.name} refused {self.artifact.graph}: {_first_line(error)}") from error
+            raise DeviceError(f"{self.device.name} refused {self.artifact.graph}: {first_line(error)}") from error
 
     def _imported(self, blob: Array) -> Any:
         import openvino as ov
@@ -146,7 +146,7 @@ class Loading:
         return self.core.import_model(ov.Tensor(blob, shared_memory=True), self.device.name.upper(), self.config)
 
     def _component(self, compiled: Mapping[str, Any], blobs: Mapping[str, Array]) -> Component:
-        graphs = [Graph(compiled[name]) for name in GRAPHS if name in compiled]
+        graphs = [Graph(compiled[name], self.config.get(STREAMS, 1)) for name in GRAPHS if name in compiled]
         before = {name: Graph(model) for name, model in compiled.items() if name not in GRAPHS}
         component = OpenVINOComponent(self.artifact.graph, graphs, before, self.shapes)
         # The plugin reads weights where they are mapped.
@@ -154,15 +154,15 @@ class Loading:
         return component
 
     def _in_pieces(self, key: str) -> Component:
-        where = cut(self._model(), openvino_pieces.PIECE)
+        where = cut(self._model(), pieces.PIECE)
 
         def open_piece(n: int) -> tuple[Graph, Any]:
             name = f"{key}-{n}"
-            if (blobs := openvino_cache.read(name)) is not None:
+            if (blobs := cache.read(name)) is not None:
                 try:
                     return Graph(self._imported(blobs[CUT])), blobs
                 except (RuntimeError, KeyError):
-                    openvino_cache.drop(name)
+                    cache.drop(name)
             compiled = self._compiled(take(self._model(), where, n))
             _keep(name, {CUT: compiled})
             return Graph(compiled), None
@@ -170,10 +170,10 @@ class Loading:
         return InPieces(self.artifact.graph, where.count, open_piece, self.shapes)
 
 
-@cache
+@functools.cache
 def _own_code() -> str:
     """The hash of what rewrites graphs."""
-    paths = sorted(Path(__file__).parent.glob("openvino*.py"))
+    paths = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
@@ -187,4 +187,4 @@ def _keep(key: str, compiled: Mapping[str, Any]) -> None:
             # A device that can't export compiles every time.
             return
         blobs[name] = stream.getbuffer()
-    openvino_cache.write(key, blobs)
+    cache.write(key, blobs)

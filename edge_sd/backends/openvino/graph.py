@@ -8,6 +8,7 @@ so it serves any UNet in this format, ours or not, quantized or not. Shapes have
     fold_upsampling   doubling and the convolution after it, as one transposed convolution
     products_in_convolutions   8-bit matrix products where the CPU has kernels for convolutions only
     merge_tokens   keys and values of the finest self-attention, averaged 2 x 2 (ToDo, Smith et al. 2024)
+    pad_heads   heads as wide as the matrix unit's tiles, where there are many keys
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .base import DEEP
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base import DEEP
 
 # Below these many tokens averaging them takes longer than it saves.
 MANY_TOKENS = 1024
+# Numbers of 16 bits in a row of a matrix unit's tile (AMX).
+TILE = 32
 
 
 def hoist(model: Any, name: str) -> Any | None:
@@ -34,8 +40,8 @@ def hoist(model: Any, name: str) -> Any | None:
     parameter = _parameter(model, name)
     if parameter is None:
         return None
-    _fix_shapes(model)
-    depends = _dependencies(model)
+    fix_shapes(model)
+    depends = dependencies(model)
     alone = frozenset({parameter.get_name()})
     results: list[Any] = []
     entrances: list[Any] = []
@@ -45,7 +51,7 @@ def hoist(model: Any, name: str) -> Any | None:
         for out in op.outputs():
             users = [each for each in out.get_target_inputs() if depends[each.get_node().get_name()] != alone]
             if users:
-                entrance = _new_parameter(ops, out, f"{name}.{len(entrances)}")
+                entrance = new_parameter(ops, out, f"{name}.{len(entrances)}")
                 results.append(ops.result(out))
                 for user in users:
                     user.replace_source_output(entrance.output(0))
@@ -75,7 +81,7 @@ def split_deep(model: Any, depth: int = 1) -> Any:
     shallow = model.clone()
     shallow.remove_result(shallow.get_results()[-1])
     join = joins(shallow)[-depth]
-    entrance = _new_parameter(ops, join.input_value(0), DEEP)
+    entrance = new_parameter(ops, join.input_value(0), DEEP)
     join.input(0).replace_source_output(entrance.output(0))
     shallow.add_parameters([entrance])
     used = {op.get_name() for op in shallow.get_ordered_ops() if op.get_output_size()}
@@ -91,7 +97,6 @@ def merge_tokens(model: Any) -> int:
 
     Neighbours are much alike there, and attention takes a quarter of the time. The positions that ask stay as they are.
     """
-    import numpy as np
     from openvino import opset13 as ops
 
     sample = _parameter(model, "sample")
@@ -116,6 +121,40 @@ def merge_tokens(model: Any) -> int:
     return len(finest)
 
 
+def pad_heads(model: Any) -> int:
+    """Let queries and keys be as wide as whole tiles, by zeros, where attention has many keys; returns in how many.
+
+    The width is what products of queries and keys are summed over. Of SD 1.5's 40 numbers a second tile would take 8,
+    and the plugin's kernel is slower at that than at the 64 of two whole ones. Zeros change no sum.
+    """
+    from openvino import opset13 as ops
+
+    found = 0
+    for op in model.get_ordered_ops():
+        # Of three inputs: without a mask, and scaled by the width.
+        if (
+            op.get_type_name() != "ScaledDotProductAttention"
+            or op.get_input_size() != 3
+            or op.get_attributes()["causal"]
+        ):
+            continue
+        q, k, v = (op.input_value(n) for n in range(3))
+        rank, width = len(q.get_shape()), q.get_shape()[-1]
+        if width % TILE == 0 or k.get_shape()[-2] < MANY_TOKENS:
+            continue
+        more = [*[0] * (rank - 1), -width % TILE]
+        zero = ops.constant(np.array(0), q.get_element_type())
+        q, k = (ops.pad(x, ops.constant([0] * rank), ops.constant(more), "constant", zero) for x in (q, k))
+        scale = ops.constant(np.array(width**-0.5), q.get_element_type())
+        shares = ops.softmax(ops.matmul(ops.multiply(q, scale), k, False, True), -1)
+        attended = ops.matmul(shares, v, False, False)
+        attended.set_friendly_name(op.get_friendly_name())
+        op.output(0).replace(attended.output(0))
+        found += 1
+    model.validate_nodes_and_infer_types()
+    return found
+
+
 def joins(model: Any) -> list[Any]:
     """The concatenations of features from below with a skip connection, in order."""
     return [op for op in model.get_ordered_ops()
@@ -127,14 +166,14 @@ def _parameter(model: Any, name: str) -> Any | None:
     return next((each for each in model.get_parameters() if name in each.output(0).get_names()), None)
 
 
-def _new_parameter(ops: Any, like: Any, name: str) -> Any:
+def new_parameter(ops: Any, like: Any, name: str) -> Any:
     parameter = ops.parameter(like.get_partial_shape(), like.get_element_type())
     parameter.set_friendly_name(name)
     parameter.output(0).set_names({name})
     return parameter
 
 
-def _fix_shapes(model: Any) -> None:
+def fix_shapes(model: Any) -> None:
     """Let constants stand where a known shape is asked for: such a question is no dependency."""
     from openvino import opset13 as ops
 
@@ -144,7 +183,7 @@ def _fix_shapes(model: Any) -> None:
             op.output(0).replace(shape.output(0))
 
 
-def _dependencies(model: Any) -> dict[str, frozenset[str]]:
+def dependencies(model: Any) -> dict[str, frozenset[str]]:
     """Name of each operation -> the names of the parameters that it depends on."""
     found: dict[str, frozenset[str]] = {}
     for op in model.get_ordered_ops():
@@ -154,7 +193,12 @@ def _dependencies(model: Any) -> dict[str, frozenset[str]]:
 
 
 def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
-    return frozenset[str]().union(*sets)
+    found = frozenset[str]()
+    for each in sets:
+        # Nearly always the same one again: thousands of new sets take longer than all else here.
+        if not each <= found:
+            found = each if found <= each else found | each
+    return found
 
 
 def fold_upsampling(model: Any) -> int:
@@ -163,7 +207,6 @@ def fold_upsampling(model: Any) -> int:
     Of the nine pixels under such a kernel only four differ, so its weights can be summed for each of the four places
     that a pixel becomes: a transposed convolution of 4 x 4 with stride 2, the same numbers for 4/9 of the products.
     """
-    import numpy as np
     from openvino import opset13 as ops
 
     found = 0
@@ -184,16 +227,28 @@ def fold_upsampling(model: Any) -> int:
             or len(large.get_target_inputs()) > 1
         ):
             continue
-        # Rows of the transposed kernel, for outputs 2i - 1 .. 2i + 2 of input i:
-        spread = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
-        transposed = np.einsum("ay,oiyx,bx->ioab", spread, kernel.astype(np.float32), spread)
-        weights = ops.constant(np.ascontiguousarray(transposed))
+        weights = ops.constant(_doubling_kernel(kernel), shared_memory=True)
+        if kernel.dtype != np.float32:
+            weights = ops.convert(weights, "f32")
         moved = ops.convolution_backprop_data(small, weights, [2, 2], None, [1, 1], [1, 1], [1, 1])
         moved.set_friendly_name(op.get_friendly_name())
         op.output(0).replace(moved.output(0))
         found += 1
     model.validate_nodes_and_infer_types()
     return found
+
+
+def _doubling_kernel(kernel: NDArray[Any]) -> NDArray[Any]:
+    """The kernel [in, out, 4, 4] of the transposed convolution that doubling and `kernel` [out, in, 3, 3] are."""
+    # Slices and sums: an einsum of these sizes takes as long as all else that loading does.
+    k = kernel.transpose(1, 0, 2, 3)
+    transposed = np.empty((*k.shape[:2], 4, 4), kernel.dtype)
+    # Which rows, and columns, of the kernel meet the pixels 2i - 1 .. 2i + 2 that input i becomes.
+    meeting = ((2,), (1, 2), (0, 1), (0,))
+    for a, rows in enumerate(meeting):
+        for b, columns in enumerate(meeting):
+            transposed[:, :, a, b] = sum(k[:, :, y, x].astype(np.float32) for y in rows for x in columns)
+    return transposed
 
 
 def _constant(port: Any) -> Any | None:
@@ -210,7 +265,6 @@ def products_in_convolutions(model: Any) -> int:
     On CPUs without VNNI the plugin has 8-bit kernels for convolutions and none worth the name for matrix products.
     Tokens one after the other are pixels in a row, channels last, so nothing is moved.
     """
-    import numpy as np
     from openvino import opset13 as ops
 
     found = 0

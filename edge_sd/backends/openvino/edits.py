@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..edits import Edits
-from ..embeddings import FIRST
-from ..errors import InvalidRequest
-from ..lora import Difference, Lora
+from ...edits import Edits
+from ...embeddings import FIRST
+from ...errors import InvalidRequest
+from ...lora import Difference, Lora
 
 
 def apply(model: Any, edits: Edits, name: str) -> None:
@@ -126,9 +126,10 @@ def _replace(port: Any, stored: tuple[NDArray[Any], ...], module: str) -> None:
     from openvino import opset13 as ops
 
     if len(stored) == 1:
-        new = ops.constant(stored[0])
+        # Not copied: the graph holds the array.
+        new = ops.constant(stored[0], shared_memory=True)
     else:
-        numbers, zero, scale = (ops.constant(each) for each in stored)
+        numbers, zero, scale = (ops.constant(each, shared_memory=True) for each in stored)
         new = ops.multiply(ops.subtract(ops.convert(numbers, ov.Type.f16), ops.convert(zero, ov.Type.f16)), scale)
     new.set_friendly_name(f"{module}.weight")
     kind = port.get_source_output().get_element_type()

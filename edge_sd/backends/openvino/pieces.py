@@ -3,7 +3,7 @@
 A piece is what follows in the order of computation until so many bytes of weights are together. What a later piece
 reads of it, skip connections among it, is its output and that one's input. Pieces are compiled one after the other,
 each from a fresh reading of the files, so that no more of them is mapped than one needs; they wait on the disk
-(openvino_cache), and at every call each is read, run for all rows, and let go.
+(cache), and at every call each is read, run for all rows, and let go.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DeviceError
-from .base import Array, Shapes, batches, last_rows
-from .openvino_graph import _dependencies, _fix_shapes, _new_parameter
+from ...errors import DeviceError
+from ..base import Array, Shapes, batches, last_rows
+from .graph import dependencies, fix_shapes, new_parameter
 
 # Bytes of weights in a piece.
 PIECE = 96 << 20
@@ -34,8 +34,8 @@ class Cut:
 
 def cut(model: Any, size: int) -> Cut:
     """Where to cut `model`, whose shapes are known, so that pieces have about `size` bytes of weights."""
-    _fix_shapes(model)
-    depends = _dependencies(model)
+    fix_shapes(model)
+    depends = dependencies(model)
     seen: set[str] = set()
     piece: dict[int, int] = {}
     held, n = 0, 0
@@ -66,8 +66,8 @@ def take(model: Any, where: Cut, n: int) -> Any:
     import openvino as ov
     from openvino import opset13 as ops
 
-    _fix_shapes(model)
-    depends = _dependencies(model)
+    fix_shapes(model)
+    depends = dependencies(model)
     order = model.get_ordered_ops()
     place = {op.get_name(): k for k, op in enumerate(order)}
     inputs: list[Any] = []
@@ -91,7 +91,7 @@ def take(model: Any, where: Cut, n: int) -> Any:
             elif later and own == -1:
                 inputs.append(op)
             elif later:
-                entrance = _new_parameter(ops, output, f"{CROSSING}{k}.{output.get_index()}")
+                entrance = new_parameter(ops, output, f"{CROSSING}{k}.{output.get_index()}")
                 for each in later:
                     each.replace_source_output(entrance.output(0))
                 inputs.append(entrance)

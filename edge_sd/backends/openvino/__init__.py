@@ -1,0 +1,15 @@
+"""OpenVINO: runs `openvino_model.xml` graphs in the layout of optimum-intel on CPU, GPU and NPU.
+
+backend     the devices, and with which settings a component is loaded there
+loading     from files to a component, by:
+reading     a graph of known shapes
+edits       what a request changes of it: LoRAs, words of one's own, CLIP skip
+graph       what is rewritten of it, so that the same picture takes fewer sums
+pieces      a graph as a row of pieces, for little memory
+cache       compiled graphs on disk
+component   what was compiled, as the pipeline sees it
+"""
+
+from .backend import OpenVINOBackend
+
+__all__ = ["OpenVINOBackend"]

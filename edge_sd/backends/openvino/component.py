@@ -1,0 +1,107 @@
+"""A network that was compiled, as the pipeline sees it: rows that its graphs take one or several at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ...errors import DeviceError
+from ..base import DEEP, Array, Shapes, batches, last_rows
+from .reading import first_line
+
+# Values of one input whose consequences are kept: two prompts, or the timesteps of a run.
+KEPT = 64
+
+
+class Graph:
+    """A compiled model, and as many inference requests as it is to run side by side."""
+
+    def __init__(self, compiled: Any, lanes: int = 1) -> None:
+        # A tensor may carry several names; any of them is good.
+        self.dtypes = {name: port.element_type.to_dtype() for port in compiled.inputs for name in port.names}
+        self._outputs = [(port.names, port) for port in compiled.outputs]
+        # A request, and the inputs that it holds.
+        self.lanes: list[tuple[Any, dict[str, Array]]] = [(compiled.create_infer_request(), {}) for _ in range(lanes)]
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Inputs that the graph does not have are passed over; outputs are valid until the next call."""
+        return next(self.each([inputs]))
+
+    def each(self, calls: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+        """The outputs of several calls, in order; those of one are valid until the next is asked for."""
+        waiting = iter(calls)
+        while some := list(islice(waiting, len(self.lanes))):
+            for (request, held), inputs in zip(self.lanes, some, strict=False):
+                self._set(request, held, inputs)
+                request.start_async()
+            for (request, _), _ in zip(self.lanes, some, strict=False):
+                request.wait()
+                results: dict[str, Array] = {}
+                for names, port in self._outputs:
+                    results |= dict.fromkeys(names, request.get_tensor(port).data)
+                yield results
+
+    def _set(self, request: Any, held: dict[str, Array], inputs: Mapping[str, Array]) -> None:
+        import openvino as ov
+
+        for name, value in inputs.items():
+            # What is held is read in place by the request, and need not be set again.
+            if name in self.dtypes and held.get(name) is not value:
+                array = np.ascontiguousarray(value, self.dtypes[name])
+                request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+                held[name] = array
+
+
+class OpenVINOComponent:
+    """One or two graphs of a network, the second for calls that give `DEEP` back, and what is computed before them.
+
+    A graph may be compiled for fewer rows than a call has; they are then taken one after the other.
+    """
+
+    def __init__(self, name: str, graphs: list[Graph], before: dict[str, Graph], shapes: Shapes) -> None:
+        self.name, self.graphs, self.before, self.shapes = name, graphs, before, shapes
+        self.held: Mapping[str, Array] = {}
+        self._bound: dict[str, Array] = {}
+        # Input name -> its value, row by row -> what is computed of that.
+        self._known: dict[str, dict[bytes, dict[str, Array]]] = {name: {} for name in before}
+
+    def bind(self, **constants: Array) -> None:
+        self._bound |= constants
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        given = last_rows({**self._bound, **inputs})
+        missing = set(self.shapes) - set(given)
+        assert not missing, f"{self.name} got {sorted(given)}, needs {sorted(missing)}"
+        graph = self.graphs[-1 if DEEP in inputs else 0]
+        calls: list[dict[str, Array]] = []
+        try:
+            for some in batches(given, self.shapes):
+                for name in self.before:
+                    some |= self._computed(name, some.pop(name))
+                calls.append(some)
+            # Copies: the next call writes where these are.
+            results = [{name: value.astype(np.float32) for name, value in row.items()} for row in graph.each(calls)]
+        except RuntimeError as error:
+            raise DeviceError(f"{self.name} failed: {first_line(error)}") from error
+        if len(results) == 1:
+            return results[0]
+        return {name: np.concatenate([each[name] for each in results]) for name in results[0]}
+
+    def _computed(self, name: str, value: Array) -> dict[str, Array]:
+        """What depends on this input alone, kept: a picture's steps ask for the same few values again and again."""
+        known, key = self._known[name], value.tobytes()
+        if key not in known:
+            if len(known) >= KEPT:
+                known.pop(next(iter(known)))
+            known[key] = {each: array.copy() for each, array in self.before[name]({name: value}).items()}
+        return known[key]
+
+    def close(self) -> None:
+        self._bound.clear()
+        self._known.clear()
+        self.graphs.clear()
+        self.before.clear()
+        self.held = {}

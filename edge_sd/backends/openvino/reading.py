@@ -1,0 +1,57 @@
+"""A graph as it is read from a model's files, for inputs of known shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import InvalidModel, InvalidRequest
+from ..base import Shapes
+
+
+def read_model(core: Any, graph: Path, weights: list[Path]) -> Any:
+    """A graph whose weights are `weights`, one file after the other (see Artifact)."""
+    import openvino as ov
+
+    if len(weights) == 1:
+        return core.read_model(graph, weights[0])
+    parts = [np.fromfile(path, np.uint8) for path in weights]
+    return core.read_model(graph.read_bytes(), ov.Tensor(np.concatenate(parts)))
+
+
+def accept_fractional_timesteps(model: Any) -> None:
+    """Let `timestep` be float32: files declare int64 for other programs, but Euler's timesteps lie between integers."""
+    import openvino as ov
+
+    for parameter in model.get_parameters():
+        if "timestep" in parameter.output(0).get_names():
+            parameter.set_element_type(ov.Type.f32)
+    model.validate_nodes_and_infer_types()
+
+
+def reshape(model: Any, shapes: Shapes, graph: str, factor: int) -> None:
+    """Give `model` its sizes, or raise InvalidRequest that says which it takes."""
+    try:
+        model.reshape(dict(shapes))
+    except RuntimeError as error:
+        name = next((each for each in ("sample", "latent_sample") if each in shapes), "")
+        if not name:
+            raise InvalidModel(f"{graph} does not take the inputs of this model: {first_line(error)}") from error
+        scale = 1 if shapes[name][1] == 3 else factor
+        (port,) = [each for each in model.inputs if name in each.names]
+        fixed = port.partial_shape
+        asked = f"{shapes[name][3] * scale}x{shapes[name][2] * scale}"
+        if fixed[2].is_static and fixed[3].is_static:
+            sizes = f"only {fixed[3].get_length() * scale}x{fixed[2].get_length() * scale}"
+        else:
+            # Skip connections are as large as what they meet where halving leaves no remainder.
+            sizes = f"sizes in multiples of {8 * factor}, and of less where its UNet is shallow"
+        raise InvalidRequest(f"{graph} does not take {asked} pixels; it takes {sizes}") from error
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # OpenVINO puts source locations first and the reason last.
+    return (lines[-1] if lines else type(error).__name__)[:300]
