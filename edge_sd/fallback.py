@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .backends.base import Array, Component
+from .backends.base import Array, Changeable, Component
+from .edits import Edits
 from .errors import DeviceError, NumericalError
 
 # A decoder's picture lies in [-1, 1]; less than this between its darkest and brightest value is one colour.
@@ -57,6 +58,9 @@ class Guarded:
         self._bound |= constants
         if self._component is not None:
             self._component.bind(**constants)
+
+    def change(self, edits: Edits) -> bool:
+        return isinstance(self._component, Changeable) and self._component.change(edits)
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         """Run, here or elsewhere. Raises DeviceError or NumericalError where there is nowhere left to go."""

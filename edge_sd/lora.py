@@ -76,6 +76,19 @@ class Difference:
         made = made.reshape(shape)
         return np.asarray(made if factor == 1 else made * np.float32(factor), np.float32)
 
+    def factors(self, shape: tuple[int, int], factor: float = 1.0) -> tuple[Array, Array] | None:
+        """down [r, in] and up [out, r], whose product up down is `of(shape, factor)`; None where there are none.
+
+        Raises ValueError as `of`.
+        """
+        t = self.tensors
+        if "up" not in t or "mid" in t:
+            return None
+        down, up = t["down"].reshape(len(t["down"]), -1), t["up"].reshape(len(t["up"]), -1)
+        if (len(up), down.shape[1]) != shape:
+            raise ValueError(f"{[len(up), down.shape[1]]} where the weight is {list(shape)}")
+        return np.asarray(down, np.float32), np.asarray(up * np.float32(self.scale * factor), np.float32)
+
 
 def _hada(t: Mapping[str, Array], n: str) -> Array:
     a, b, core = t[f"hada_w{n}_a"], t[f"hada_w{n}_b"], t.get(f"hada_t{n}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import safety
 from .autoencoder import decode, encode
 from .backends import Backend, Component
-from .backends.base import Shapes
+from .backends.base import Changeable, Shapes
 from .between import bind_between
 from .bundle import TINY, Facts, ModelBundle
 from .canvas import Canvas, Inpainting, Masked
@@ -143,12 +143,7 @@ class Pipeline:
             self._prepare(self._controlled_shapes(settings), edits)
 
     def _prepare(self, wanted: dict[str, Shapes], edits: dict[str, Edits]) -> None:
-        missing = [
-            part
-            for part in wanted
-            if self._components.get(part, (None, None))[0] != wanted[part]
-            or self._edited[part] != edits.get(part, NONE)
-        ]
+        missing = [part for part in wanted if not self._serves(part, wanted[part], edits.get(part, NONE))]
         if not missing:
             return
         for part in missing:
@@ -157,20 +152,31 @@ class Pipeline:
         variants = {placement.variant for placement in self.plan.parts.values()}
         with ThreadPoolExecutor(len(wanted) + len(variants)) as pool:
             checked = [pool.submit(self.bundle.check, variant) for variant in variants]
-            loading = {part: pool.submit(self._load, part, wanted[part], edits.get(part, NONE)) for part in missing}
+            self._edited |= {part: edits.get(part, NONE) for part in missing}
+            loading = {part: pool.submit(self._load, part, wanted[part]) for part in missing}
             # A damaged file is named by the check before a backend stumbles over it.
             for check in checked:
                 check.result()
             for part, loaded in loading.items():
                 self._components[part] = (wanted[part], loaded.result())
-                self._edited[part] = edits.get(part, NONE)
 
-    def _load(self, part: str, shapes: Shapes, edits: Edits) -> Component:
+    def _serves(self, part: str, shapes: Shapes, edits: Edits) -> bool:
+        """Whether what is loaded of a part draws with these edits; it is changed where it can be."""
+        loaded, component = self._components.get(part, (None, None))
+        if component is None or loaded != shapes:
+            return False
+        if self._edited[part] != edits:
+            if not (isinstance(component, Changeable) and component.change(edits)):
+                return False
+            self._edited[part] = edits
+        return True
+
+    def _load(self, part: str, shapes: Shapes) -> Component:
         if self._turns is not None:
-            return Turn(self._turns, lambda: self._load_now(part, shapes, edits))
-        return self._load_now(part, shapes, edits)
+            return Turn(self._turns, lambda: self._load_now(part, shapes))
+        return self._load_now(part, shapes)
 
-    def _load_now(self, part: str, shapes: Shapes, edits: Edits) -> Component:
+    def _load_now(self, part: str, shapes: Shapes) -> Component:
         planned = home_of(part)
 
         def load() -> Component:
@@ -182,6 +188,7 @@ class Pipeline:
                         # A variant may be older than a part of the model.
                         raise DeviceError(f"{placement.variant} has no {part}")
                     artifact = variant.artifacts[part]
+                    edits = self._edited[part]
                     return self.backend.load(self.bundle, variant, artifact, placement.device, shapes, edits)
                 except (*FAILURES, InvalidRequest) as error:
                     # InvalidRequest: a package of fixed size can't draw this one; another variant may.

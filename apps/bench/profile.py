@@ -83,7 +83,7 @@ def measure(home: Path) -> tuple[float, float, float, dict[str, float]]:
     device = backend.devices()[0]
     loading = Loading(backend.core, backend.version, backend.flags, bundle, variant, variant.artifacts["unet"], device,
                       shapes, config, NONE)  # fmt: skip
-    model = loading.graphs()["whole"]
+    model = loading.graphs()[0]["whole"]
     count = sums(model)
     compiled = backend.core.compile_model(model, "CPU", config)
     request = compiled.create_infer_request()

@@ -61,15 +61,9 @@ class Latents:
         changes = ["mirrored"] * bool(self.mirrored[n]) + ["off center"] * bool(self.shift[n].any())
         return self.artwork.caption(label, style, list(BACKGROUNDS)[self.background[n]], rng, changes)
 
-    def batch(
-        self, size: int, rng: np.random.Generator, share: NDArray[np.float64] | None = None
-    ) -> tuple[Tensor, list[str], NDArray[np.int64]]:
-        """Random latents float32 [size, 4, 16, 16], their captions, and which they are.
-
-        `share`: how often each pair comes, if not all alike.
-        """
-        chance = None if share is None else share[self.pair] / VARIANTS
-        chosen = rng.choice(len(self), size=size, p=chance)
+    def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, list[str], NDArray[np.int64]]:
+        """Random latents float32 [size, 4, 16, 16], their captions, and which they are."""
+        chosen = rng.integers(len(self), size=size)
         x_0 = torch.from_numpy(self.z[chosen].astype(np.float32))
         return x_0, [self.caption(int(n), rng) for n in chosen], chosen
 

@@ -18,8 +18,6 @@ from edge_sd.errors import InvalidRequest
 from . import autoencoder, latents, text
 from .autoencoder import sheet
 from .diffusion import SCHEDULE, alphas_cumprod, diffuse, loss_weight, sample_timesteps
-from .emphasis import Emphasis
-from .latents import Latents
 from .loop import Budget, Run, autocast
 from .shards import ShardLatents
 
@@ -84,14 +82,9 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0, sha
     run = Run("unet", work, {"unet": unet, "text_encoder": encoder}, budget, peak=6e-4, ema_decay=0.9995)
     rng = run.rng(seed)
     abar = alphas_cumprod().to(device)
-    # Shards are read as they come.
-    emphasis = Emphasis(len(kept.pairs)) if isinstance(kept, Latents) else None
 
     def loss_of(_: int) -> tuple[Tensor, dict[str, float]]:
-        if isinstance(kept, Latents) and emphasis is not None:
-            x_0, captions, chosen = kept.batch(BATCH, rng, emphasis.share)
-        else:
-            x_0, captions, chosen = kept.batch(BATCH, rng)
+        x_0, captions, _chosen = kept.batch(BATCH, rng)
         x_0 = x_0.to(device)
         t = sample_timesteps(BATCH, device)
         x_t, v_t = diffuse(x_0, torch.randn_like(x_0), abar[t])
@@ -99,8 +92,6 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0, sha
             context = encoder(text.tokenize(tokenizer, captions).to(device)).last_hidden_state
             v = unet(x_t.contiguous(memory_format=torch.channels_last), t, context).sample
         error = (v.float() - v_t).square().mean(dim=(1, 2, 3))
-        if isinstance(kept, Latents) and emphasis is not None:
-            emphasis.learned(kept.pair[chosen], t.cpu().numpy(), error.detach().cpu().numpy())
         return (loss_weight(abar[t]) * error).mean(), {"v_error": float(error.detach().mean())}
 
     def sample() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_sd.errors import MissingExtra
@@ -128,16 +129,19 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     for word, label in json.loads((work / "words.json").read_text()).items():
         words.setdefault(label, []).append(word)
     labels = list(words)
+    common = {label: commonness(mine) for label, mine in words.items()}
     run = Run("text", work, {"text_encoder": pupil}, budget, peak=3e-4, ema_decay=0.998)
     rng = run.rng(seed)
-    share = np.array([len(words[label]) for label in labels]) / sum(map(len, words.values()))
+    share = np.array([common[label].sum() for label in labels])
+    share /= share.sum()
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         known, new, kept = [], [], []
         for chance in rng.random(BATCH):
-            # Half of the lessons take turns by concept, half by word: there are two thousand trees, and four rockets.
+            # Half of the lessons take turns by concept, half go by how common words are: there are two thousand trees,
+            # and four rockets.
             label = labels[int(rng.choice(len(labels), p=share if chance < 0.5 else None))]
-            word = str(rng.choice(words[label]))
+            word = str(rng.choice(words[label], p=common[label] / common[label].sum()))
             word = wordnet.plural(word) if rng.random() < PLURALS else word
             frame = _frame(rng)
             known.append(frame.format(str(rng.choice(names_of(label)))))
@@ -162,6 +166,19 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     run.use_average()
     pupil.to("cpu").save_pretrained(work / "text_encoder_wide")
     (work / "text.log.json").write_text(json.dumps(run.log))
+
+
+def commonness(words: list[str]) -> NDArray[np.float64]:
+    """How often each word is to come: by the square root of how often it is read, float64 [N].
+
+    By that itself nearly all lessons would be of a few words; without it most would be of names that nobody writes.
+    """
+    try:
+        from wordfreq import zipf_frequency
+    except ImportError as error:
+        raise MissingExtra("teaching a wider vocabulary", "train") from error
+    # zipf is the logarithm, to the base of ten, of occurrences in a billion words; 0 for what is rarer.
+    return np.array([10 ** (zipf_frequency(word, "en") / 2) for word in words])
 
 
 def _frame(rng: np.random.Generator) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -55,6 +55,14 @@ class Component(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
+
+
+@runtime_checkable
+class Changeable(Protocol):
+    """A component that may take other edits without being loaded again."""
+
+    def change(self, edits: Edits) -> bool:
+        """Go on with `edits`; False, and nothing changed, where that needs loading. Raises InvalidRequest."""
 
 
 class Backend(Protocol):

@@ -135,7 +135,7 @@ def test_a_variant_without_a_part_is_a_place_where_it_cannot_be() -> None:
     artifacts = {part: each for part, each in bundle.variant(name).artifacts.items() if part != "vae_encoder"}
     older = replace(bundle, variants={name: replace(bundle.variant(name), artifacts=artifacts)})
     with pytest.raises(DeviceError, match=f"{name} has no vae_encoder"):
-        Pipeline(older, plan, backend)._load("vae_encoder", {}, NONE)
+        Pipeline(older, plan, backend)._prepare({"vae_encoder": {}}, {})
 
 
 def test_what_a_fault_is() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from ...edits import NONE, Edits
 from ...errors import DeviceError
 from ..base import DEEP, Array, Shapes, batches, last_rows
+from .adapters import Adapters
 from .reading import first_line
 
 # Values of one input whose consequences are kept: two prompts, or the timesteps of a run.
@@ -61,8 +64,19 @@ class OpenVINOComponent:
     A graph may be compiled for fewer rows than a call has; they are then taken one after the other.
     """
 
-    def __init__(self, name: str, graphs: list[Graph], before: dict[str, Graph], shapes: Shapes) -> None:
+    def __init__(
+        self,
+        name: str,
+        graphs: list[Graph],
+        before: dict[str, Graph],
+        shapes: Shapes,
+        edits: Edits = NONE,
+        adapters: Adapters | None = None,
+    ) -> None:
+        """`adapters`: the graphs' inputs for the LoRAs of `edits`, where those are no part of their weights."""
         self.name, self.graphs, self.before, self.shapes = name, graphs, before, shapes
+        self.edits, self.adapters = edits, adapters
+        self._given = adapters.values(edits.loras) or {} if adapters else {}
         self.held: Mapping[str, Array] = {}
         self._bound: dict[str, Array] = {}
         # Input name -> its value, row by row -> what is computed of that.
@@ -70,6 +84,18 @@ class OpenVINOComponent:
 
     def bind(self, **constants: Array) -> None:
         self._bound |= constants
+
+    def change(self, edits: Edits) -> bool:
+        """Take other LoRAs where these graphs can; False where they have to be loaded again."""
+        if self.adapters is None or replace(edits, loras=self.edits.loras) != self.edits:
+            return False
+        given = self.adapters.values(edits.loras)
+        if given is None:
+            return False
+        self.edits, self._given = edits, given
+        for known in self._known.values():
+            known.clear()
+        return True
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         given = last_rows({**self._bound, **inputs})
@@ -81,7 +107,7 @@ class OpenVINOComponent:
             for some in batches(given, self.shapes):
                 for name in self.before:
                     some |= self._computed(name, some.pop(name))
-                calls.append(some)
+                calls.append(some | self._given)
             # Copies: the next call writes where these are.
             results = [{name: value.astype(np.float32) for name, value in row.items()} for row in graph.each(calls)]
         except RuntimeError as error:
@@ -96,7 +122,7 @@ class OpenVINOComponent:
         if key not in known:
             if len(known) >= KEPT:
                 known.pop(next(iter(known)))
-            known[key] = {each: array.copy() for each, array in self.before[name]({name: value}).items()}
+            known[key] = {each: array.copy() for each, array in self.before[name]({name: value, **self._given}).items()}
         return known[key]
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,11 +27,15 @@ def apply(model: Any, edits: Edits, name: str) -> None:
         add_loras(model, edits.loras, edits.part, name)
 
 
-# What OpenVINO calls a weight: torch's name of it, behind the names of the modules that it was wrapped in.
-_WEIGHT = re.compile(
+# Modules that LoRAs know, behind the names of those that they were wrapped in.
+_MODULE = (
     r"(?:^|\.)((?:down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding|text_model|encoder"
-    r"|embeddings|text_projection)\b[\w.]*?)\.weight"
+    r"|embeddings|text_projection)\b[\w.]*?)"
 )
+# What OpenVINO calls a weight, and what it calls a layer: weights that were quantized have lost their names.
+_WEIGHT, _LAYER = re.compile(_MODULE + r"\.weight"), re.compile(_MODULE + "/")
+
+Changes = Sequence[tuple[Lora, float, Difference]]
 
 
 def add_loras(model: Any, loras: Sequence[tuple[Lora, float]], part: str, name: str) -> None:
@@ -40,40 +44,86 @@ def add_loras(model: Any, loras: Sequence[tuple[Lora, float]], part: str, name: 
     Weights of few bits are taken apart, and put together again with 8 for each number and a scale for each output.
     Raises InvalidRequest where nothing has a place, or something has another shape.
     """
-    weights = _weights(model)
-    added: dict[str, list[tuple[Lora, float, Difference]]] = {}
-    for lora, factor in loras:
-        found = lora.differences(part, weights)
-        if lora.has(part) and not found:
-            raise InvalidRequest(f"the LoRA {lora.name!r} changes nothing that {name} has; it is for another model")
-        for module, difference in found.items():
-            added.setdefault(module, []).append((lora, factor, difference))
-    ports = [(port, changes, module) for module, changes in added.items() for port in weights[module]]
+    known = layers(model)
+    changes = changes_of(loras, part, known, name)
+    ports = [(port, changes[module], module) for module in changes for port in known[module]]
     # numpy works beside itself; the graph is changed by one thread.
     with ThreadPoolExecutor() as pool:
         for (port, _, module), stored in zip(ports, pool.map(lambda each: _changed(*each), ports), strict=True):
             _replace(port, stored, module)
 
 
-def _weights(model: Any) -> dict[str, list[Any]]:
+def changes_of(
+    loras: Sequence[tuple[Lora, float]], part: str, names: Iterable[str], name: str
+) -> dict[str, list[tuple[Lora, float, Difference]]]:
+    """Module -> what is added to its weight, of the modules `names` that the graph `name` has.
+
+    Raises InvalidRequest where a LoRA for this part changes none of them.
+    """
+    names, added = list(names), dict[str, list[tuple[Lora, float, Difference]]]()
+    for lora, factor in loras:
+        found = lora.differences(part, names)
+        if lora.has(part) and not found:
+            raise InvalidRequest(f"the LoRA {lora.name!r} changes nothing that {name} has; it is for another model")
+        for module, difference in found.items():
+            added.setdefault(module, []).append((lora, factor, difference))
+    return added
+
+
+def layers(model: Any) -> dict[str, list[Any]]:
     """Name of a module -> the inputs that read its weight."""
     found: dict[str, list[Any]] = {}
     for node in model.get_ops():
-        if node.get_type_name() in ("MatMul", "Convolution"):
-            port = node.input(1)
-            for each in _chain(port.get_source_output().get_node()):
-                if match := _WEIGHT.search(each.get_friendly_name()):
-                    found.setdefault(match[1], []).append(port)
-                    break
+        if node.get_type_name() not in ("MatMul", "Convolution"):
+            continue
+        port = node.input(1)
+        stored = list(_chain(port.get_source_output().get_node()))
+        matches = [_WEIGHT.search(each.get_friendly_name()) for each in stored]
+        matches += [_LAYER.search(node.get_friendly_name())] if stored else []
+        if match := next(filter(None, matches), None):
+            found.setdefault(match[1], []).append(port)
     return found
+
+
+def plain_input(layer: Any) -> Any:
+    """What goes into a layer before it is smoothed and rounded for it."""
+    value = layer.input_value(0)
+    while value.get_node().get_type_name() == "FakeQuantize" or _smooths(value.get_node()):
+        value = value.get_node().input_value(0)
+    return value
+
+
+def _smooths(node: Any) -> bool:
+    """Whether it moves outliers into the weights behind it (SmoothQuant), as nncf calls it."""
+    return node.get_type_name() == "Multiply" and "nncf_smooth_quant" in node.get_friendly_name()
+
+
+def _smoothing(layer: Any) -> NDArray[np.float32] | None:
+    """What each input of a layer is multiplied by, [in]; its weights were divided by that."""
+    node = layer.input_value(0).get_node()
+    if node.get_type_name() == "FakeQuantize":
+        node = node.input_value(0).get_node()
+    return _value(node.input_value(1).get_node()).ravel() if _smooths(node) else None
+
+
+def misfit(lora: Lora, module: str, why: object) -> InvalidRequest:
+    return InvalidRequest(f"the LoRA {lora.name!r} does not fit this model: {module} is {why}")
 
 
 def _chain(node: Any) -> Iterator[Any]:
     """A weight's node and what it is made of: constants, perhaps with a scale and a zero point; else nothing."""
-    if node.get_type_name() in ("Constant", *_ARITHMETIC):
+    if _is_stored(node):
         yield node
         for value in node.input_values():
             yield from _chain(value.get_node())
+
+
+def _is_stored(node: Any) -> bool:
+    """Whether it is a constant, or made of constants alone."""
+    kind = node.get_type_name()
+    return kind == "Constant" or (
+        kind in _ARITHMETIC and all(_is_stored(value.get_node()) for value in node.input_values())
+    )
 
 
 _ARITHMETIC: dict[str, Callable[[Any, list[NDArray[Any]]], NDArray[Any]]] = {
@@ -102,38 +152,55 @@ def _value(node: Any) -> NDArray[np.float32]:
     return np.asarray(made, np.float32)
 
 
-def _changed(port: Any, changes: Sequence[tuple[Lora, float, Difference]], module: str) -> tuple[NDArray[Any], ...]:
-    """The weight that a port reads, changed: as it is stored, or numbers of 8 bits with their zero point and scale."""
+def _changed(port: Any, changes: Changes, module: str) -> tuple[NDArray[Any], ...]:
+    """The weight that a port reads, changed: as it is stored, or 8-bit numbers, perhaps a zero point, and the scale."""
     source = port.get_source_output()
     weight = _value(source.get_node())
     reader = port.get_node()
     turned = reader.get_type_name() == "MatMul" and not reader.get_attributes().get("transpose_b", False)
-    shape = weight.shape[::-1] if turned else weight.shape
+    shape, smoothing = weight.shape[::-1] if turned else weight.shape, _smoothing(reader)
     for lora, factor, difference in changes:
         try:
             change = difference.of(shape, factor)
         except ValueError as error:
-            raise InvalidRequest(f"the LoRA {lora.name!r} does not fit this model: {module} is {error}") from error
+            raise misfit(lora, module, error) from error
+        if smoothing is not None:
+            change = change / smoothing.reshape(-1, *[1] * (change.ndim - 2))
         weight = weight + (change.T if turned else change)
-    stored = [each.get_element_type() for each in _chain(source.get_node()) if each.get_type_name() == "Constant"]
-    if all(kind.is_real() for kind in stored):
-        return (np.ascontiguousarray(weight, stored[0].to_dtype()),)
-    return _quantized(weight, axis=1 if turned else 0)
+    chain = list(_chain(source.get_node()))
+    stored = [each for each in chain if each.get_type_name() == "Constant"]
+    if all(each.get_element_type().is_real() for each in stored):
+        return (np.ascontiguousarray(weight, stored[0].get_element_type().to_dtype()),)
+    axis = 1 if turned else 0
+    if any(each.get_type_name() == "Subtract" for each in chain):
+        return _quantized(weight, axis)
+    # Beside rounded activations the plugin wants no zero point; for the seven bits see converters/quantize.py.
+    numbers = next(each for each in stored if not each.get_element_type().is_real())
+    return _symmetric(weight, axis, 63 if np.abs(_value(numbers)).max() <= 64 else 127)
 
 
 def _replace(port: Any, stored: tuple[NDArray[Any], ...], module: str) -> None:
     import openvino as ov
     from openvino import opset13 as ops
 
-    if len(stored) == 1:
-        # Not copied: the graph holds the array.
-        new = ops.constant(stored[0], shared_memory=True)
-    else:
-        numbers, zero, scale = (ops.constant(each, shared_memory=True) for each in stored)
-        new = ops.multiply(ops.subtract(ops.convert(numbers, ov.Type.f16), ops.convert(zero, ov.Type.f16)), scale)
+    # Not copied: the graph holds the arrays.
+    numbers, *more = (ops.constant(each, shared_memory=True) for each in stored)
+    new = numbers
+    if more:
+        zero, scale = (more[0] if len(more) == 2 else None), more[-1]
+        new = ops.convert(numbers, scale.get_element_type().get_type_name())
+        new = new if zero is None else ops.subtract(new, ops.convert(zero, ov.Type.f16))
+        new = ops.multiply(new, scale)
     new.set_friendly_name(f"{module}.weight")
     kind = port.get_source_output().get_element_type()
     port.replace_source_output((new if new.get_element_type() == kind else ops.convert(new, kind)).output(0))
+
+
+def _symmetric(weight: NDArray[np.float32], axis: int, most: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Numbers from -`most` to `most`, and the scale of each output channel: weight = numbers scale."""
+    others = tuple(n for n in range(weight.ndim) if n != axis)
+    scale = np.maximum(np.abs(weight).max(axis=others, keepdims=True) / most, 1e-9).astype(np.float32)
+    return np.round(weight / scale).astype(np.int8), scale
 
 
 def _quantized(

@@ -23,6 +23,8 @@ from ..base import DEEP
 
 # Below these many tokens averaging them takes longer than it saves.
 MANY_TOKENS = 1024
+# Inputs of such names are weights that come from outside: what depends on them alone is as good as constant.
+GIVEN = "lora."
 # Numbers of 16 bits in a row of a matrix unit's tile (AMX).
 TILE = 32
 
@@ -37,12 +39,14 @@ def hoist(model: Any, name: str) -> Any | None:
     import openvino as ov
     from openvino import opset13 as ops
 
-    parameter = _parameter(model, name)
-    if parameter is None:
+    source = _parameter(model, name)
+    if source is None:
         return None
     fix_shapes(model)
     depends = dependencies(model)
-    alone = frozenset({parameter.get_name()})
+    alone = frozenset({source.get_name()})
+    weights = [each for each in model.get_parameters() if is_given(each) and all(
+        depends[reader.get_node().get_name()] == alone for reader in each.output(0).get_target_inputs())]  # fmt: skip
     results: list[Any] = []
     entrances: list[Any] = []
     for op in model.get_ordered_ops():
@@ -51,15 +55,16 @@ def hoist(model: Any, name: str) -> Any | None:
         for out in op.outputs():
             users = [each for each in out.get_target_inputs() if depends[each.get_node().get_name()] != alone]
             if users:
-                entrance = new_parameter(ops, out, f"{name}.{len(entrances)}")
+                entrance = parameter(out.get_partial_shape(), f"{name}.{len(entrances)}", out.get_element_type())
                 results.append(ops.result(out))
                 for user in users:
                     user.replace_source_output(entrance.output(0))
                 entrances.append(entrance)
-    model.remove_parameter(parameter)
+    for each in (source, *weights):
+        model.remove_parameter(each)
     model.add_parameters(entrances)
     model.validate_nodes_and_infer_types()
-    before = ov.Model(results, [parameter], f"{model.get_friendly_name()}.{name}")
+    before = ov.Model(results, [source, *weights], f"{model.get_friendly_name()}.{name}")
     for port, entrance in zip(before.outputs, entrances, strict=True):
         port.get_tensor().set_names(entrance.output(0).get_names())
     return before
@@ -81,13 +86,13 @@ def split_deep(model: Any, depth: int = 1) -> Any:
     shallow = model.clone()
     shallow.remove_result(shallow.get_results()[-1])
     join = joins(shallow)[-depth]
-    entrance = new_parameter(ops, join.input_value(0), DEEP)
+    entrance = parameter(below.get_partial_shape(), DEEP, below.get_element_type())
     join.input(0).replace_source_output(entrance.output(0))
     shallow.add_parameters([entrance])
     used = {op.get_name() for op in shallow.get_ordered_ops() if op.get_output_size()}
-    for parameter in shallow.get_parameters():
-        if not any(each.get_node().get_name() in used for each in parameter.output(0).get_target_inputs()):
-            shallow.remove_parameter(parameter)
+    for each in shallow.get_parameters():
+        if not any(reader.get_node().get_name() in used for reader in each.output(0).get_target_inputs()):
+            shallow.remove_parameter(each)
     shallow.validate_nodes_and_infer_types()
     return shallow
 
@@ -166,11 +171,19 @@ def _parameter(model: Any, name: str) -> Any | None:
     return next((each for each in model.get_parameters() if name in each.output(0).get_names()), None)
 
 
-def new_parameter(ops: Any, like: Any, name: str) -> Any:
-    parameter = ops.parameter(like.get_partial_shape(), like.get_element_type())
-    parameter.set_friendly_name(name)
-    parameter.output(0).set_names({name})
-    return parameter
+def parameter(shape: Any, name: str, kind: Any = np.float32) -> Any:
+    """A new input of that name."""
+    from openvino import opset13 as ops
+
+    made = ops.parameter(shape, kind)
+    made.set_friendly_name(name)
+    made.output(0).set_names({name})
+    return made
+
+
+def is_given(node: Any) -> bool:
+    """Whether it is an input whose name begins with GIVEN."""
+    return bool(node.get_type_name() == "Parameter" and node.get_friendly_name().startswith(GIVEN))
 
 
 def fix_shapes(model: Any) -> None:
@@ -188,7 +201,8 @@ def dependencies(model: Any) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for op in model.get_ordered_ops():
         name, inputs = op.get_name(), [op.input_value(n).get_node().get_name() for n in range(op.get_input_size())]
-        found[name] = frozenset({name}) if op.get_type_name() == "Parameter" else _union(found[each] for each in inputs)
+        own = op.get_type_name() == "Parameter" and not is_given(op)
+        found[name] = frozenset({name}) if own else _union(found[each] for each in inputs)
     return found
 
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...errors import DeviceError, InvalidModel
 from ...lora import read_lora
 from ..base import Array, Component, Device, Shapes
 from . import cache, pieces
+from .adapters import Adapters, adapt
 from .component import Graph, OpenVINOComponent
 from .edits import add_loras, apply
 from .graph import fold_upsampling, hoist, joins, merge_tokens, pad_heads, products_in_convolutions, split_deep
@@ -71,10 +72,11 @@ class Loading:
                 return self._component({name: self._imported(blob) for name, blob in blobs.items()}, blobs)
             except RuntimeError:
                 cache.drop(key)
-        compiled = {name: self._compiled(model) for name, model in self.graphs().items()}
+        graphs, adapters = self.graphs()
+        compiled = {name: self._compiled(model) for name, model in graphs.items()}
         if kept:
             _keep(key, compiled)
-        return self._component(compiled, {})
+        return self._component(compiled, {}, adapters)
 
     @property
     def bytes(self) -> int:
@@ -98,15 +100,19 @@ class Loading:
         decides = (_own_code(), hashes, where, asked, changes)
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
 
-    def _model(self) -> Any:
-        """The graph, with its edits, in its shapes; what is rewritten of it changes no number."""
+    def _model(self) -> tuple[Any, Adapters | None]:
+        """The graph, with its edits, in its shapes, and its inputs for LoRAs; what is rewritten changes no number."""
         graph, files = self.bundle.path(self.artifact.graph), [self.bundle.path(name) for name in self.artifact.weights]
         try:
             model = read_model(self.core, graph, files)
             if self.artifact.lora:
                 add_loras(model, [(read_lora(self.bundle.path(self.artifact.lora)), 1.0)], "unet", self.artifact.graph)
             accept_fractional_timesteps(model)
-            apply(model, self.edits, self.artifact.graph)
+            edits, adapters = self.edits, None
+            if edits.loras and self._adaptable:
+                adapters = adapt(model, edits.loras, edits.part, self.artifact.graph)
+                edits = edits if adapters is None else replace(edits, loras=())
+            apply(model, edits, self.artifact.graph)
             reshape(model, self.shapes, self.artifact.graph, self.bundle.facts.latents.factor)
             if self.device.kind == "cpu":
                 # Where the CPU's plugin was measured; other plugins get the graph as it is.
@@ -119,20 +125,25 @@ class Loading:
                 merge_tokens(model)
             if self.device.kind == "cpu" and TILES in self.flags and PRECISION not in self.config:
                 pad_heads(model)
-            return model
+            return model, adapters
         except (RuntimeError, OSError) as error:
             raise InvalidModel(f"{graph} cannot be read by OpenVINO: {first_line(error)}") from error
 
-    def graphs(self) -> dict[str, Any]:
-        """What is compiled, by name: GRAPHS, and one for each input that much depends on."""
-        model = self._model()
+    @property
+    def _adaptable(self) -> bool:
+        """Whether LoRAs are better inputs than part of the weights: small networks are compiled in no time."""
+        return self.device.kind == "cpu" and not self.edits.shortcuts.pieces and self.bytes >= LARGE
+
+    def graphs(self) -> tuple[dict[str, Any], Adapters | None]:
+        """What is compiled, by name: GRAPHS, and one for each input that much depends on. And the inputs for LoRAs."""
+        model, adapters = self._model()
         before = {}
         if self.bytes >= LARGE:
             hoisted = {name: hoist(model, name) for name in INVARIANT if name in self.shapes}
             before = {name: each for name, each in hoisted.items() if each is not None}
         # A ControlNet has no way up, and nothing to keep.
         deep = [split_deep(model)] if self.edits.shortcuts.deep and joins(model) else []
-        return {**dict(zip(GRAPHS, [model, *deep], strict=False)), **before}
+        return {**dict(zip(GRAPHS, [model, *deep], strict=False)), **before}, adapters
 
     def _compiled(self, model: Any) -> Any:
         try:
@@ -145,16 +156,18 @@ class Loading:
 
         return self.core.import_model(ov.Tensor(blob, shared_memory=True), self.device.name.upper(), self.config)
 
-    def _component(self, compiled: Mapping[str, Any], blobs: Mapping[str, Array]) -> Component:
+    def _component(
+        self, compiled: Mapping[str, Any], blobs: Mapping[str, Array], adapters: Adapters | None = None
+    ) -> Component:
         graphs = [Graph(compiled[name], self.config.get(STREAMS, 1)) for name in GRAPHS if name in compiled]
         before = {name: Graph(model) for name, model in compiled.items() if name not in GRAPHS}
-        component = OpenVINOComponent(self.artifact.graph, graphs, before, self.shapes)
+        component = OpenVINOComponent(self.artifact.graph, graphs, before, self.shapes, self.edits, adapters)
         # The plugin reads weights where they are mapped.
         component.held = blobs
         return component
 
     def _in_pieces(self, key: str) -> Component:
-        where = cut(self._model(), pieces.PIECE)
+        where = cut(self._model()[0], pieces.PIECE)
 
         def open_piece(n: int) -> tuple[Graph, Any]:
             name = f"{key}-{n}"
@@ -163,7 +176,7 @@ class Loading:
                     return Graph(self._imported(blobs[CUT])), blobs
                 except (RuntimeError, KeyError):
                     cache.drop(name)
-            compiled = self._compiled(take(self._model(), where, n))
+            compiled = self._compiled(take(self._model()[0], where, n))
             _keep(name, {CUT: compiled})
             return Graph(compiled), None
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import DeviceError
 from ..base import Array, Shapes, batches, last_rows
-from .graph import dependencies, fix_shapes, new_parameter
+from .graph import dependencies, fix_shapes, parameter
 
 # Bytes of weights in a piece.
 PIECE = 96 << 20
@@ -91,7 +91,9 @@ def take(model: Any, where: Cut, n: int) -> Any:
             elif later and own == -1:
                 inputs.append(op)
             elif later:
-                entrance = new_parameter(ops, output, f"{CROSSING}{k}.{output.get_index()}")
+                entrance = parameter(
+                    output.get_partial_shape(), f"{CROSSING}{k}.{output.get_index()}", output.get_element_type()
+                )
                 for each in later:
                     each.replace_source_output(entrance.output(0))
                 inputs.append(entrance)
