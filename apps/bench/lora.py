@@ -13,21 +13,25 @@ from .large import SIDE, make_bundle
 from .process import measured
 
 RANK = 16
+STEPS = 5
 SWITCH = """
 from edge_sd import Pipeline, Request
-seconds = []
+seconds, steps = [], []
 with Pipeline.open(MODEL, "cpu", VARIANT) as pipeline:
-    for file in FILES:
+    for files in ([], *([file] for file in FILES)):
         started = time.perf_counter()
-        request = Request("a red apple", seed=0, steps=1, width=SIDE, height=SIDE, loras={file: 0.8})
+        request = Request("a red apple", seed=0, steps=STEPS, width=SIDE, height=SIDE, loras=dict.fromkeys(files, 0.8))
         pipeline.prepare(pipeline.resolve(request))
         seconds.append(time.perf_counter() - started)
-print(json.dumps({"seconds": seconds}))
+        if not files or files == FILES[-1:]:
+            marks = [time.perf_counter() for step in pipeline.steps(request)]
+            steps.append(sorted(after - before for before, after in zip(marks, marks[1:])))
+print(json.dumps({"seconds": seconds, "steps": [each[len(each) // 2] for each in steps]}))
 """
 
 
 def write_lora(folder: Path, path: Path, seed: int) -> None:
-    """A LoRA in kohya's keys for every attention layer of a diffusers folder's UNet; its numbers are random."""
+    """A LoRA as kohya's scripts make by default: every layer of a UNet's transformers; its numbers are random."""
     import torch
     from diffusers import UNet2DConditionModel
     from safetensors.numpy import save_file
@@ -37,24 +41,32 @@ def write_lora(folder: Path, path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     tensors: dict[str, Any] = {}
     for name, layer in unet.named_modules():
-        if isinstance(layer, torch.nn.Linear) and ".attn" in name:
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and ".attentions." in name:
+            outputs, inputs, *kernel = layer.weight.shape
             key = f"lora_unet_{name.replace('.', '_')}"
-            up, down = (layer.out_features, RANK), (RANK, layer.in_features)
-            tensors[f"{key}.lora_up.weight"] = rng.normal(0, 0.01, up).astype(np.float16)
-            tensors[f"{key}.lora_down.weight"] = rng.normal(0, 0.01, down).astype(np.float16)
+            tensors[f"{key}.lora_up.weight"] = rng.normal(0, 0.01, (outputs, RANK, *kernel)).astype(np.float16)
+            tensors[f"{key}.lora_down.weight"] = rng.normal(0, 0.01, (RANK, inputs, *kernel)).astype(np.float16)
             tensors[f"{key}.alpha"] = np.array(RANK, np.float16)
     save_file(tensors, path)
 
 
 def table(home: Path) -> str:
-    """Markdown: seconds from one LoRA to another, for two variants of SD 1.5's shapes."""
+    """Markdown: seconds to the first LoRA and from one to another, for two variants of SD 1.5's shapes."""
     bundle = make_bundle(home)
-    lines = ["| SD 1.5's shapes | from one LoRA to another |", "| --- | --- |"]
+    lines = [
+        f"| SD 1.5's shapes, LoRAs of rank {RANK} | the model | the first LoRA | another | a step without | with |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         files = [f"{scratch}/{n}.safetensors" for n in range(4)]
         for n, file in enumerate(files):
             write_lora(home / "source", Path(file), n)
         for variant in ("openvino-fp16", "openvino-w8a8"):
-            found = measured(variant, SWITCH, MODEL=str(bundle), VARIANT=variant, FILES=files, SIDE=SIDE)
-            lines.append(f"| {variant} | {statistics.median(found['seconds'][1:]):.1f} s |")
+            found = measured(variant, SWITCH, MODEL=str(bundle), VARIANT=variant, FILES=files, SIDE=SIDE, STEPS=STEPS)
+            model, first, *others = found["seconds"]
+            without, with_one = found["steps"]
+            lines.append(
+                f"| {variant} | {model:.1f} s | {first:.1f} s | {statistics.median(others):.2f} s "
+                f"| {without:.2f} s | {with_one:.2f} s |"
+            )
     return "\n".join(lines)
