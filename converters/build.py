@@ -8,6 +8,7 @@ torch float32, the folder is renamed to its name and the manifest, rewritten in 
 from __future__ import annotations
 
 import contextlib
+import gc
 import getpass
 import hashlib
 import json
@@ -263,6 +264,8 @@ def _make_part(
     ]
     made = form.convert(wrapped, source, recipe, staging, component.recording)
     del wrapped, component.module
+    # torch's modules hold themselves in circles; measuring needs as much memory again.
+    gc.collect()
     parity = form.measure(part, made, staging, component.recording)
     if not parity.psnr >= recipe.floor:
         raise ParityError(
