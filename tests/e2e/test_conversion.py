@@ -58,6 +58,22 @@ def test_integer_weights_reach_their_floor_and_draw(plain_emoji: Path, tmp_path:
         assert pipeline.generate(Request("a cat", seed=1, steps=2)).pictures[0].image.size == (128, 128)
 
 
+def layers_of(source: Path) -> set[str]:
+    """All layers of a source's UNet that a LoRA may change."""
+    import torch
+
+    modules = Source.open(source).load("unet").named_modules()
+    return {name for name, each in modules if isinstance(each, torch.nn.Linear | torch.nn.Conv2d)}
+
+
+def found_by_loras(graph: Path) -> set[str]:
+    import openvino as ov
+
+    from edge_sd.backends.openvino.edits import layers
+
+    return set(layers(ov.Core().read_model(graph)))
+
+
 def test_w8a8_is_calibrated_measured_and_drawn_with(miniature: Path, tmp_path: Path) -> None:
     """Integers in most products and not in the dearest; the weights of those that stay are float16."""
     bundle = convert(miniature, tmp_path / "b", "w8a8")
@@ -72,6 +88,7 @@ def test_w8a8_is_calibrated_measured_and_drawn_with(miniature: Path, tmp_path: P
     with Pipeline.open(tmp_path / "b", "cpu", preset="balanced") as pipeline:
         picture = pipeline.generate(Request("a cat", seed=1, steps=2, deep_every=2)).pictures[0]
     assert picture.variant == "openvino-w8a8"
+    assert found_by_loras(bundle.path(artifacts["unet"].graph)) == layers_of(miniature)
 
 
 def test_hybrid_rounds_the_activations_of_the_unets_convolutions_and_all_weights(
