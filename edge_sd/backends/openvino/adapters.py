@@ -104,9 +104,8 @@ def _shape(layer: Any) -> tuple[int, int] | None:
     """Outputs and inputs of a layer that takes one value of each input for one of each output; None for others."""
     shape = [int(n) for n in layer.input_value(1).get_shape()]
     if layer.get_type_name() == "Convolution":
-        return (
-            (shape[0], shape[1]) if shape[2:] == [1, 1] and list(layer.get_attributes()["strides"]) == [1, 1] else None
-        )
+        plain = shape[2:] == [1, 1] and list(layer.get_attributes()["strides"]) == [1, 1]
+        return (shape[0], shape[1]) if plain else None
     if len(shape) != 2 or layer.get_attributes()["transpose_a"]:
         return None
     return (shape[0], shape[1]) if layer.get_attributes()["transpose_b"] else (shape[1], shape[0])

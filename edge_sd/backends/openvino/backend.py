@@ -13,7 +13,7 @@ from ...machine import this_machine
 from ..base import Component, Device, Shapes
 from .loading import PRECISION, STREAMS, Loading
 
-# Positions from which a batch of two is no faster than one after the other: 512 x 512 pixels.
+# Positions from which a batch of two is no faster than two of one: 512 x 512 pixels.
 LARGE_LATENTS = 64 * 64
 
 
@@ -66,7 +66,6 @@ class OpenVINOBackend:
         shapes: Shapes,
         edits: Edits = NONE,
     ) -> Component:
-
         rows = _rows_at_once(shapes, edits.shortcuts)
         fixed = {name: (min(shape[0], rows), *shape[1:]) for name, shape in shapes.items()}
         config = self._config(bundle, artifact.precision or variant.precision, shapes)
@@ -97,7 +96,7 @@ class OpenVINOBackend:
 
 
 def _rows_at_once(shapes: Shapes, shortcuts: Shortcuts) -> int:
-    """The batch that a graph is compiled for: large latents are as fast one after the other, in half the memory."""
+    """The batch that a graph is compiled for: large latents are no slower row by row, side by side or in turn."""
     sample = shapes.get("sample")
     if sample is None:
         return _rows(shapes)

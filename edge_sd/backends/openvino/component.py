@@ -61,7 +61,7 @@ class Graph:
 class OpenVINOComponent:
     """One or two graphs of a network, the second for calls that give `DEEP` back, and what is computed before them.
 
-    A graph may be compiled for fewer rows than a call has; they are then taken one after the other.
+    A graph may be compiled for fewer rows than a call has; they are then taken in turn, so many at once as it has lanes.
     """
 
     def __init__(
@@ -127,6 +127,7 @@ class OpenVINOComponent:
 
     def close(self) -> None:
         self._bound.clear()
+        self._given.clear()
         self._known.clear()
         self.graphs.clear()
         self.before.clear()

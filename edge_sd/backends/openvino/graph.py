@@ -136,12 +136,10 @@ def pad_heads(model: Any) -> int:
 
     found = 0
     for op in model.get_ordered_ops():
+        if op.get_type_name() != "ScaledDotProductAttention" or op.get_attributes()["causal"]:
+            continue
         # Of three inputs: without a mask, and scaled by the width.
-        if (
-            op.get_type_name() != "ScaledDotProductAttention"
-            or op.get_input_size() != 3
-            or op.get_attributes()["causal"]
-        ):
+        if op.get_input_size() != 3 or not all(value.get_partial_shape().is_static for value in op.input_values()):
             continue
         q, k, v = (op.input_value(n) for n in range(3))
         rank, width = len(q.get_shape()), q.get_shape()[-1]
