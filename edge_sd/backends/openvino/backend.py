@@ -66,14 +66,24 @@ class OpenVINOBackend:
         shapes: Shapes,
         edits: Edits = NONE,
     ) -> Component:
+        return self.loading(bundle, variant, artifact, device, shapes, edits).open()
+
+    def loading(
+        self,
+        bundle: ModelBundle,
+        variant: Variant,
+        artifact: Artifact,
+        device: Device,
+        shapes: Shapes,
+        edits: Edits = NONE,
+    ) -> Loading:
+        """How a component is loaded: for how many rows at once, and with which of OpenVINO's properties."""
         rows = _rows_at_once(shapes, edits.shortcuts)
         fixed = {name: (min(shape[0], rows), *shape[1:]) for name, shape in shapes.items()}
         config = self._config(bundle, artifact.precision or variant.precision, shapes)
         if device.kind == "cpu" and rows < _rows(shapes) and not (edits.shortcuts.apart or edits.shortcuts.pieces):
             config |= self._side_by_side(_rows(shapes))
-        return Loading(
-            self.core, self.version, self.flags, bundle, variant, artifact, device, fixed, config, edits
-        ).open()
+        return Loading(self.core, self.version, self.flags, bundle, variant, artifact, device, fixed, config, edits)
 
     def _config(self, bundle: ModelBundle, precision: str, shapes: Shapes) -> dict[str, Any]:
         import openvino as ov

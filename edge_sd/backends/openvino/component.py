@@ -61,7 +61,7 @@ class Graph:
 class OpenVINOComponent:
     """One or two graphs of a network, the second for calls that give `DEEP` back, and what is computed before them.
 
-    A graph may be compiled for fewer rows than a call has; they are then taken in turn, so many at once as it has lanes.
+    A graph may be compiled for fewer rows than a call has: they are taken in turn, so many at once as it has lanes.
     """
 
     def __init__(
