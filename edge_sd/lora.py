@@ -57,15 +57,14 @@ class Difference:
 
         Raises ValueError for another's.
         """
-        t, factor = self.tensors, self.scale * factor
+        t, thin = self.tensors, self.factors(factor)
+        factor *= self.scale
         if "diff" in t:
             made = t["diff"]
         elif "mid" in t:
             made = np.einsum("or,rskl,si->oikl", t["up"][:, :, 0, 0], t["mid"], t["down"][:, :, 0, 0])
-        elif "up" in t:
-            # The factor goes where few numbers are.
-            made = (t["up"].reshape(len(t["up"]), -1) * np.float32(factor)) @ t["down"].reshape(len(t["down"]), -1)
-            factor = 1.0
+        elif thin is not None:
+            made, factor = thin[1] @ thin[0], 1.0
         elif "hada_w1_a" in t:
             made = _hada(t, "1") * _hada(t, "2")
         else:
@@ -76,17 +75,15 @@ class Difference:
         made = made.reshape(shape)
         return np.asarray(made if factor == 1 else made * np.float32(factor), np.float32)
 
-    def factors(self, shape: tuple[int, int], factor: float = 1.0) -> tuple[Array, Array] | None:
-        """down [r, in] and up [out, r], whose product up down is `of(shape, factor)`; None where there are none.
+    def factors(self, factor: float = 1.0) -> tuple[Array, Array] | None:
+        """down [r, in, or in k k of a kernel] and up [out, r], whose product up down it is, `factor` times.
 
-        Raises ValueError as `of`.
+        None where it is no product of two such matrices. The factor is in up, where few numbers are.
         """
         t = self.tensors
         if "up" not in t or "mid" in t:
             return None
-        down, up = t["down"].reshape(len(t["down"]), -1), t["up"].reshape(len(t["up"]), -1)
-        if (len(up), down.shape[1]) != shape:
-            raise ValueError(f"{[len(up), down.shape[1]]} where the weight is {list(shape)}")
+        down, up = (t[name].reshape(len(t[name]), -1) for name in ("down", "up"))
         return np.asarray(down, np.float32), np.asarray(up * np.float32(self.scale * factor), np.float32)
 
 

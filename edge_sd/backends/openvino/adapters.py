@@ -117,12 +117,12 @@ def _thin(
     """D [r, in] and U [out, r] of all changes together; None where one is no product of two such matrices."""
     downs, ups = [np.zeros((0, shape[1]), np.float32)], [np.zeros((shape[0], 0), np.float32)]
     for lora, factor, difference in changes:
-        try:
-            factors = difference.factors(shape, factor)
-        except ValueError as error:
-            raise misfit(lora, module, error) from error
+        factors = difference.factors(factor)
         if factors is None:
             return None
-        downs.append(factors[0])
-        ups.append(factors[1])
+        down, up = factors
+        if (len(up), down.shape[1]) != shape:
+            raise misfit(lora, module, f"{[len(up), down.shape[1]]} where the weight is {list(shape)}")
+        downs.append(down)
+        ups.append(up)
     return np.concatenate(downs), np.concatenate(ups, axis=1)
