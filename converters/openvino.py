@@ -62,7 +62,10 @@ def convert(
 
 
 def _from_trace(traced: Any, example: tuple[Any, ...]) -> Any:
-    """What ov.convert_model does of a trace, without the preprocessing that it also builds, in half the time."""
+    """What ov.convert_model does of a trace, without the preprocessing that it also builds, in half the time.
+
+    The transformations have no public name; optimum-intel calls them by the same one.
+    """
     from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder

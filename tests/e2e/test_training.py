@@ -342,6 +342,12 @@ def test_states_of_captions_are_compared_place_by_place() -> None:
     assert float(widen.difference(moved, states, new, known)) > 0
 
 
+def test_common_words_come_more_often_but_not_alone() -> None:
+    """By the square root: a hundred times as common is ten times as often; what nobody writes still comes."""
+    dog, beagle, none = widen.commonness(["dog", "beagle", "xyzzyplugh qwrt"])
+    assert dog > 10 * beagle > 10 * none > 0
+
+
 def test_a_stage_before_its_turn_names_the_one_that_is_missing(work: Path, tmp_path: Path) -> None:
     for stage in (unet.train, autoencoder.train_decoder):
         with pytest.raises(InvalidRequest, match="edge-sd train autoencoder"):
