@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sd.backends.openvino.loading import STREAMS, TILES
+from edge_sd.backends.openvino.loading import TILES, Loading
 
 from .large import SIDE, make_bundle
 
@@ -82,7 +82,8 @@ def measure(home: Path) -> tuple[float, float, float, dict[str, float]]:
 
     bundle, backend = ModelBundle.open(make_bundle(home)), OpenVINOBackend()
     variant, shapes = bundle.variant(VARIANT), shapes_of(bundle.facts, SIDE, SIDE, ROWS)["unet"]
-    loading = backend.loading(bundle, variant, variant.artifacts["unet"], backend.devices()[0], shapes)
+    unet, cpu = variant.artifacts["unet"], backend.devices()[0]
+    loading = Loading(backend.core, backend.version, backend.flags, backend.cores, bundle, variant, unet, cpu, shapes)
     config = {**loading.config, "PERF_COUNT": True}
     # Without what is added for this processor, which is no work that anyone asked for.
     count = ROWS * sums(replace(loading, flags=loading.flags - {TILES}).graphs()[0]["whole"])
@@ -92,7 +93,7 @@ def measure(home: Path) -> tuple[float, float, float, dict[str, float]]:
     for request in requests:
         for port in compiled.inputs:
             request.set_tensor(port.any_name, _tensor(rng.standard_normal(tuple(port.shape)).astype(np.float32)))
-    seconds = statistics.median(_together(requests, int(config.get(STREAMS, 1))) for _ in range(RUNS))
+    seconds = statistics.median(_together(requests, loading.lanes) for _ in range(RUNS))
     kinds: dict[str, float] = defaultdict(float)
     for row in requests[0].get_profiling_info():
         kinds[f"{row.node_type}, {_type(row.exec_type)}"] += row.real_time.total_seconds()

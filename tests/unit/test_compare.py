@@ -23,6 +23,7 @@ from edge_sd.apps.compare.sweep import Sweep
 from edge_sd.apps.compare.verdict import missed, pareto, parse_gates, recommend, sentence
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.backends.openvino import OpenVINOBackend
+from edge_sd.backends.openvino.loading import Loading
 from edge_sd.bundle import Artifact, Defaults, FileRecord, ModelBundle, Variant
 from edge_sd.errors import InvalidRequest, MissingExtra, VariantNotFound
 
@@ -87,9 +88,13 @@ def test_a_swapped_component_is_computed_as_in_its_own_variant(bundle: ModelBund
     artifacts = mixed.variant("openvino-fp32").artifacts
     assert (artifacts["unet"].graph, artifacts["unet"].precision) == ("openvino-int8/unet.xml", "int8")
     assert artifacts["vae_decoder"].precision == ""
-    backend, shapes = OpenVINOBackend(), {"sample": (1, 4, 8, 8)}
-    assert "INFERENCE_PRECISION_HINT" in backend._config(bundle, "fp32", shapes)
-    assert "INFERENCE_PRECISION_HINT" not in backend._config(bundle, "int8", shapes)
+    cpu, shapes, variant = OpenVINOBackend().devices()[0], {"sample": (1, 4, 8, 8)}, mixed.variant("openvino-fp32")
+
+    def config(part: str) -> dict[str, Any]:
+        return Loading(None, "", frozenset(), 1, mixed, variant, artifacts[part], cpu, shapes).config
+
+    assert "INFERENCE_PRECISION_HINT" in config("vae_decoder")
+    assert "INFERENCE_PRECISION_HINT" not in config("unet")
 
 
 def test_who_draws_what_is_told_apart_on_disk(bundle: ModelBundle) -> None:

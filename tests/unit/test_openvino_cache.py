@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from edge_sd import Pipeline, Request
 from edge_sd.backends.openvino import OpenVINOBackend, cache
 from edge_sd.backends.openvino.loading import Loading
-from edge_sd.edits import Edits
+from edge_sd.edits import NONE, Edits
 
 BLOBS = {"whole": bytes(range(256)) * 20, "timestep": b"x" * 5000}
 
@@ -132,15 +133,14 @@ def test_what_decides_the_bytes_is_in_the_name() -> None:
     variant, device = bundle.variant("openvino-fp16"), backend.devices()[0]
     shapes = {"sample": (2, 4, 16, 16)}
 
-    def key(part: str = "unet", shapes: Any = shapes, config: Any = None, edits: Edits = Edits()) -> str:  # noqa: B008
-        artifact = variant.artifacts[part]
-        loading = Loading(
-            backend.core, "1", backend.flags, bundle, variant, artifact, device, shapes, config or {}, edits
-        )
+    def key(part: str = "unet", shapes: Any = shapes, precision: str = "", edits: Edits = NONE, cores: int = 2) -> str:
+        artifact = replace(variant.artifacts[part], precision=precision)
+        loading = Loading(backend.core, "1", backend.flags, cores, bundle, variant, artifact, device, shapes, edits)
         return loading.key
 
-    keys = [key(), key("vae_decoder"), key(shapes={"sample": (1, 4, 16, 16)}), key(config={"A": 1}),
-            key(edits=Edits(clip_skip=2)), key("unet")]  # fmt: skip
+    large = {"sample": (2, 4, 64, 64)}
+    keys = [key(), key("vae_decoder"), key(shapes={"sample": (1, 4, 16, 16)}), key(precision="fp32"),
+            key(shapes=large), key(shapes=large, cores=3), key(edits=Edits(clip_skip=2)), key("unet")]  # fmt: skip
     assert len(set(keys)) == len(keys) - 1
     assert key(edits=Edits("a hash of vectors")) not in keys
 

@@ -14,7 +14,7 @@ from openvino import opset13 as ops
 
 from edge_sd import Pipeline, Request
 from edge_sd.backends.base import DEEP, Array, last_rows
-from edge_sd.backends.openvino import OpenVINOBackend, backend, loading, reading
+from edge_sd.backends.openvino import OpenVINOBackend, loading, reading
 from edge_sd.backends.openvino.graph import (
     fold_upsampling,
     hoist,
@@ -216,7 +216,7 @@ def test_rows_side_by_side_are_those_of_a_batch(cores: int, monkeypatch: pytest.
         return component
 
     expected = load()(**inputs)["out_sample"]
-    monkeypatch.setattr(backend, "LARGE_LATENTS", 0)
+    monkeypatch.setattr(loading, "LARGE_LATENTS", 0)
     component = load()
     assert len(component.graphs[0].lanes) == (2 if cores == 2 else 1)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The devices that OpenVINO finds, and with which settings a component is loaded there."""
+"""The devices that OpenVINO finds; what is loaded there is `loading`'s."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 
 from ...bundle import Artifact, ModelBundle, Variant
-from ...edits import NONE, Edits, Shortcuts
+from ...edits import NONE, Edits
 from ...errors import MissingExtra
 from ...machine import this_machine
 from ..base import Component, Device, Shapes
-from .loading import PRECISION, STREAMS, Loading
-
-# Positions from which a batch of two is no faster than two of one: 512 x 512 pixels.
-LARGE_LATENTS = 64 * 64
+from .loading import Loading
 
 
 class OpenVINOBackend:
@@ -66,52 +63,6 @@ class OpenVINOBackend:
         shapes: Shapes,
         edits: Edits = NONE,
     ) -> Component:
-        return self.loading(bundle, variant, artifact, device, shapes, edits).open()
-
-    def loading(
-        self,
-        bundle: ModelBundle,
-        variant: Variant,
-        artifact: Artifact,
-        device: Device,
-        shapes: Shapes,
-        edits: Edits = NONE,
-    ) -> Loading:
-        """How a component is loaded: for how many rows at once, and with which of OpenVINO's properties."""
-        rows = _rows_at_once(shapes, edits.shortcuts)
-        fixed = {name: (min(shape[0], rows), *shape[1:]) for name, shape in shapes.items()}
-        config = self._config(bundle, artifact.precision or variant.precision, shapes)
-        if device.kind == "cpu" and rows < _rows(shapes) and not (edits.shortcuts.apart or edits.shortcuts.pieces):
-            config |= self._side_by_side(_rows(shapes))
-        return Loading(self.core, self.version, self.flags, bundle, variant, artifact, device, fixed, config, edits)
-
-    def _config(self, bundle: ModelBundle, precision: str, shapes: Shapes) -> dict[str, Any]:
-        import openvino as ov
-
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        # Text steers every step and takes 1 % of the time: it is never rounded to bfloat16 as CPUs with AMX would.
-        overflows = bundle.facts.vae_float32 and set(shapes) in ({"latent_sample"}, {"sample"})
-        if precision == "fp32" or "input_ids" in shapes or overflows:
-            config[PRECISION] = ov.Type.f32
-        return config
-
-    def _side_by_side(self, rows: int) -> dict[str, Any]:
-        """Each row on its share of the cores: they wait for each other once a call and not at every layer."""
-        import openvino.properties.hint as hints
-
-        if self.cores % rows:
-            return {}
-        # A row on slow cores would be waited for.
-        return {STREAMS: rows, "SCHEDULING_CORE_TYPE": hints.SchedulingCoreType.PCORE_ONLY}
-
-
-def _rows_at_once(shapes: Shapes, shortcuts: Shortcuts) -> int:
-    """The batch that a graph is compiled for: large latents are no slower row by row, side by side or in turn."""
-    sample = shapes.get("sample")
-    if sample is None:
-        return _rows(shapes)
-    return 1 if shortcuts.apart or shortcuts.pieces or sample[2] * sample[3] >= LARGE_LATENTS else sample[0]
-
-
-def _rows(shapes: Shapes) -> int:
-    return max(shape[0] for shape in shapes.values())
+        return Loading(
+            self.core, self.version, self.flags, self.cores, bundle, variant, artifact, device, shapes, edits
+        ).open()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle import Artifact, ModelBundle, Variant
-from ...edits import Edits
+from ...edits import NONE, Edits
 from ...errors import DeviceError, InvalidModel
 from ...lora import read_lora
 from ..base import Array, Component, Device, Shapes
@@ -29,6 +29,8 @@ INVARIANT = ("encoder_hidden_states", "controlnet_cond", "timestep")
 INTEGER_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8", "I8MM", "DOTPROD"})
 # One with which it multiplies matrices of 16 bits in tiles.
 TILES = "AMX-BF16"
+# Positions from which a batch of two is no faster than two of one: 512 x 512 pixels.
+LARGE_LATENTS = 64 * 64
 # Properties: the type that is computed in, and how many calls share the device.
 PRECISION, STREAMS = "INFERENCE_PRECISION_HINT", "NUM_STREAMS"
 # What depends on them is a hundredth of the sums: below these many bytes of weights, finding it takes longer than that.
@@ -44,18 +46,18 @@ CUT = "piece"
 
 @dataclass(frozen=True)
 class Loading:
-    """One component on its way. `shapes` are those that it is compiled for, `config` OpenVINO's properties."""
+    """One component on its way; `asked` are the shapes of its calls, `flags` and `cores` the machine's."""
 
     core: Any
     version: str
     flags: frozenset[str]
+    cores: int
     bundle: ModelBundle
     variant: Variant
     artifact: Artifact
     device: Device
-    shapes: Shapes
-    config: Mapping[str, Any]
-    edits: Edits
+    asked: Shapes
+    edits: Edits = NONE
 
     def open(self) -> Component:
         """Raises InvalidModel, InvalidRequest or DeviceError."""
@@ -79,6 +81,47 @@ class Loading:
         return self._component(compiled, {}, adapters)
 
     @property
+    def rows(self) -> int:
+        """How many rows a call has."""
+        return max(shape[0] for shape in self.asked.values())
+
+    @property
+    def shapes(self) -> Shapes:
+        """Those that it is compiled for: large latents are no slower row by row, side by side or in turn."""
+        rows, sample, shortcuts = self.rows, self.asked.get("sample"), self.edits.shortcuts
+        if sample is not None:
+            large = sample[2] * sample[3] >= LARGE_LATENTS
+            rows = 1 if shortcuts.apart or shortcuts.pieces or large else sample[0]
+        return {name: (min(shape[0], rows), *shape[1:]) for name, shape in self.asked.items()}
+
+    @property
+    def lanes(self) -> int:
+        """How many rows run side by side, each on its share of the cores.
+
+        They wait for each other once a call and not at every layer. One alone would have its share only.
+        """
+        shortcuts, split = self.edits.shortcuts, max(shape[0] for shape in self.shapes.values()) < self.rows
+        in_turn = shortcuts.apart or shortcuts.pieces or self.cores % self.rows
+        return self.rows if split and self.device.kind == "cpu" and not in_turn else 1
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """OpenVINO's properties."""
+        import openvino as ov
+        import openvino.properties.hint as hints
+
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        precision = self.artifact.precision or self.variant.precision
+        # Text steers every step and takes 1 % of the time: it is never rounded to bfloat16 as CPUs with AMX would.
+        overflows = self.bundle.facts.vae_float32 and set(self.asked) in ({"latent_sample"}, {"sample"})
+        if precision == "fp32" or "input_ids" in self.asked or overflows:
+            config[PRECISION] = ov.Type.f32
+        if self.lanes > 1:
+            # A row on slow cores would be waited for.
+            config |= {STREAMS: self.lanes, "SCHEDULING_CORE_TYPE": hints.SchedulingCoreType.PCORE_ONLY}
+        return config
+
+    @property
     def bytes(self) -> int:
         return sum(self.bundle.path(name).stat().st_size for name in self.artifact.files())
 
@@ -94,10 +137,10 @@ class Loading:
             known = files[name].sha256 if name in files else ""
             hashes.append(known or f"{path.resolve()} {told.st_size} {told.st_mtime_ns}")
         where = (self.device.name, self.device.description, self.device.driver, self.version, sorted(self.flags))
-        asked = (sorted(self.shapes.items()), sorted((name, str(value)) for name, value in self.config.items()))
+        compiled = (sorted(self.shapes.items()), sorted((name, str(value)) for name, value in self.config.items()))
         edits, loras = self.edits, [(lora.sha256, factor) for lora, factor in self.edits.loras]
         changes = (edits.key, loras, edits.part, edits.clip_skip, edits.states, edits.shortcuts)
-        decides = (_own_code(), hashes, where, asked, changes)
+        decides = (_own_code(), hashes, where, compiled, changes)
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
 
     def _model(self) -> tuple[Any, Adapters | None]:
@@ -159,7 +202,7 @@ class Loading:
     def _component(
         self, compiled: Mapping[str, Any], blobs: Mapping[str, Array], adapters: Adapters | None = None
     ) -> Component:
-        graphs = [Graph(compiled[name], self.config.get(STREAMS, 1)) for name in GRAPHS if name in compiled]
+        graphs = [Graph(compiled[name], self.lanes) for name in GRAPHS if name in compiled]
         before = {name: Graph(model) for name, model in compiled.items() if name not in GRAPHS}
         component = OpenVINOComponent(self.artifact.graph, graphs, before, self.shapes, self.edits, adapters)
         # The plugin reads weights where they are mapped.
