@@ -184,7 +184,7 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, ane, coreml-reference, …")] = "auto",
     prefer: machine.Prefer = "speed",
     low_memory: Annotated[
-        bool, typer.Option("--low-memory", help="One component in memory at a time, large ones in pieces: slower.")
+        bool, typer.Option("--low-memory", help="One component in memory at a time, weights in their files: slower.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what runs where, and what not and why.")] = (
         False

@@ -14,16 +14,16 @@ from .lora import Lora
 class Shortcuts:
     """What a UNet is to be loaded for beside the plain sum. A backend that can't, loads it plainly.
 
-    deep    it returns its `DEEP` features, and takes them back; not in pieces
+    deep    it returns its `DEEP` features, and takes them back
     merge   keys and values of the finest self-attention are averaged over 2 x 2 tokens
     apart   it is called with the prompt's half of the batch alone, too
-    pieces  of a large network one piece is in memory at a time
+    lean    as little of it as can be is in memory at a time
     """
 
     deep: bool = False
     merge: bool = False
     apart: bool = False
-    pieces: bool = False
+    lean: bool = False
 
 
 PLAIN = Shortcuts()

@@ -99,7 +99,8 @@ class Pipeline:
         `preference` is "speed", "quality", "battery" or "memory", for what is left open. With `tell`, devices between
         which estimates do not decide are measured at first use, for at most `tuning.FIRST_USE` seconds; it gets the
         line that says so. `preset` names the precisions that are drawn with where `variant` is None (presets.py). With
-        `low_memory` one component is in memory at a time, a large one in pieces, and pictures are decoded in tiles.
+        `low_memory` one component is in memory at a time, weights stay in their files where they can, and pictures are
+        decoded in tiles.
         Raises ModelNotFound, InvalidModel, VariantNotFound, DeviceError, MissingExtra or InvalidRequest.
         """
         bundle = ModelBundle.open(model)
@@ -132,11 +133,8 @@ class Pipeline:
         for part in ("unet", "controlled_unet", *(each.part for each in settings.controls())):
             edits[part] = replace(edits.get(part, NONE), shortcuts=settings.shortcuts)
         if self._turns is not None:
-            # A network that is run in pieces has no two forms.
-            pieces = replace(settings.shortcuts, deep=False, pieces=True)
-            edits = {
-                part: replace(edits.get(part, NONE), shortcuts=pieces) for part in (*self._shapes(settings), *edits)
-            }
+            lean = replace(settings.shortcuts, lean=True)
+            edits = {part: replace(edits.get(part, NONE), shortcuts=lean) for part in (*self._shapes(settings), *edits)}
         self._decoder = DECODER[settings.decoder]
         self._prepare(self._shapes(settings), edits)
         if settings.control is not None:
@@ -452,8 +450,6 @@ class Pipeline:
         unet = self.plan.parts["unet"].variant
         if (settings.shortcuts.deep or settings.shortcuts.merge) and not self.bundle.variant(unet).changeable:
             told.append(f"{unet} computes everything: deep_every and merge_tokens need a graph that can be changed")
-        if settings.shortcuts.deep and self._turns is not None:
-            told.append("with low memory the UNet is run in pieces, which computes everything: deep_every is left out")
         notes = [*self.plan.reasons[planned:], *checked, *dict.fromkeys(told)]
         return Result(pictures, self.plan.summary(), seconds, notes)
 

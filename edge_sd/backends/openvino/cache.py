@@ -36,12 +36,17 @@ def home() -> Path:
     return models_home().parent / "openvino"
 
 
+def path(key: str) -> Path:
+    """Where an entry is, or would be."""
+    return home() / f"{key}.blob"
+
+
 def read(key: str) -> dict[str, Bytes] | None:
     """The blobs of an entry by name, mapped; None where there is none, or a damaged one, which is removed."""
-    path = home() / f"{key}.blob"
+    file = path(key)
     try:
         # OpenVINO's tensors want memory that could be written to; copy-on-write keeps the file as it is.
-        data: Bytes = np.memmap(path, np.uint8, "c")
+        data: Bytes = np.memmap(file, np.uint8, "c")
     except OSError:
         return None
     except ValueError:  # An empty file can't be mapped.
@@ -63,7 +68,7 @@ def read(key: str) -> dict[str, Bytes] | None:
         drop(key)
         return None
     with suppress(OSError):
-        os.utime(path)
+        os.utime(file)
     return found
 
 

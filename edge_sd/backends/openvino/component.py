@@ -13,6 +13,7 @@ from ...edits import NONE, Edits
 from ...errors import DeviceError
 from ..base import DEEP, Array, Shapes, batches, last_rows
 from .adapters import Adapters
+from .mapping import Places, forgetting
 from .reading import first_line
 
 # Values of one input whose consequences are kept: two prompts, or the timesteps of a run.
@@ -22,12 +23,17 @@ KEPT = 64
 class Graph:
     """A compiled model, and as many inference requests as it is to run side by side."""
 
-    def __init__(self, compiled: Any, lanes: int = 1) -> None:
+    def __init__(self, compiled: Any, lanes: int = 1, weights: Mapping[str, Any] | None = None) -> None:
+        """`weights`: constants that are inputs of it, by name (see streaming)."""
         # A tensor may carry several names; any of them is good.
         self.dtypes = {name: port.element_type.to_dtype() for port in compiled.inputs for name in port.names}
         self._outputs = [(port.names, port) for port in compiled.outputs]
         # A request, and the inputs that it holds.
         self.lanes: list[tuple[Any, dict[str, Array]]] = [(compiled.create_infer_request(), {}) for _ in range(lanes)]
+        for name, constant in (weights or {}).items():
+            if name in self.dtypes:
+                for request, _ in self.lanes:
+                    request.set_tensor(name, constant.get_tensor_view())
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Inputs that the graph does not have are passed over; outputs are valid until the next call."""
@@ -77,7 +83,9 @@ class OpenVINOComponent:
         self.name, self.graphs, self.before, self.shapes = name, graphs, before, shapes
         self.edits, self.adapters = edits, adapters
         self._given = adapters.values(edits.loras) or {} if adapters else {}
-        self.held: Mapping[str, Array] = {}
+        # What it reads where it is, and what of that it lets go of while it works.
+        self.held: Mapping[str, Any] = {}
+        self.places: Places = ()
         self._bound: dict[str, Array] = {}
         # Input name -> its value, row by row -> what is computed of that.
         self._known: dict[str, dict[bytes, dict[str, Array]]] = {name: {} for name in before}
@@ -108,8 +116,9 @@ class OpenVINOComponent:
                 for name in self.before:
                     some |= self._computed(name, some.pop(name))
                 calls.append(some | self._given)
-            # Copies: the next call writes where these are.
-            results = [{name: value.astype(np.float32) for name, value in row.items()} for row in graph.each(calls)]
+            with forgetting(self.places):
+                # Copies: the next call writes where these are.
+                results = [{name: value.astype(np.float32) for name, value in row.items()} for row in graph.each(calls)]
         except RuntimeError as error:
             raise DeviceError(f"{self.name} failed: {first_line(error)}") from error
         if len(results) == 1:

@@ -77,7 +77,7 @@ def layers(model: Any) -> dict[str, list[Any]]:
         if node.get_type_name() not in ("MatMul", "Convolution"):
             continue
         port = node.input(1)
-        stored = list(_chain(port.get_source_output().get_node()))
+        stored = list(chain(port.get_source_output().get_node()))
         matches = [_WEIGHT.search(each.get_friendly_name()) for each in stored]
         matches += [_LAYER.search(node.get_friendly_name())] if stored else []
         if match := next(filter(None, matches), None):
@@ -110,12 +110,12 @@ def misfit(lora: Lora, module: str, why: object) -> InvalidRequest:
     return InvalidRequest(f"the LoRA {lora.name!r} does not fit this model: {module} is {why}")
 
 
-def _chain(node: Any) -> Iterator[Any]:
+def chain(node: Any) -> Iterator[Any]:
     """A weight's node and what it is made of: constants, perhaps with a scale and a zero point; else nothing."""
     if _is_stored(node):
         yield node
         for value in node.input_values():
-            yield from _chain(value.get_node())
+            yield from chain(value.get_node())
 
 
 def _is_stored(node: Any) -> bool:
@@ -167,12 +167,12 @@ def _changed(port: Any, changes: Changes, module: str) -> tuple[NDArray[Any], ..
         if smoothing is not None:
             change = change / smoothing.reshape(-1, *[1] * (change.ndim - 2))
         weight = weight + (change.T if turned else change)
-    chain = list(_chain(source.get_node()))
-    stored = [each for each in chain if each.get_type_name() == "Constant"]
+    made_of = list(chain(source.get_node()))
+    stored = [each for each in made_of if each.get_type_name() == "Constant"]
     if all(each.get_element_type().is_real() for each in stored):
         return (np.ascontiguousarray(weight, stored[0].get_element_type().to_dtype()),)
     axis = 1 if turned else 0
-    if any(each.get_type_name() == "Subtract" for each in chain):
+    if any(each.get_type_name() == "Subtract" for each in made_of):
         return _quantized(weight, axis)
     # Beside rounded activations the plugin wants no zero point; for the seven bits see converters/quantize.py.
     numbers = next(each for each in stored if not each.get_element_type().is_real())

@@ -15,18 +15,21 @@ from ...edits import NONE, Edits
 from ...errors import DeviceError, InvalidModel
 from ...lora import read_lora
 from ..base import Array, Component, Device, Shapes
-from . import cache, pieces
+from . import cache
 from .adapters import Adapters, adapt
 from .component import Graph, OpenVINOComponent
 from .edits import add_loras, apply
 from .graph import fold_upsampling, hoist, joins, merge_tokens, pad_heads, products_in_convolutions, split_deep
-from .pieces import InPieces, cut, take
+from .mapping import Places, forget, forgetting, mapped
 from .reading import accept_fractional_timesteps, first_line, read_model, reshape
+from .streaming import constants, stream
 
 # Inputs that stay the same while others change, over the steps of a picture or, the timestep, over pictures.
 INVARIANT = ("encoder_hidden_states", "controlnet_cond", "timestep")
 # Instruction sets with which the plugin multiplies matrices of 8 bits fast.
 INTEGER_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8", "I8MM", "DOTPROD"})
+# Those with which it does so as fast where both matrices are inputs. Of Arm's that is not known.
+PACKING_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8"})
 # One with which it multiplies matrices of 16 bits in tiles.
 TILES = "AMX-BF16"
 # Positions from which a batch of two is no faster than two of one: 512 x 512 pixels.
@@ -40,8 +43,6 @@ LARGE = 128 << 20
 KEEP_FROM, KEEP_TO = 2 << 20, 256 << 20
 # Names of a component's own graphs: the whole, and the one that takes `DEEP`. Others have that of the input they read.
 GRAPHS = ("whole", "shallow")
-# That of a piece.
-CUT = "piece"
 
 
 @dataclass(frozen=True)
@@ -65,20 +66,49 @@ class Loading:
             size, key = self.bytes, self.key
         except OSError as error:
             raise InvalidModel(f"{self.artifact.graph} cannot be read ({error.strerror})") from error
-        if self.edits.shortcuts.pieces and size >= LARGE:
-            return self._in_pieces(key)
-        # What is tried out once would push out what is used every day.
-        kept = KEEP_FROM <= size <= KEEP_TO and not self.edits.loras and self.edits.vectors is None
-        if kept and (blobs := cache.read(key)) is not None:
-            try:
-                return self._component({name: self._imported(blob) for name, blob in blobs.items()}, blobs)
-            except RuntimeError:
-                cache.drop(key)
+        return self._kept(key) or self._made(key)
+
+    def _kept(self, key: str) -> Component | None:
+        """What was compiled before; None where it has to be compiled."""
+        blobs = cache.read(key) if self._keeps else None
+        if blobs is None:
+            return None
+        try:
+            compiled = {name: self._imported(blob) for name, blob in blobs.items()}
+        except RuntimeError:
+            cache.drop(key)
+            return None
+        asked = {name for each in compiled.values() for port in each.inputs for name in port.names}
+        weights = constants(self._read(), asked) if self._streams else {}
+        return self._component(compiled, weights, held=blobs)
+
+    def _made(self, key: str) -> Component:
         graphs, adapters = self.graphs()
-        compiled = {name: self._compiled(model) for name, model in graphs.items()}
-        if kept:
+        weights: dict[str, Any] = {}
+        # What was read to compile a graph is not needed after that.
+        with forgetting(self._places):
+            for name in GRAPHS:
+                if self._streams and name in graphs:
+                    weights |= stream(graphs[name], rounded_only=not self.edits.shortcuts.lean)
+            compiled = {name: self._compiled(model) for name, model in graphs.items()}
+        if self._keeps:
             _keep(key, compiled)
-        return self._component(compiled, {}, adapters)
+        return self._component(compiled, weights, adapters)
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether compiled graphs are kept. What is tried out once would push out what is used every day."""
+        edits = self.edits
+        if edits.loras or edits.vectors is not None or edits.shortcuts.lean:
+            return False
+        return self._streams or KEEP_FROM <= self.bytes <= KEEP_TO
+
+    @property
+    def _streams(self) -> bool:
+        """Whether weights stay in their file: where that costs nothing, or where memory is to be saved."""
+        if self.device.kind != "cpu" or self.bytes < LARGE:
+            return False
+        return self.edits.shortcuts.lean or bool(PACKING_PRODUCTS & self.flags)
 
     @property
     def rows(self) -> int:
@@ -91,7 +121,7 @@ class Loading:
         rows, sample, shortcuts = self.rows, self.asked.get("sample"), self.edits.shortcuts
         if sample is not None:
             large = sample[2] * sample[3] >= LARGE_LATENTS
-            rows = 1 if shortcuts.apart or shortcuts.pieces or large else sample[0]
+            rows = 1 if shortcuts.apart or shortcuts.lean or large else sample[0]
         return {name: (min(shape[0], rows), *shape[1:]) for name, shape in self.asked.items()}
 
     @property
@@ -101,7 +131,7 @@ class Loading:
         They wait for each other once a call and not at every layer. One alone would have its share only.
         """
         shortcuts, split = self.edits.shortcuts, max(shape[0] for shape in self.shapes.values()) < self.rows
-        in_turn = shortcuts.apart or shortcuts.pieces or self.cores % self.rows
+        in_turn = shortcuts.apart or shortcuts.lean or self.cores % self.rows
         return self.rows if split and self.device.kind == "cpu" and not in_turn else 1
 
     @property
@@ -143,11 +173,19 @@ class Loading:
         decides = (_own_code(), hashes, where, compiled, changes)
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
 
+    @property
+    def _places(self) -> Places:
+        """Where the weights' files are mapped, and what was compiled of them."""
+        return mapped([*(self.bundle.path(name) for name in self.artifact.weights), cache.path(self.key)])
+
+    def _read(self) -> Any:
+        graph, files = self.bundle.path(self.artifact.graph), [self.bundle.path(name) for name in self.artifact.weights]
+        return read_model(self.core, graph, files)
+
     def _model(self) -> tuple[Any, Adapters | None]:
         """The graph, with its edits, in its shapes, and its inputs for LoRAs; what is rewritten changes no number."""
-        graph, files = self.bundle.path(self.artifact.graph), [self.bundle.path(name) for name in self.artifact.weights]
         try:
-            model = read_model(self.core, graph, files)
+            model = self._read()
             if self.artifact.lora:
                 add_loras(model, [(read_lora(self.bundle.path(self.artifact.lora)), 1.0)], "unet", self.artifact.graph)
             accept_fractional_timesteps(model)
@@ -159,7 +197,7 @@ class Loading:
             reshape(model, self.shapes, self.artifact.graph, self.bundle.facts.latents.factor)
             if self.device.kind == "cpu":
                 # Where the CPU's plugin was measured; other plugins get the graph as it is.
-                if not self.edits.shortcuts.pieces:
+                if not self.edits.shortcuts.lean:
                     # Four thirds of these weights' bytes.
                     fold_upsampling(model)
                 if not INTEGER_PRODUCTS & self.flags:
@@ -170,12 +208,13 @@ class Loading:
                 pad_heads(model)
             return model, adapters
         except (RuntimeError, OSError) as error:
-            raise InvalidModel(f"{graph} cannot be read by OpenVINO: {first_line(error)}") from error
+            path = self.bundle.path(self.artifact.graph)
+            raise InvalidModel(f"{path} cannot be read by OpenVINO: {first_line(error)}") from error
 
     @property
     def _adaptable(self) -> bool:
         """Whether LoRAs are better inputs than part of the weights: small networks are compiled in no time."""
-        return self.device.kind == "cpu" and not self.edits.shortcuts.pieces and self.bytes >= LARGE
+        return self.device.kind == "cpu" and self.bytes >= LARGE
 
     def graphs(self) -> tuple[dict[str, Any], Adapters | None]:
         """What is compiled, by name: GRAPHS, and one for each input that much depends on. And the inputs for LoRAs."""
@@ -200,30 +239,20 @@ class Loading:
         return self.core.import_model(ov.Tensor(blob, shared_memory=True), self.device.name.upper(), self.config)
 
     def _component(
-        self, compiled: Mapping[str, Any], blobs: Mapping[str, Array], adapters: Adapters | None = None
+        self,
+        compiled: Mapping[str, Any],
+        weights: Mapping[str, Any],
+        adapters: Adapters | None = None,
+        held: Mapping[str, Array] | None = None,
     ) -> Component:
-        graphs = [Graph(compiled[name], self.lanes) for name in GRAPHS if name in compiled]
+        graphs = [Graph(compiled[name], self.lanes, weights) for name in GRAPHS if name in compiled]
         before = {name: Graph(model) for name, model in compiled.items() if name not in GRAPHS}
         component = OpenVINOComponent(self.artifact.graph, graphs, before, self.shapes, self.edits, adapters)
-        # The plugin reads weights where they are mapped.
-        component.held = blobs
+        # What is read where it is mapped.
+        component.held = {**weights, **(held or {})}
+        component.places = self._places
+        forget(component.places)
         return component
-
-    def _in_pieces(self, key: str) -> Component:
-        where = cut(self._model()[0], pieces.PIECE)
-
-        def open_piece(n: int) -> tuple[Graph, Any]:
-            name = f"{key}-{n}"
-            if (blobs := cache.read(name)) is not None:
-                try:
-                    return Graph(self._imported(blobs[CUT])), blobs
-                except (RuntimeError, KeyError):
-                    cache.drop(name)
-            compiled = self._compiled(take(self._model()[0], where, n))
-            _keep(name, {CUT: compiled})
-            return Graph(compiled), None
-
-        return InPieces(self.artifact.graph, where.count, open_piece, self.shapes)
 
 
 @functools.cache

@@ -1,0 +1,68 @@
+"""Pages of files that this process has mapped, given back: what is read again comes from the system's cache.
+
+Weights that are read where they are mapped count as this process's memory from when they were read until something
+else needs it. `forgetting` lets go of them as it goes, so that no more is there at a time than a moment reads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+# Seconds between two times that pages are given back.
+OFTEN = 0.02
+_MADV_DONTNEED = 4
+
+
+Places = Sequence[tuple[int, int]]
+
+
+def forget(places: Places) -> None:
+    """Give the pages of these places back."""
+    libc = ctypes.CDLL(None)
+    for start, size in places:
+        # Where pages can't be given back, they stay.
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_DONTNEED)
+
+
+@contextmanager
+def forgetting(places: Places) -> Iterator[None]:
+    """Meanwhile give the pages of these places back, again and again."""
+    if not places:
+        yield
+        return
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(OFTEN):
+            forget(places)
+
+    thread = threading.Thread(target=work, name="edge-sd-forgetting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        forget(places)
+
+
+def mapped(files: Iterable[Path]) -> Places:
+    """Address and bytes of the places where this process has these files; none where there is no /proc.
+
+    Nothing may have been written there: that is in no file.
+    """
+    if sys.platform != "linux":
+        return []
+    names, found = {str(path.resolve()) for path in files}, []
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            where, _, _, _, _, *name = line.rstrip("\n").split(maxsplit=5)
+            if name and name[0] in names:
+                start, end = (int(each, 16) for each in where.split("-"))
+                found.append((start, end - start))
+    return found
