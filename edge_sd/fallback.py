@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .backends.base import Array, Changeable, Component
+from .backends.base import Array, Changeable, Component, Resting
 from .edits import Edits
 from .errors import DeviceError, NumericalError
 
@@ -61,6 +61,10 @@ class Guarded:
 
     def change(self, edits: Edits) -> bool:
         return isinstance(self._component, Changeable) and self._component.change(edits)
+
+    def rest(self) -> None:
+        if isinstance(self._component, Resting):
+            self._component.rest()
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         """Run, here or elsewhere. Raises DeviceError or NumericalError where there is nowhere left to go."""

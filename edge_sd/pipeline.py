@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import safety
 from .autoencoder import decode, encode
 from .backends import Backend, Component
-from .backends.base import Changeable, Shapes
+from .backends.base import Changeable, Resting, Shapes
 from .between import bind_between
 from .bundle import TINY, Facts, ModelBundle
 from .canvas import Canvas, Inpainting, Masked
@@ -413,7 +413,18 @@ class Pipeline:
         if part == TINY:
             # It reads latents as the UNet has them.
             space = replace(space, scale=1.0, shift=0.0)
-        return decode(self._fitted(part, latents.shape), space, latents)
+        if decoder is None:
+            # What the UNet computed with and what the decoder does need not be there at once.
+            self._rest()
+        pixels = decode(self._fitted(part, latents.shape), space, latents)
+        if decoder is None:
+            self._rest()
+        return pixels
+
+    def _rest(self) -> None:
+        for _, component in self._components.values():
+            if isinstance(component, Resting):
+                component.rest()
 
     def generate(self, request: Request, on_step: Callable[[int, Step], None] | None = None) -> Result:
         """Draw all pictures of `request`; `on_step(n, step)` is called after each step of picture n."""

@@ -65,6 +65,14 @@ class Changeable(Protocol):
         """Go on with `edits`; False, and nothing changed, where that needs loading. Raises InvalidRequest."""
 
 
+@runtime_checkable
+class Resting(Protocol):
+    """A component that between calls has memory that it can do without."""
+
+    def rest(self) -> None:
+        """Give that back; the next call takes it again."""
+
+
 class Backend(Protocol):
     """A way to run artifacts: OpenVINO, Core ML, …"""
 

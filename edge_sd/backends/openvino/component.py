@@ -25,6 +25,7 @@ class Graph:
 
     def __init__(self, compiled: Any, lanes: int = 1, weights: Mapping[str, Any] | None = None) -> None:
         """`weights`: constants that are inputs of it, by name (see streaming)."""
+        self._compiled = compiled
         # A tensor may carry several names; any of them is good.
         self.dtypes = {name: port.element_type.to_dtype() for port in compiled.inputs for name in port.names}
         self._outputs = [(port.names, port) for port in compiled.outputs]
@@ -52,6 +53,9 @@ class Graph:
                 for names, port in self._outputs:
                     results |= dict.fromkeys(names, request.get_tensor(port).data)
                 yield results
+
+    def rest(self) -> None:
+        self._compiled.release_memory()
 
     def _set(self, request: Any, held: dict[str, Array], inputs: Mapping[str, Array]) -> None:
         import openvino as ov
@@ -104,6 +108,10 @@ class OpenVINOComponent:
         for known in self._known.values():
             known.clear()
         return True
+
+    def rest(self) -> None:
+        for graph in (*self.graphs, *self.before.values()):
+            graph.rest()
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         given = last_rows({**self._bound, **inputs})

@@ -20,7 +20,7 @@ from .adapters import Adapters, adapt
 from .component import Graph, OpenVINOComponent
 from .edits import add_loras, apply
 from .graph import fold_upsampling, hoist, joins, merge_tokens, pad_heads, products_in_convolutions, split_deep
-from .mapping import Places, forget, forgetting, mapped
+from .mapping import Places, forget, forgetting, mapped, trim
 from .reading import accept_fractional_timesteps, first_line, read_model, reshape
 from .streaming import constants, stream
 
@@ -63,7 +63,7 @@ class Loading:
     def open(self) -> Component:
         """Raises InvalidModel, InvalidRequest or DeviceError."""
         try:
-            size, key = self.bytes, self.key
+            key = self.key
         except OSError as error:
             raise InvalidModel(f"{self.artifact.graph} cannot be read ({error.strerror})") from error
         return self._kept(key) or self._made(key)
@@ -87,19 +87,19 @@ class Loading:
         weights: dict[str, Any] = {}
         # What was read to compile a graph is not needed after that.
         with forgetting(self._places):
-            for name in GRAPHS:
-                if self._streams and name in graphs:
-                    weights |= stream(graphs[name], rounded_only=not self.edits.shortcuts.lean)
+            for model in graphs.values() if self._streams else ():
+                weights |= stream(model, self.edits.shortcuts.lean)
             compiled = {name: self._compiled(model) for name, model in graphs.items()}
         if self._keeps:
             _keep(key, compiled)
+        del graphs
+        trim()
         return self._component(compiled, weights, adapters)
 
     @property
     def _keeps(self) -> bool:
         """Whether compiled graphs are kept. What is tried out once would push out what is used every day."""
-        edits = self.edits
-        if edits.loras or edits.vectors is not None or edits.shortcuts.lean:
+        if self.edits.loras or self.edits.vectors is not None:
             return False
         return self._streams or KEEP_FROM <= self.bytes <= KEEP_TO
 
@@ -246,7 +246,7 @@ class Loading:
         held: Mapping[str, Array] | None = None,
     ) -> Component:
         graphs = [Graph(compiled[name], self.lanes, weights) for name in GRAPHS if name in compiled]
-        before = {name: Graph(model) for name, model in compiled.items() if name not in GRAPHS}
+        before = {name: Graph(model, weights=weights) for name, model in compiled.items() if name not in GRAPHS}
         component = OpenVINOComponent(self.artifact.graph, graphs, before, self.shapes, self.edits, adapters)
         # What is read where it is mapped.
         component.held = {**weights, **(held or {})}

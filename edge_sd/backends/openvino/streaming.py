@@ -28,14 +28,17 @@ from .graph import fix_shapes, parameter
 
 # Weights of fewer numbers are not worth an input.
 LEAST = 1 << 14
+# How many times more positions than outputs a convolution may have where memory is dear.
+LEAN_PATCHES = 2
 # What moves numbers and changes none, so that rounding them before or after it is the same.
 MOVES = frozenset({"Transpose", "Reshape", "Interpolate"})
 
 
-def stream(model: Any, rounded_only: bool) -> dict[str, Any]:
+def stream(model: Any, lean: bool) -> dict[str, Any]:
     """Make weights of `model`, whose shapes are known, its inputs; returns the constants that they were, by name.
 
-    `rounded_only`: of layers that multiply 8 bits by 8 bits. Others convert their weights at every call.
+    Those of layers that multiply 8 bits by 8 bits, as that costs no time; all where `lean`: others are converted at
+    every call.
     """
     fix_shapes(model)
     found: dict[str, Any] = {}
@@ -43,10 +46,10 @@ def stream(model: Any, rounded_only: bool) -> dict[str, Any]:
     shifted: dict[str, Any] = {}
     for op in model.get_ordered_ops():
         numbers = _numbers(op)
-        if numbers is None or not _worthwhile(op, numbers):
+        if numbers is None or _positions(op) > _outputs(op) * (LEAN_PATCHES if lean else 1):
             continue
         rounding = _rounding(op, numbers)
-        if rounded_only and rounding is None:
+        if rounding is None and not lean:
             continue
         name = numbers.get_friendly_name()
         if name not in inputs:
@@ -109,7 +112,9 @@ def _numbers(op: Any) -> Any | None:
         return None
     # Weights of 4 bits have a scale for each group of inputs.
     plain = all(each.get_type_name() in ("Constant", "Convert", "Subtract", "Multiply") for each in made_of)
-    scales = {math.prod(each.shape) for each in made_of if each.get_type_name() == "Constant"} - {math.prod(large[0].shape)}
+    scales = {math.prod(each.shape) for each in made_of if each.get_type_name() == "Constant"} - {
+        math.prod(large[0].shape)
+    }
     whole = large[0].get_element_type().get_type_name() in ("i8", "u8", "f16", "bf16", "f32")
     return large[0] if plain and whole and scales <= {1, _outputs(op)} else None
 
@@ -118,10 +123,10 @@ def _outputs(op: Any) -> int:
     return int(op.get_output_shape(0)[1 if op.get_type_name() == "Convolution" else -1])
 
 
-def _worthwhile(op: Any, numbers: Any) -> bool:
-    """Whether a layer has fewer patches than outputs; those of linear layers are there already."""
-    batch, outputs, *positions = op.get_output_shape(0)
-    return op.get_type_name() == "MatMul" or batch * math.prod(positions) <= outputs
+def _positions(op: Any) -> int:
+    """How many patches are to be made; those of linear layers are there already."""
+    batch, _, *positions = op.get_output_shape(0)
+    return 0 if op.get_type_name() == "MatMul" else int(batch * math.prod(positions))
 
 
 def _rounding(op: Any, numbers: Any) -> _Rounding | None:
@@ -129,7 +134,8 @@ def _rounding(op: Any, numbers: Any) -> _Rounding | None:
     kinds = {each.get_type_name() for each in chain(op.input_value(1).get_node())}
     if numbers.get_element_type().get_type_name() != "i8" or "Subtract" in kinds:
         return None
-    node, moves = op.input_value(0).get_node(), []
+    moves: list[Any] = []
+    node = op.input_value(0).get_node()
     while node.get_type_name() in MOVES and len(node.output(0).get_target_inputs()) == 1:
         moves.insert(0, node)
         node = node.input_value(0).get_node()
@@ -195,6 +201,7 @@ def _patches(op: Any, x: Any) -> Any:
     rows, columns = op.get_input_shape(1)[2:]
     h, w = op.get_output_shape(0)[2:]
     down, right = op.get_attributes()["strides"]
+    strides, axes = _ints([down, right]), _ints([2, 3])
     parts = []
     for n in range(batch):
         row = ops.slice(x, _ints([n]), _ints([n + 1]), _ints([1]), _ints([0])) if batch > 1 else x
@@ -202,10 +209,11 @@ def _patches(op: Any, x: Any) -> Any:
         for i in range(rows):
             for j in range(columns):
                 start, stop = [i, j], [i + down * (h - 1) + 1, j + right * (w - 1) + 1]
-                part = ops.slice(row, _ints(start), _ints(stop), _ints([down, right]), _ints([2, 3]))
-                under.append(ops.reshape(part, _ints([1, channels, 1, h * w]), False))
-        parts.append(ops.concat(under, 2) if len(under) > 1 else under[0])
-    return ops.reshape(ops.concat(parts, 3) if batch > 1 else parts[0], _ints([1, -1, batch * h * w]), False)
+                under.append(ops.slice(row, _ints(start), _ints(stop), strides, axes))
+        # Of each channel one place of the kernel after the other.
+        part = ops.concat(under, 2) if len(under) > 1 else under[0]
+        parts.append(ops.reshape(part, _ints([1, channels * len(under), h * w]), False))
+    return ops.concat(parts, 2) if batch > 1 else parts[0]
 
 
 def _matrix(node: Any, numbers: Any, weights: Any, turned: bool) -> Any:
