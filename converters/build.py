@@ -43,8 +43,6 @@ from .recipes import QuantRecipe
 from .sources import CONTROL, Source
 
 Report = Callable[[str, float], None]
-# Bytes of a UNet.
-LARGE = 256 << 20
 
 
 def require_extra() -> None:
@@ -256,7 +254,7 @@ def _make_part(
     from .parity import TorchComponent, record
     from .wrappers import wrap
 
-    wrapped = wrap(part, source.load(part), source.facts)
+    wrapped = wrap(part, source.load(part, form.halves and recipe.bits <= 16), source.facts)
     component = TorchComponent(wrapped.module, tuple(wrapped.example), wrapped.outputs)
     results = [
         record(part, component, source.facts, tokenizers, {name: each[n] for name, each in before.items()}, *case)
@@ -282,9 +280,8 @@ def _cases(source: Source, form: Form, recipe: QuantRecipe) -> list[tuple[tuple[
     pictures = [(PROMPTS[0], STEPS)]
     if recipe.activations:
         # Of models that take seconds for a step, a third as many.
-        large = sum(path.stat().st_size for path in source.weights("unet")[0]) >= LARGE
-        pictures = list(zip(PROMPTS, CALIBRATION_STEPS, strict=True))[:: 3 if large else 1]
-    return [(latents, *picture) for picture in pictures for latents in form.latents(source.facts)]
+        pictures = list(zip(PROMPTS, CALIBRATION_STEPS, strict=True))[:: 3 if source.is_large("unet") else 1]
+    return [(latents, *picture) for picture in pictures for latents in form.latents(source, recipe)]
 
 
 def _publish_tokenizer(source: Source, target: Path) -> dict[str, FileRecord]:

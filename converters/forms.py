@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_sd import safety
-from edge_sd.bundle import TINY, Facts, Parity
+from edge_sd.bundle import TINY, Parity
 from edge_sd.errors import InvalidRequest, choices
 from edge_sd.foreign import GRAPH, read_json
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TARGETS = ("openvino", "coreml")
 # Random-weight models of 512 pixels would take minutes here; the arithmetic is the same on fewer pixels.
 LARGEST_SIDE = 32
+# Of a model that takes seconds for a step.
+SIDE_OF_LARGE = 16
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,17 @@ class Form(Protocol):
         """The components that this form has (see sources.PARTS)."""
 
     @property
+    def halves(self) -> bool:
+        """Whether it traces modules that keep weights of 16 bits as they are (see halves)."""
+
+    @property
     def recipes(self) -> tuple[str, ...]:
         """The names of the recipes that this form can store."""
 
     def check(self, source: Source, recipe: QuantRecipe) -> None:
         """Refuse what cannot be, before any work."""
 
-    def latents(self, facts: Facts) -> list[tuple[int, int]]:
+    def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
         """Heights and widths of the latents on which parity is measured."""
 
     def convert(
@@ -97,15 +103,20 @@ class OpenVINOForm:
     name: str = "openvino"
     compute: str = ""
     lowest: str = ""
+    halves: bool = True
     parts: tuple[str, ...] = tuple(PARTS)
     recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "w8a8", "hybrid", "int4", "int4g64", "int4g128")
 
     def check(self, source: Source, recipe: QuantRecipe) -> None:
         return
 
-    def latents(self, facts: Facts) -> list[tuple[int, int]]:
-        factor = facts.latents.factor
-        return [(min(facts.defaults.height // factor, LARGEST_SIDE), min(facts.defaults.width // factor, LARGEST_SIDE))]
+    def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
+        facts = source.facts
+        # Ranges of activations are those of larger pictures.
+        side = LARGEST_SIDE if recipe.activations or not source.is_large("unet") else SIDE_OF_LARGE
+        height, width = (min(pixels // facts.latents.factor, side)
+                         for pixels in (facts.defaults.height, facts.defaults.width))  # fmt: skip
+        return [(height, width)]
 
     def convert(
         self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording

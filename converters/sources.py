@@ -27,6 +27,8 @@ PARTS = {
     # The UNet that takes a ControlNet's residuals; its weights are the UNet's.
     "controlled_unet": ("diffusers", "UNet2DConditionModel", "unet", "diffusion_pytorch_model"),
 }
+# Bytes of weights from which a part is large: what takes no time of smaller ones takes minutes.
+LARGE = 256 << 20
 CONTROL = ("controlnet", "controlled_unet")
 
 
@@ -83,12 +85,25 @@ class Source:
             except (SafetensorError, OSError) as error:
                 raise InvalidModel(f"{path} is damaged or no safetensors file: {error}") from error
 
-    def load(self, part: str) -> Any:
-        """The torch module of a part, float32, in evaluation mode. Raises InvalidModel."""
+    def load(self, part: str, halves: bool = False) -> Any:
+        """The torch module of a part, in evaluation mode, that computes in float32. Raises InvalidModel.
+
+        With `halves` many weights that are stored in float16 stay so; else all are float32.
+        """
         import importlib
 
+        import torch
+
+        from .halves import compute_in_float32, in_halves
+
         library, name, folder, stem = PARTS[part]
-        return load_module(getattr(importlib.import_module(library), name), self.folder / folder, stem)
+        kind = getattr(importlib.import_module(library), name)
+        if halves and self.is_large(part) and in_halves(self.weights(part)[0]):
+            return compute_in_float32(load_module(kind, self.folder / folder, stem, torch.float16, True))
+        return load_module(kind, self.folder / folder, stem)
+
+    def is_large(self, part: str) -> bool:
+        return sum(path.stat().st_size for path in self.weights(part)[0]) >= LARGE
 
     def config(self, part: str) -> dict[str, Any]:
         """The part's config.json."""

@@ -39,16 +39,18 @@ def weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
     raise InvalidModel(f"{folder} has no {stem}.safetensors")
 
 
-def load_module(kind: Any, folder: Path, stem: str, dtype: Any = None) -> Any:
+def load_module(kind: Any, folder: Path, stem: str, dtype: Any = None, mapped: bool = False) -> Any:
     """The torch module of class `kind` in `folder`, in evaluation mode; `dtype` is float32 by default.
 
+    With `mapped` weights that have that type are read where their files are.
     Raises InvalidModel for anything that is missing, of another shape, or not finite.
     """
     import torch
 
     paths, variant = weight_files(folder, stem)
     path = paths[0]
-    extra: dict[str, Any] = {} if kind.__module__.startswith("transformers") else {"low_cpu_mem_usage": False}
+    always = kind.__module__.startswith("transformers")
+    extra: dict[str, Any] = {} if always else {"low_cpu_mem_usage": mapped}
     try:
         module, info = kind.from_pretrained(
             folder,
@@ -68,7 +70,8 @@ def load_module(kind: Any, folder: Path, stem: str, dtype: Any = None) -> Any:
         what = "lacks" if missing else "has a wrong shape for"
         raise InvalidModel(f"{path} {what} {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""))
     for key, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        # The largest of numbers among which is NaN is NaN.
+        if tensor.is_floating_point() and not all(map(torch.isfinite, torch.aminmax(tensor))):
             raise InvalidModel(f"{path} is damaged: {key} holds NaN or infinity")
     return module.eval().requires_grad_(False)
 

@@ -58,6 +58,7 @@ class CoreMLForm:
     batch: int = 2
     chunks: bool = False
     backend: str = "coreml"
+    halves: bool = False
     parts: tuple[str, ...] = tuple(PARTS)
     recipes: tuple[str, ...] = ("fp16", "int8", "w8a8", "p8", "p6", "p4", "p4g16", "p2", "p1", "mixed")
 
@@ -109,9 +110,9 @@ class CoreMLForm:
     def _pixels(self, facts: Facts) -> tuple[tuple[int, int], ...]:
         return self.sizes or ((facts.defaults.width, facts.defaults.height),)
 
-    def latents(self, facts: Facts) -> list[tuple[int, int]]:
-        factor = facts.latents.factor
-        return [(height // factor, width // factor) for width, height in self._pixels(facts)]
+    def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
+        factor = source.facts.latents.factor
+        return [(height // factor, width // factor) for width, height in self._pixels(source.facts)]
 
     def convert(
         self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
