@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,16 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
             parts = tuple(part for part in opened.parts
                           if part in form.parts and not (recipe.activations and part in CONTROL))  # fmt: skip
             _check_space(opened, parts, recipe, target)
-            artifacts = _make_parts(opened, parts, fingerprint, form, recipe, staging, report)
-            form.finish(opened, staging)
-            report("flushing to disk", 0.98)
-            files = {f"{name}/{path.relative_to(staging).as_posix()}": _flushed(path) for path in _files(staging)}
+            # Writing to the disk goes on while the next component is made.
+            with ThreadPoolExecutor(1) as disk:
+                artifacts, records = _make_parts(opened, parts, fingerprint, form, recipe, staging, report, disk)
+                form.finish(opened, staging)
+                report("flushing to disk", 0.98)
+            files = {}
+            for path in _files(staging):
+                _flush(path)
+                own = path.relative_to(staging).as_posix()
+                files[f"{name}/{own}"] = records.get(own) or record_file(path)
             shared = _publish_tokenizer(opened, target)
             others = {other: variant for other, variant in bundle.variants.items() if other != name}
             if name in bundle.variants:
@@ -182,7 +189,9 @@ def _make_parts(
     recipe: QuantRecipe,
     staging: Path,
     report: Report,
-) -> dict[str, Artifact]:
+    disk: Executor,
+) -> tuple[dict[str, Artifact], dict[str, FileRecord]]:
+    """The artifacts, and what their files hold; `disk` is told to write each file as it is finished."""
     from .parity import save_reference
 
     name = variant_name(form, recipe)
@@ -205,6 +214,8 @@ def _make_parts(
             flat: dict[str, Any] = {f"{i}.{key}": x for i, each in enumerate(returned[part]) for key, x in each.items()}
             np.savez(kept, **flat)
             state["parts"][part] = row
+            for file in row["files"]:
+                disk.submit(_flush, staging / file)
             write_atomically(state_path, json.dumps(state).encode())
         row = state["parts"][part]
         made = Made(**row["made"])
@@ -221,7 +232,8 @@ def _make_parts(
     for part in parts:
         (staging / f".{part}.npz").unlink()
     state_path.unlink()
-    return artifacts
+    records = {name: FileRecord(**record) for row in state["parts"].values() for name, record in row["files"].items()}
+    return artifacts, records
 
 
 def _resume(state_path: Path, staging: Path, key: dict[str, Any]) -> dict[str, Any]:
@@ -306,7 +318,6 @@ def _files(folder: Path) -> list[Path]:
     return [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _flushed(path: Path) -> FileRecord:
+def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return record_file(path)

@@ -24,7 +24,8 @@ class HalfLinear(nn.Linear):
 
 class HalfConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight.float(), _wide(self.bias))
+        y: Tensor = self._conv_forward(x, self.weight.float(), _wide(self.bias))
+        return y
 
 
 KINDS = {nn.Linear: HalfLinear, nn.Conv2d: HalfConv2d}

@@ -1,14 +1,17 @@
-"""`edge-sd bench`: this machine's own tables, in Markdown."""
+"""`edge-sd bench`: this machine's own tables, in Markdown or JSON."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edge_sd.errors import InvalidRequest, MissingExtra, choices
 
+# "own" is of --model; "conversion" prints Core ML's, too.
 TABLES = ("embedded", "quality", "large", "lora", "profile", "conversion")
 
 
@@ -16,16 +19,42 @@ def bench(
     tables: Annotated[
         list[str] | None, typer.Argument(help=f"Which tables: {', '.join(TABLES)}. Default: all.")
     ] = None,
+    model: Annotated[str | None, typer.Option(help="A model of yours, in place of the tables.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Its variants. Default: all.")] = None,
+    device: Annotated[str, typer.Option(help="Where it is drawn.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each program; the table has their medians.")] = 3,
     pictures: Annotated[int, typer.Option(min=2, help="Pictures of the table of quality.")] = 64,
     home: Annotated[
         Path | None, typer.Option(help="Where the large random model (6 GB) is kept. Default: the cache.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document, in seconds and bytes.")] = False,
 ) -> None:
-    """Measure this machine: edge-sd beside openvino.genai, optimum-intel and diffusers, and what presets cost."""
-    for name in tables or TABLES:
+    """Measure this machine: your model's variants, or edge-sd beside openvino.genai, optimum-intel and diffusers."""
+    if model is None and (variant or device != "auto"):
+        raise InvalidRequest("--variant and --device are of --model")
+    if model is not None and tables:
+        raise InvalidRequest(f"--model has tables of its own; leave out {choices(tables)}")
+    for name in tables or ():
         if name not in TABLES:
             raise InvalidRequest(f"unknown table {name!r}; valid: {choices(TABLES)}")
+    from .process import machine
+
+    made = _own(model, variant or [], device, rounds) if model else _beside(tables or TABLES, rounds, pictures, home)
+    if as_json:
+        print(json.dumps({"machine": machine(), "tables": [each.record() for each in made]}, indent=1))
+        return
+    print(machine(), flush=True)
+    for each in made:
+        print(f"\n{each.markdown()}", flush=True)
+
+
+def _own(model: str, variants: list[str], device: str, rounds: int) -> Iterator[Any]:
+    from . import own
+
+    yield from own.tables(model, variants, device, rounds)
+
+
+def _beside(names: list[str] | tuple[str, ...], rounds: int, pictures: int, home: Path | None) -> Iterator[Any]:
     try:
         import diffusers  # noqa: F401
         import openvino_genai  # noqa: F401
@@ -34,21 +63,19 @@ def bench(
     from edge_sd.bundle import models_home
 
     from . import conversion, embedded, large, lora, profile, quality
-    from .process import machine
 
     home = home or models_home().parent / "bench"
-    print(machine(), flush=True)
-    for name in tables or TABLES:
-        print(flush=True)
+    for name in names:
         if name == "embedded":
-            print(embedded.table(embedded.measure(rounds)))
+            yield embedded.table(embedded.measure(rounds))
         elif name == "quality":
-            print(quality.table(quality.measure(pictures)))
+            yield quality.table(quality.measure(pictures))
         elif name == "large":
-            print(large.table(large.measure(home, rounds)))
+            yield large.table(large.measure(home, rounds))
         elif name == "lora":
-            print(lora.table(home))
+            yield lora.table(home)
         elif name == "profile":
-            print(profile.table(home))
+            yield profile.table(home)
         else:
-            print(conversion.beside_optimum(large.ready_source(home)), conversion.table(), sep="\n\n")
+            yield conversion.beside_optimum(large.ready_source(home))
+            yield conversion.table()

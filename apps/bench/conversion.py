@@ -6,8 +6,10 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from .process import measured
+from .report import Column, Table, beside, gibibytes, seconds
 
 # A UNet of SD 1.5's full size, with random weights: what a conversion needs does not depend on their values.
 FULL_SIZE = """
@@ -40,9 +42,9 @@ print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak}))
 """
 
 
-def beside_optimum(source: Path) -> str:
+def beside_optimum(source: Path) -> Table:
     """A diffusers folder of full size to OpenVINO in fp16, here (measured beside torch, too) and by optimum-cli."""
-    found = {}
+    rows: list[dict[str, Any]] = []
     programs = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as scratch:
         commands = {
@@ -53,31 +55,33 @@ def beside_optimum(source: Path) -> str:
             "edge-sd convert": [str(programs / "edge-sd"), "convert", str(source), f"{scratch}/ours", "--quiet"],
         }  # fmt: skip
         for name, command in commands.items():
-            found[name] = measured(name, PROGRAM, COMMAND=command)
+            found = measured(name, PROGRAM, COMMAND=command)
             shutil.rmtree(f"{scratch}/theirs", ignore_errors=True)
-    first = next(iter(found.values()))
-    lines = ["| SD 1.5's shapes to OpenVINO in fp16 | time | peak memory |", "| --- | --- | --- |"]
-    for name, row in found.items():
-        cells = [f"{row['seconds']:.0f} s", f"{row['peak'] / 2**30:.1f} GiB"]
-        if row is not first:
-            cells = [
-                f"{cell} ({row[key] / first[key]:.2f} ×)" for cell, key in zip(cells, ("seconds", "peak"), strict=True)
-            ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            first = rows[0] if rows else None
+            rows.append({"program": name, **{key: (found[key], found[key] / first[key][0] if first else None)
+                                             for key in ("seconds", "peak")}})  # fmt: skip
+    columns = (
+        Column("program", "SD 1.5's shapes to OpenVINO in fp16"),
+        Column("seconds", "time", beside(seconds(0))),
+        Column("peak", "peak memory", beside(gibibytes(1))),
+    )
+    return Table("conversion", columns, rows)
 
 
-def table() -> str:
-    """SD 1.5's UNet to Core ML in both forms, each in a process of its own; a table in Markdown."""
-    lines = ["| SD 1.5 UNet, 512x512, to Core ML in fp16 | time | peak memory | package |", "| --- | --- | --- | --- |"]
+def table() -> Table:
+    """SD 1.5's UNet to Core ML in both forms, each in a process of its own."""
+    rows = []
     for compute, target in (("gpu", "iOS18"), ("ane", "iOS16")):
         with tempfile.TemporaryDirectory() as scratch:
             output = Path(scratch, "Unet.mlpackage")
             found = measured(
                 f"converting for {compute}", FULL_SIZE, ANE=compute == "ane", TARGET=target, OUTPUT=str(output)
             )
-        lines.append(
-            f"| {compute}, {target} | {found['seconds']:.0f} s | {found['peak'] / 2**30:.1f} GiB "
-            f"| {found['bytes'] / 1e6:.0f} MB |"
-        )
-    return "\n".join(lines)
+        rows.append({"form": f"{compute}, {target}", **found})
+    columns = (
+        Column("form", "SD 1.5 UNet, 512x512, to Core ML in fp16"),
+        Column("seconds", "time", seconds(0)),
+        Column("peak", "peak memory", gibibytes(1)),
+        Column("bytes", "package", lambda value: f"{value / 1e6:.0f} MB"),
+    )
+    return Table("coreml", columns, rows)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .process import measured
+from .report import Column, Table, beside, seconds
 
 PROMPT = "a red apple, glossy style"
 STEPS, GUIDANCE, SEED = 20, 4.0, 7
@@ -104,20 +105,29 @@ def measure(runs: int = 5) -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown; ratios are to the first row, above 1 where that one is faster or smaller."""
+def table(rows: list[Row]) -> Table:
+    """Ratios are to the first row, above 1 where that one is faster or smaller."""
     first = rows[0]
-    lines = [
-        "| embedded model, 20 guided steps | process start to PNG | the next picture | peak memory |",
-        "| --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        cells = []
-        for unit, mine, its in (("s", row.start_to_png, first.start_to_png), ("s", row.second, first.second),
-                                ("MiB", row.peak, first.peak)):  # fmt: skip
-            value = statistics.median(mine)
-            ratio = statistics.median(a / b for a, b in zip(mine, its, strict=True))
-            shown = f"{value / 2**20:.0f} MiB" if unit == "MiB" else f"{value:.2f} s"
-            cells.append(shown if row is first else f"{shown} ({ratio:.2f} ×)")
-        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+
+    def cell(mine: list[float], its: list[float], row: Row) -> tuple[float, float | None]:
+        ratio = statistics.median(a / b for a, b in zip(mine, its, strict=True))
+        return statistics.median(mine), None if row is first else ratio
+
+    return Table(
+        "embedded",
+        (
+            Column("program", "embedded model, 20 guided steps"),
+            Column("start_to_png", "process start to PNG", beside(seconds(2))),
+            Column("second", "the next picture", beside(seconds(2))),
+            Column("peak", "peak memory", beside(lambda value: f"{value / 2**20:.0f} MiB")),
+        ),
+        [
+            {
+                "program": row.name,
+                "start_to_png": cell(row.start_to_png, first.start_to_png, row),
+                "second": cell(row.second, first.second, row),
+                "peak": cell(row.peak, first.peak, row),
+            }
+            for row in rows
+        ],
+    )

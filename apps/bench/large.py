@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .process import measured
+from .report import Column, Table, gibibytes, seconds
 
 SIDE, STEPS, GUIDANCE = 512, 20, 7.5
 PROMPT = "a red apple, glossy style"
@@ -84,7 +85,7 @@ class Row:
             GUIDANCE=GUIDANCE, **self.values,
         )  # fmt: skip
         marks = found["marks"]
-        # Peers mark a step's end only: their first step is not counted. Of low memory it is what makes the pieces.
+        # Peers mark a step's end only: their first step is not counted. With low memory it is what loads the UNet.
         seconds = [after - before for before, after in pairwise(marks)]
         steps, decode = seconds[:-1], seconds[-1]
         self.step.append(statistics.median(steps))
@@ -122,21 +123,27 @@ def measure(home: Path, rounds: int) -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown; the ratio is to the faster of the peers."""
+def table(rows: list[Row]) -> Table:
+    """The ratio is to the faster of the peers."""
     best = [min(pair) for pair in zip(*(row.picture for row in rows if row.script is not OURS), strict=True)]
-    lines = [
-        "| SD 1.5's shapes, 512 x 512 | step | decode | picture | times faster | load | peak memory |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+    columns = (
+        Column("program", "SD 1.5's shapes, 512 x 512"),
+        Column("step", "step", seconds(2)),
+        Column("decode", "decode", seconds(1)),
+        Column("picture", "picture", seconds(0)),
+        Column("faster", "times faster", lambda value: f"{value:.2f}"),
+        Column("load", "load", seconds(0)),
+        Column("peak", "peak memory", gibibytes(2)),
+    )
+    found = [
+        {
+            "program": row.name,
+            **{name: statistics.median(getattr(row, name)) for name in ("step", "decode", "picture", "load", "peak")},
+            "faster": statistics.median(a / b for a, b in zip(best, row.picture, strict=True)),
+        }
+        for row in rows
     ]
-    for row in rows:
-        ratio = statistics.median(a / b for a, b in zip(best, row.picture, strict=True))
-        step, decode, picture, load = map(statistics.median, (row.step, row.decode, row.picture, row.load))
-        lines.append(
-            f"| {row.name} | {step:.2f} s | {decode:.1f} s | {picture:.0f} s | {ratio:.2f} | {load:.0f} s "
-            f"| {statistics.median(row.peak) / 2**30:.2f} GiB |"
-        )
-    return "\n".join(lines)
+    return Table("large", columns, found)
 
 
 def make_bundle(home: Path) -> Path:

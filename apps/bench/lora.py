@@ -11,6 +11,7 @@ import numpy as np
 
 from .large import SIDE, make_bundle
 from .process import measured
+from .report import Column, Table, seconds
 
 RANK = 16
 STEPS = 5
@@ -50,13 +51,10 @@ def write_lora(folder: Path, path: Path, seed: int) -> None:
     save_file(tensors, path)
 
 
-def table(home: Path) -> str:
-    """Markdown: seconds to the first LoRA and from one to another, for two variants of SD 1.5's shapes."""
+def table(home: Path) -> Table:
+    """Seconds to the first LoRA and from one to another, for two variants of SD 1.5's shapes."""
     bundle = make_bundle(home)
-    lines = [
-        f"| SD 1.5's shapes, LoRAs of rank {RANK} | the model | the first LoRA | another | a step without | with |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         files = [f"{scratch}/{n}.safetensors" for n in range(4)]
         for n, file in enumerate(files):
@@ -65,8 +63,14 @@ def table(home: Path) -> str:
             found = measured(variant, SWITCH, MODEL=str(bundle), VARIANT=variant, FILES=files, SIDE=SIDE, STEPS=STEPS)
             model, first, *others = found["seconds"]
             without, with_one = found["steps"]
-            lines.append(
-                f"| {variant} | {model:.1f} s | {first:.1f} s | {statistics.median(others):.2f} s "
-                f"| {without:.2f} s | {with_one:.2f} s |"
-            )
-    return "\n".join(lines)
+            rows.append({"variant": variant, "model": model, "first": first, "another": statistics.median(others),
+                         "without": without, "with": with_one})  # fmt: skip
+    columns = (
+        Column("variant", f"SD 1.5's shapes, LoRAs of rank {RANK}"),
+        Column("model", "the model", seconds(1)),
+        Column("first", "the first LoRA", seconds(1)),
+        Column("another", "another", seconds(2)),
+        Column("without", "a step without", seconds(2)),
+        Column("with", "with", seconds(2)),
+    )
+    return Table("lora", columns, rows)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge_sd.backends.openvino.loading import TILES, Loading
+from edge_sd.bundle import ModelBundle
 
 from .large import SIDE, make_bundle
+from .report import Column, Table, share
 
 VARIANT = "openvino-w8a8"
 # Rows, inputs and outputs of the products that the rate is the best of.
@@ -74,41 +77,54 @@ def sums(model: Any) -> float:
     return found
 
 
-def measure(home: Path) -> tuple[float, float, float, dict[str, float]]:
-    """The machine's rate; sums and seconds of one guided step of the W8A8 UNet; seconds by kind of operation."""
+class Counted(Loading):
+    """A component that counts how long each operation takes; it is not kept."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {**super().config, "PERF_COUNT": True}
+
+    @property
+    def keeps(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sums and seconds of a guided step of a UNet, and seconds by kind of operation of one of its rows."""
+
+    sums: float
+    seconds: float
+    kinds: Mapping[str, float]
+
+
+def of_unet(bundle: ModelBundle, name: str, width: int, height: int) -> Profile:
+    """The UNet of an OpenVINO variant on the CPU, drawing `width` x `height` pixels."""
     from edge_sd.backends.openvino import OpenVINOBackend
-    from edge_sd.bundle import ModelBundle
     from edge_sd.pipeline import shapes_of
 
-    bundle, backend = ModelBundle.open(make_bundle(home)), OpenVINOBackend()
-    variant, shapes = bundle.variant(VARIANT), shapes_of(bundle.facts, SIDE, SIDE, ROWS)["unet"]
+    backend, variant = OpenVINOBackend(), bundle.variant(name)
+    shapes = shapes_of(bundle.facts, width, height, ROWS)["unet"]
     unet, cpu = variant.artifacts["unet"], backend.devices()[0]
-    loading = Loading(backend.core, backend.version, backend.flags, backend.cores, bundle, variant, unet, cpu, shapes)
-    config = {**loading.config, "PERF_COUNT": True}
+    loading = Counted(backend.core, backend.version, backend.flags, backend.cores, bundle, variant, unet, cpu, shapes)
     # Without what is added for this processor, which is no work that anyone asked for.
-    count = ROWS * sums(replace(loading, flags=loading.flags - {TILES}).graphs()[0]["whole"])
-    compiled = backend.core.compile_model(loading.graphs()[0]["whole"], "CPU", config)
-    requests = [compiled.create_infer_request() for _ in range(ROWS)]
+    graph = replace(loading, flags=loading.flags - {TILES}).graphs()[0]["whole"]
+    count = sums(graph) * ROWS / loading.shapes["sample"][0]
+    component = loading.open()
     rng = np.random.default_rng(0)
-    for request in requests:
-        for port in compiled.inputs:
-            request.set_tensor(port.any_name, _tensor(rng.standard_normal(tuple(port.shape)).astype(np.float32)))
-    seconds = statistics.median(_together(requests, loading.lanes) for _ in range(RUNS))
+    inputs = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
+    # The first call computes what is of the prompt alone, too.
+    component(**inputs)
+    times = []
+    for _ in range(RUNS):
+        started = time.perf_counter()
+        component(**inputs)
+        times.append(time.perf_counter() - started)
     kinds: dict[str, float] = defaultdict(float)
-    for row in requests[0].get_profiling_info():
+    for row in component.graphs[0].profile():
         kinds[f"{row.node_type}, {_type(row.exec_type)}"] += row.real_time.total_seconds()
-    return integer_rate(backend.core), count, seconds, dict(kinds)
-
-
-def _together(requests: list[Any], lanes: int) -> float:
-    """Seconds of all requests, so many at once as the component has lanes."""
-    started = time.perf_counter()
-    for n in range(0, len(requests), lanes):
-        for request in requests[n : n + lanes]:
-            request.start_async()
-        for request in requests[n : n + lanes]:
-            request.wait()
-    return time.perf_counter() - started
+    component.close()
+    return Profile(count, statistics.median(times), kinds)
 
 
 def tiny_seconds(core: Any) -> float:
@@ -146,20 +162,26 @@ def _type(kernel: str) -> str:
     return kernel.rsplit("_", 1)[-1].lower()
 
 
-def table(home: Path) -> str:
-    """Markdown: the share of the machine's rate, and what takes more than a hundredth of a call."""
-    rate, count, seconds, kinds = measure(home)
-    whole = sum(kinds.values())
-    reached = count / seconds
-    lines = [
-        f"A guided step of SD 1.5's UNet in W8A8: {count / 1e9:.0f} billion sums in {seconds:.2f} s, "
+def shares(profile: Profile) -> list[dict[str, Any]]:
+    """What takes more than a hundredth of a call, the most first."""
+    whole = sum(profile.kinds.values())
+    kinds = sorted(profile.kinds.items(), key=lambda kind: -kind[1])
+    return [{"operation": kind, "share": spent / whole} for kind, spent in kinds if spent > 0.01 * whole]
+
+
+COLUMNS = (Column("operation", "operation, type"), Column("share", "of a call", share))
+
+
+def table(home: Path) -> Table:
+    """The share of the machine's rate, and what takes more than a hundredth of a call."""
+    profile = of_unet(ModelBundle.open(make_bundle(home)), VARIANT, SIDE, SIDE)
+    core = _core()
+    rate, reached, tiny = integer_rate(core), profile.sums / profile.seconds, tiny_seconds(core)
+    notes = [
+        f"A guided step of SD 1.5's UNet in W8A8: {profile.sums / 1e9:.0f} billion sums in {profile.seconds:.2f} s, "
         f"{reached / 1e9:.0f} G/s; 8-bit matrix products here: {rate / 1e9:.0f} G/s; share {reached / rate:.0%}.",
-        f"A tiny decoder of TAESD's shape makes {SIDE} x {SIDE} pixels in {tiny_seconds(_core()):.2f} s.",
-        "",
-        "| operation, type | of a call |",
-        "| --- | --- |",
+        f"A tiny decoder of TAESD's shape makes {SIDE} x {SIDE} pixels in {tiny:.2f} s.",
     ]
-    for kind, spent in sorted(kinds.items(), key=lambda row: -row[1]):
-        if spent > 0.01 * whole:
-            lines.append(f"| {kind} | {spent / whole:.0%} |")
-    return "\n".join(lines)
+    facts = {"sums": profile.sums, "seconds": profile.seconds, "rate": rate, "share": reached / rate,
+             "tiny_decoder_seconds": tiny}  # fmt: skip
+    return Table("profile", COLUMNS, shares(profile), notes, facts)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .report import Column, Table, decibels, share
+
 # Every fourth of these is guided by one style, on one ground.
 STYLES = ("flat style", "3d style", "glossy style", "cartoon style")
 GROUNDS = ("", " on a blue background", " on a yellow background", " on a pink background")
@@ -75,25 +77,33 @@ def measure(count: int) -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown: likeness to the first row in dB (peak 255), and how often the judge names the same thing."""
+def table(rows: list[Row]) -> Table:
+    """Likeness to the first row in dB (peak 255), and how often the judge names the same thing."""
     from edge_sd.metrics import psnr
 
-    first = rows[0]
-    lines = [
-        f"| embedded model, {len(first.pictures)} pictures | PSNR, median | mean | worst | judge agrees | time |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    first, found = rows[0], []
     for row in rows[1:]:
         # Identical pictures have no error to take a logarithm of.
-        found = [min(psnr(a, b, 255.0), 100.0) for a, b in zip(first.pictures, row.pictures, strict=True)]
-        same = statistics.mean(a == b for a, b in zip(first.concepts, row.concepts, strict=True))
-        ratio = statistics.median(row.seconds[1:]) / statistics.median(first.seconds[1:])
-        lines.append(
-            f"| {row.name} | {statistics.median(found):.1f} dB | {statistics.mean(found):.1f} dB | {min(found):.1f} dB "
-            f"| {same:.0%} | {ratio:.2f} × |"
+        ratios = [min(psnr(a, b, 255.0), 100.0) for a, b in zip(first.pictures, row.pictures, strict=True)]
+        found.append(
+            {
+                "name": row.name,
+                "median": statistics.median(ratios),
+                "mean": statistics.mean(ratios),
+                "worst": min(ratios),
+                "agrees": statistics.mean(a == b for a, b in zip(first.concepts, row.concepts, strict=True)),
+                "time": statistics.median(row.seconds[1:]) / statistics.median(first.seconds[1:]),
+            }
         )
-    return "\n".join(lines)
+    columns = (
+        Column("name", f"embedded model, {len(first.pictures)} pictures"),
+        Column("median", "PSNR, median", decibels),
+        Column("mean", "mean", decibels),
+        Column("worst", "worst", decibels),
+        Column("agrees", "judge agrees", share),
+        Column("time", "time", lambda value: f"{value:.2f} ×"),
+    )
+    return Table("quality", columns, found)
 
 
 def _emoji() -> Path:

@@ -14,7 +14,7 @@ from ...bundle import Artifact, ModelBundle, Variant
 from ...edits import NONE, Edits
 from ...errors import DeviceError, InvalidModel
 from ...lora import read_lora
-from ..base import Array, Component, Device, Shapes
+from ..base import Array, Device, Shapes
 from . import cache
 from .adapters import Adapters, adapt
 from .component import Graph, OpenVINOComponent
@@ -60,7 +60,7 @@ class Loading:
     asked: Shapes
     edits: Edits = NONE
 
-    def open(self) -> Component:
+    def open(self) -> OpenVINOComponent:
         """Raises InvalidModel, InvalidRequest or DeviceError."""
         try:
             key = self.key
@@ -68,9 +68,9 @@ class Loading:
             raise InvalidModel(f"{self.artifact.graph} cannot be read ({error.strerror})") from error
         return self._kept(key) or self._made(key)
 
-    def _kept(self, key: str) -> Component | None:
+    def _kept(self, key: str) -> OpenVINOComponent | None:
         """What was compiled before; None where it has to be compiled."""
-        blobs = cache.read(key) if self._keeps else None
+        blobs = cache.read(key) if self.keeps else None
         if blobs is None:
             return None
         try:
@@ -82,7 +82,7 @@ class Loading:
         weights = constants(self._read(), asked) if self._streams else {}
         return self._component(compiled, weights, held=blobs)
 
-    def _made(self, key: str) -> Component:
+    def _made(self, key: str) -> OpenVINOComponent:
         graphs, adapters = self.graphs()
         weights: dict[str, Any] = {}
         # What was read to compile a graph is not needed after that.
@@ -90,14 +90,14 @@ class Loading:
             for model in graphs.values() if self._streams else ():
                 weights |= stream(model, self.edits.shortcuts.lean)
             compiled = {name: self._compiled(model) for name, model in graphs.items()}
-        if self._keeps:
+        if self.keeps:
             _keep(key, compiled)
         del graphs
         trim()
         return self._component(compiled, weights, adapters)
 
     @property
-    def _keeps(self) -> bool:
+    def keeps(self) -> bool:
         """Whether compiled graphs are kept. What is tried out once would push out what is used every day."""
         if self.edits.loras or self.edits.vectors is not None:
             return False
@@ -244,7 +244,7 @@ class Loading:
         weights: Mapping[str, Any],
         adapters: Adapters | None = None,
         held: Mapping[str, Array] | None = None,
-    ) -> Component:
+    ) -> OpenVINOComponent:
         graphs = [Graph(compiled[name], self.lanes, weights) for name in GRAPHS if name in compiled]
         before = {name: Graph(model, weights=weights) for name, model in compiled.items() if name not in GRAPHS}
         component = OpenVINOComponent(self.artifact.graph, graphs, before, self.shapes, self.edits, adapters)
