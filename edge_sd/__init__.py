@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bundle import ModelBundle as ModelBundle
     from .pipeline import Pipeline as Pipeline
+    from .queueing import Queue as Queue
     from .request import Request as Request
     from .result import Result as Result
 
 __version__ = "0.1.0"
-__all__ = ["ModelBundle", "Pipeline", "Request", "Result", "__version__"]
+__all__ = ["ModelBundle", "Pipeline", "Queue", "Request", "Result", "__version__"]
 
-_HOMES = {"ModelBundle": "bundle", "Pipeline": "pipeline", "Request": "request", "Result": "result"}
+_HOMES = {
+    "ModelBundle": "bundle",
+    "Pipeline": "pipeline",
+    "Queue": "queueing",
+    "Request": "request",
+    "Result": "result",
+}
 
 
 def __getattr__(name: str) -> Any:

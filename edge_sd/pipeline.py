@@ -5,6 +5,7 @@ prompt -> token ids -> text encoder, bound once -> noise, the same everywhere ->
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,10 @@ def shapes_of(facts: Facts, width: int, height: int, batch: int) -> dict[str, Sh
         },
         "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
     }
+
+
+# Bytes of a UNet that keeps all cores busy with one picture.
+LARGE = 256 << 20
 
 
 @dataclass
@@ -240,6 +245,33 @@ class Pipeline:
             return {"controlled_unet": kept[0]}
         residuals = controlnet(**{name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
         return {"controlled_unet": {**unet, **{name: value.shape for name, value in residuals.items()}}}
+
+    def gathers(self, settings: Settings) -> bool:
+        """Whether several such pictures could go through the UNet together: a small one, that takes any batch."""
+        plain = settings.image is None and settings.control is None and settings.refiner is None and not settings.tile
+        variant = self.bundle.variant(self.plan.parts["unet"].variant)
+        if not plain or self._turns is not None or not variant.changeable:
+            return False
+        files = variant.artifacts["unet"].files()
+        return sum(self.bundle.path(name).stat().st_size for name in files) < LARGE
+
+    def shapes(self, settings: Settings) -> dict[str, Shapes]:
+        """Component -> the shapes of its inputs."""
+        return self._shapes(settings)
+
+    def loaded(self, part: str) -> tuple[Shapes, Component]:
+        """A component that a request was prepared with, and what it was loaded for."""
+        return self._components[part]
+
+    def load_part(self, part: str, shapes: Shapes) -> Component:
+        """One more of a component that is loaded, for other shapes. Raises as `prepare`."""
+        return self._load_now(part, shapes)
+
+    def seated(self, unet: Component) -> Pipeline:
+        """This pipeline with `unet` in place of its own; they share the other components."""
+        seated = copy.copy(self)
+        seated._components = {**self._components, "unet": (self._components["unet"][0], unet)}
+        return seated
 
     def resolve(self, request: Request) -> Settings:
         """`request` with the model's defaults and a seed. Raises InvalidRequest for what this model can't draw."""

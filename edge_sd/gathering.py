@@ -1,0 +1,89 @@
+"""Several pictures through one network: each is drawn by a thread of its own, and where they ask the UNet, together.
+
+One thread works at a time; at the UNet it waits for the others, the last one runs it for all rows, and each goes on
+with its own. Samplers, guidance and noise know nothing of it, so a picture is what it would have been alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from threading import Condition
+
+import numpy as np
+
+from .backends.base import Array, Component, Shapes, last_rows
+
+
+@dataclass
+class Gathering:
+    """`component` takes the rows of `count` callers at once; its inputs have `shapes`."""
+
+    component: Component
+    shapes: Shapes
+    count: int
+    # Whoever works holds it.
+    working: Condition = field(default_factory=Condition)
+
+    def __post_init__(self) -> None:
+        self._here = set(range(self.count))
+        self._asked: dict[int, dict[str, Array]] = {}
+        self._told: dict[int, dict[str, Array] | Exception] = {}
+
+    def seats(self) -> list[Seat]:
+        return [Seat(self, n) for n in range(self.count)]
+
+    def ask(self, n: int, inputs: dict[str, Array]) -> dict[str, Array]:
+        """What the network makes of one caller's rows; raises what it raises."""
+        self._asked[n] = inputs
+        self._run()
+        while n not in self._told:
+            self.working.wait()
+        told = self._told.pop(n)
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    def leave(self, n: int) -> None:
+        """The others no longer wait for this one."""
+        self._here.discard(n)
+        self._run()
+
+    def _run(self) -> None:
+        if not self._asked or set(self._asked) != self._here:
+            return
+        asked, self._asked = self._asked, {}
+        # Who left is stood in for: the network takes so many rows and no fewer.
+        order = [*asked, *[min(asked)] * (self.count - len(asked))]
+        try:
+            outputs = self.component(**self._joined([asked[n] for n in order]))
+        except Exception as error:
+            self._told |= dict.fromkeys(asked, error)
+        else:
+            for place, n in enumerate(asked):
+                self._told[n] = {name: np.split(value, self.count)[place] for name, value in outputs.items()}
+        self.working.notify_all()
+
+    def _joined(self, inputs: list[dict[str, Array]]) -> dict[str, Array]:
+        """Row after row; of what has one row for all, such as the timestep, the first caller's."""
+        return {
+            name: np.concatenate([each[name] for each in inputs]) if self.shapes.get(name, (0,))[0] != 1 else value
+            for name, value in inputs[0].items()
+        }
+
+
+@dataclass
+class Seat:
+    """The UNet as one of several callers sees it."""
+
+    gathering: Gathering
+    n: int
+    _bound: dict[str, Array] = field(default_factory=dict)
+
+    def bind(self, **constants: Array) -> None:
+        self._bound |= constants
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        return self.gathering.ask(self.n, last_rows({**self._bound, **inputs}))
+
+    def close(self) -> None:
+        self._bound.clear()
