@@ -11,8 +11,8 @@ import typer
 
 from edge_sd.errors import InvalidRequest, MissingExtra, choices
 
-# "own" is of --model; "conversion" prints Core ML's, too.
-TABLES = ("embedded", "quality", "large", "lora", "profile", "conversion")
+# "conversion" prints Core ML's, too.
+TABLES = ("embedded", "together", "quality", "large", "lora", "profile", "conversion")
 
 
 def bench(
@@ -62,12 +62,14 @@ def _beside(names: list[str] | tuple[str, ...], rounds: int, pictures: int, home
         raise MissingExtra("benchmarks beside other programs", "convert,dev") from error
     from edge_sd.bundle import models_home
 
-    from . import conversion, embedded, large, lora, profile, quality
+    from . import conversion, embedded, large, lora, profile, quality, together
 
     home = home or models_home().parent / "bench"
     for name in names:
         if name == "embedded":
             yield embedded.table(embedded.measure(rounds))
+        elif name == "together":
+            yield together.table(rounds)
         elif name == "quality":
             yield quality.table(quality.measure(pictures))
         elif name == "large":

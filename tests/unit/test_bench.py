@@ -9,8 +9,11 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
-from edge_sd.apps.bench import profile
-from edge_sd.apps.bench.profile import integer_rate, sums, tiny_seconds
+from edge_sd.apps.bench import own, profile
+from edge_sd.apps.bench.profile import integer_rate, of_unet, sums, tiny_seconds
+from edge_sd.apps.bench.report import Column, Table, beside, gibibytes, seconds
+from edge_sd.bundle import ModelBundle
+from edge_sd.errors import VariantNotFound
 from edge_sd.lora import read_lora
 
 
@@ -47,3 +50,41 @@ def test_the_lora_that_is_switched_to_fits_the_model(emoji: Path, tmp_path: Path
     change = difference.of((128, 192), 1.0)
     assert change.shape == (128, 192)
     assert np.linalg.matrix_rank(change) <= RANK
+
+
+def test_a_table_is_markdown_and_a_record() -> None:
+    columns = (
+        Column("name", "program"),
+        Column("time", "time", beside(seconds(1))),
+        Column("peak", "at most", gibibytes(2)),
+    )
+    rows = [{"name": "a", "time": (2.0, None), "peak": 1 << 30}, {"name": "b", "time": (1.0, 0.5), "peak": None}]
+    table = Table("t", columns, rows, ["A note."], {"rate": 3.0})
+    assert table.markdown().splitlines() == [
+        "| program | time | at most |",
+        "| --- | --- | --- |",
+        "| a | 2.0 s | 1.00 GiB |",
+        "| b | 1.0 s (0.50 ×) |  |",
+        "",
+        "A note.",
+    ]
+    assert table.record() == {"name": "t", "rate": 3.0, "rows": rows}
+
+
+def test_a_step_is_counted_and_timed_by_operation() -> None:
+    found = of_unet(ModelBundle.open("emoji"), "openvino-fp16", 128, 128)
+    twice = of_unet(ModelBundle.open("emoji"), "openvino-fp16", 128, 256)
+    assert 1.9 < twice.sums / found.sums < 2.3
+    assert any(kind.startswith("Convolution") for kind in found.kinds)
+    # One row's operations, of two that may run side by side.
+    assert 0 < sum(found.kinds.values()) < 100 * found.seconds
+
+
+def test_a_model_of_ones_own_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "find_spec", lambda name: None)
+    with pytest.raises(VariantNotFound, match="nope"):
+        own.measure("emoji", ["nope"], "auto", 1)
+    (row,) = own.measure("emoji", ["openvino-fp16"], "cpu", 1)
+    assert (row["width"], row["height"], row["steps"], row["device"]) == (128, 128, 20, "cpu")
+    assert 0 < row["step"] < row["picture"]
+    assert row["peak"] > 50 << 20

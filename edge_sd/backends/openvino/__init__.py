@@ -5,7 +5,9 @@ loading     from files to a component, by:
 reading     a graph of known shapes
 edits       what a request changes of it: LoRAs, words of one's own, CLIP skip
 graph       what is rewritten of it, so that the same picture takes fewer sums
-pieces      a graph as a row of pieces, for little memory
+adapters    LoRAs as inputs of it
+streaming   its weights as inputs, read where their file is mapped
+mapping     pages of such files, given back
 cache       compiled graphs on disk
 component   what was compiled, as the pipeline sees it
 """

@@ -13,7 +13,7 @@ from ...edits import NONE, Edits
 from ...errors import DeviceError
 from ..base import DEEP, Array, Shapes, batches, last_rows
 from .adapters import Adapters
-from .mapping import Places, forgetting
+from .mapping import OFTEN, SELDOM, Places, forgetting
 from .reading import first_line
 
 # Values of one input whose consequences are kept: two prompts, or the timesteps of a run.
@@ -128,7 +128,7 @@ class OpenVINOComponent:
                 for name in self.before:
                     some |= self._computed(name, some.pop(name))
                 calls.append(some | self._given)
-            with forgetting(self.places):
+            with forgetting(self.places, OFTEN if self.edits.shortcuts.lean else SELDOM):
                 # Copies: the next call writes where these are.
                 results = [{name: value.astype(np.float32) for name, value in row.items()} for row in graph.each(calls)]
         except RuntimeError as error:

@@ -20,7 +20,7 @@ from .adapters import Adapters, adapt
 from .component import Graph, OpenVINOComponent
 from .edits import add_loras, apply
 from .graph import fold_upsampling, hoist, joins, merge_tokens, pad_heads, products_in_convolutions, split_deep
-from .mapping import Places, forget, forgetting, mapped, trim
+from .mapping import OFTEN, Places, forget, forgetting, mapped, trim
 from .reading import accept_fractional_timesteps, first_line, read_model, reshape
 from .streaming import constants, stream
 
@@ -86,7 +86,7 @@ class Loading:
         graphs, adapters = self.graphs()
         weights: dict[str, Any] = {}
         # What was read to compile a graph is not needed after that.
-        with forgetting(self._places):
+        with forgetting(self._places, OFTEN):
             for model in graphs.values() if self._streams else ():
                 weights |= stream(model, self.edits.shortcuts.lean)
             compiled = {name: self._compiled(model) for name, model in graphs.items()}

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Seconds between two times that pages are given back.
-OFTEN = 0.005
+# Seconds between two times that pages are given back; often where memory is dear: that takes a fiftieth of the time.
+SELDOM, OFTEN = 0.1, 0.005
 _MADV_DONTNEED = 4
 
 
@@ -36,15 +36,15 @@ def trim() -> None:
 
 
 @contextmanager
-def forgetting(places: Places) -> Iterator[None]:
-    """Meanwhile give the pages of these places back, again and again."""
+def forgetting(places: Places, every: float = SELDOM) -> Iterator[None]:
+    """Meanwhile give the pages of these places back, again and again, `every` so many seconds."""
     if not places:
         yield
         return
     done = threading.Event()
 
     def work() -> None:
-        while not done.wait(OFTEN):
+        while not done.wait(every):
             forget(places)
 
     thread = threading.Thread(target=work, name="edge-sd-forgetting", daemon=True)
