@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,7 +117,10 @@ class Queue:
             return None
 
     def _draw(self, group: list[_Waiting]) -> None:
-        wide = self._wide.of(self._pipeline, group[0].request, len(group)) if len(group) > 1 else None
+        wide = None
+        # What goes wrong here is told to each by drawing it.
+        with suppress(Exception):
+            wide = self._wide.of(self._pipeline, group[0].request, len(group)) if len(group) > 1 else None
         if wide is None:
             for each in group:
                 _settle(each, self._pipeline)

@@ -52,8 +52,10 @@ def test_a_command_of_the_readme_runs(command: str, tmp_path_factory: pytest.Tem
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
     assert (tmp_path / "apple.png").is_file()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from edge_sd import Pipeline, Queue, Request, Result, queueing
 from edge_sd.converters.parity import psnr
-from edge_sd.errors import InvalidRequest
+from edge_sd.errors import DeviceError, InvalidRequest
 from edge_sd.gathering import Gathering
 
 REQUESTS = [
@@ -165,3 +165,15 @@ def test_an_error_of_the_network_is_told_to_all() -> None:
     for thread in threads:
         thread.start()
     assert [future.result(timeout=10) for future in futures] == ["broken", "broken"]
+
+
+def test_what_cannot_be_loaded_for_several_is_drawn_alone(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any) -> None:
+        raise DeviceError("no memory for several")
+
+    monkeypatch.setattr(Pipeline, "load_part", broken)
+    with Queue(pipeline) as queue:
+        free = held(queue)
+        futures = [queue.submit(request) for request in REQUESTS[:2]]
+        free.set()
+        assert [pixels(future.result()).shape for future in futures] == [(128, 128, 3)] * 2

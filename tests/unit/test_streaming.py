@@ -162,3 +162,23 @@ def test_pages_are_given_back_and_read_again(tmp_path: Path) -> None:
         assert (array == expected).all()
     assert resident() < 1 << 20
     assert mapped([tmp_path / "another"]) == []
+
+
+@pytest.mark.skipif("sys.platform != 'linux'", reason="pages are counted in /proc")
+def test_what_was_written_over_a_mapped_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "numbers"
+    path.write_bytes(bytes(1 << 20))
+    ours = np.memmap(path, np.uint8, "c")
+    ours[:] = 7
+    assert mapped([path]) == []
+    forget(mapped([path]))
+    assert (ours == 7).all()
+
+
+def test_constants_of_one_name_stay_in_the_graph() -> None:
+    rng = np.random.default_rng(0)
+    x = source([1, 9, 192])
+    both = [weights(rng, (160, 192), "f16") for _ in range(2)]
+    for each in both:
+        each.input_value(0).get_node().set_friendly_name("w")
+    assert stream(ov.Model([ops.matmul(x, each, False, True) for each in both], [x]), lean=True) == {}

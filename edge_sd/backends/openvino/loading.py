@@ -176,7 +176,9 @@ class Loading:
     @property
     def _places(self) -> Places:
         """Where the weights' files are mapped, and what was compiled of them."""
-        return mapped([*(self.bundle.path(name) for name in self.artifact.weights), cache.path(self.key)])
+        weights = mapped(self.bundle.path(name) for name in self.artifact.weights)
+        # OpenVINO takes no memory that it could not write to, and does not.
+        return [*weights, *mapped([cache.path(self.key)], writable=True)]
 
     def _read(self) -> Any:
         graph, files = self.bundle.path(self.artifact.graph), [self.bundle.path(name) for name in self.artifact.weights]

@@ -57,18 +57,18 @@ def forgetting(places: Places, every: float = SELDOM) -> Iterator[None]:
         forget(places)
 
 
-def mapped(files: Iterable[Path]) -> Places:
-    """Address and bytes of the places where this process has these files; none where there is no /proc.
+def mapped(files: Iterable[Path], writable: bool = False) -> Places:
+    """Address and bytes of the places where this process has these files to read; none where there is no /proc.
 
-    Nothing may have been written there: that is in no file.
+    With `writable` also where it could write: if it has, that is lost.
     """
     if sys.platform != "linux":
         return []
     names, found = {str(path.resolve()) for path in files}, []
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
-            where, _, _, _, _, *name = line.rstrip("\n").split(maxsplit=5)
-            if name and name[0] in names:
+            where, rights, _, _, _, *name = line.rstrip("\n").split(maxsplit=5)
+            if name and name[0] in names and (writable or "w" not in rights):
                 start, end = (int(each, 16) for each in where.split("-"))
                 found.append((start, end - start))
     return found

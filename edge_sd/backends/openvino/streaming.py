@@ -16,6 +16,7 @@ the same to an output every time: W x = W (x + c) - c W 1.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +45,13 @@ def stream(model: Any, lean: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     inputs: dict[str, Any] = {}
     shifted: dict[str, Any] = {}
+    names = Counter(node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "Constant")
     for op in model.get_ordered_ops():
         numbers = _numbers(op)
         if numbers is None or _positions(op) > _outputs(op) * (LEAN_PATCHES if lean else 1):
+            continue
+        if names[numbers.get_friendly_name()] > 1:
+            # It could not be told from the other one in the file.
             continue
         rounding = _rounding(op, numbers)
         if rounding is None and not lean:
@@ -131,8 +136,8 @@ def _positions(op: Any) -> int:
 
 def _rounding(op: Any, numbers: Any) -> _Rounding | None:
     """The rounding of a layer's input, where its weights are 8-bit numbers around zero, too."""
-    kinds = {each.get_type_name() for each in chain(op.input_value(1).get_node())}
-    if numbers.get_element_type().get_type_name() != "i8" or "Subtract" in kinds:
+    kinds = Counter(each.get_type_name() for each in chain(op.input_value(1).get_node()))
+    if numbers.get_element_type().get_type_name() != "i8" or kinds["Subtract"] or kinds["Constant"] != 2:
         return None
     moves: list[Any] = []
     node = op.input_value(0).get_node()
@@ -167,7 +172,11 @@ def _rewrite(op: Any, numbers: Any, weights: Any, rounding: _Rounding | None, sh
     else:
         if rounding is not None:
             key = rounding.op.get_name()
-            x = rounding.of(x) if rounding.moves else shifted.setdefault(key, rounding.of(x))
+            if rounding.moves or key not in shifted:
+                x = rounding.of(x)
+                shifted |= {} if rounding.moves else {key: x}
+            else:
+                x = shifted[key]
         x = ops.reshape(x, _ints([1, math.prod(shape[:-1]), -1]), False)
     matrix = _matrix(op.input_value(1).get_node(), numbers, weights, turned)
     y = ops.matmul(x, matrix, convolution, not turned)
@@ -241,8 +250,8 @@ def _flat(scale: NDArray[Any], shape: Sequence[int], turned: bool) -> NDArray[An
 def _sums(node: Any, numbers: Any, turned: bool) -> NDArray[np.float32]:
     """W 1: the sum of each output's weights."""
     sums = numbers.data.reshape(numbers.shape[0], -1).sum(axis=0 if turned else 1, dtype=np.int32)
-    (scale,) = [each for each in chain(node) if each.get_type_name() == "Constant" and each is not numbers
-                and each.get_friendly_name() != numbers.get_friendly_name()]  # fmt: skip
+    name = numbers.get_friendly_name()
+    (scale,) = [each for each in chain(node) if each.get_type_name() == "Constant" and each.get_friendly_name() != name]
     return np.asarray(sums * np.asarray(scale.data, np.float32).ravel(), np.float32)
 
 
