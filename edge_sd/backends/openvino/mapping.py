@@ -23,6 +23,9 @@ Places = Sequence[tuple[int, int]]
 
 def forget(places: Places) -> None:
     """Give the pages of these places back."""
+    if not places:
+        # Windows has no library that goes by no name.
+        return
     libc = ctypes.CDLL(None)
     for start, size in places:
         # Where pages can't be given back, they stay.
@@ -31,7 +34,7 @@ def forget(places: Places) -> None:
 
 def trim() -> None:
     """Give back what was freed and is kept for later; nothing where the C library is not GNU's."""
-    with suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
