@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .backends.base import Component, Shapes
+from .fallback import FAILURES
 from .gathering import Gathering, Seat
 from .pipeline import Pipeline
 from .request import Request, Settings
@@ -118,7 +119,7 @@ class Queue:
 
     def _draw(self, group: list[_Waiting]) -> None:
         wide = None
-        # What goes wrong here is told to each by drawing it.
+        # Whatever is wrong with the requests is told to each by drawing it; the queue has to go on.
         with suppress(Exception):
             wide = self._wide.of(self._pipeline, group[0].request, len(group)) if len(group) > 1 else None
         if wide is None:
@@ -168,7 +169,12 @@ class _Wide:
         if count not in self._loaded:
             shapes, narrow = pipeline.loaded("unet")
             wide = {name: (shape[0] * count if len(shape) > 1 else 1, *shape[1:]) for name, shape in shapes.items()}
-            component = pipeline.load_part("unet", wide)
+            try:
+                component = pipeline.load_part("unet", wide)
+            except FAILURES:
+                # Not tried again.
+                self._loaded[count] = None
+                return None
             faster = _seconds(component, wide) < count * _seconds(narrow, shapes)
             if not faster:
                 component.close()

@@ -1,0 +1,40 @@
+"""Large weights of 16 bits, converted without a copy of 32: the same numbers, and the same variant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edge_sd.converters import openvino, sources
+from edge_sd.converters.build import build
+from edge_sd.converters.recipes import RECIPES
+from edge_sd.converters.sources import Source
+
+
+def test_they_compute_what_float32_does(emoji: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "LARGE", 0)
+    source = Source.open(emoji)
+    kept, wide = source.load("unet", halves=True), source.load("unet")
+    assert kept.conv_in.weight.dtype == torch.float16
+    assert wide.conv_in.weight.dtype == torch.float32
+    width = source.facts.text_width
+    inputs = torch.randn(2, 4, 16, 16), torch.tensor([500.0]), torch.randn(2, 77, width)
+    with torch.no_grad():
+        found, expected = (each(*inputs, return_dict=False)[0] for each in (kept, wide))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_model_is_converted_and_measured(emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = build(emoji, tmp_path / "plain", "openvino", RECIPES["fp16"], lambda what, share: None)
+    monkeypatch.setattr(sources, "LARGE", 0)
+    monkeypatch.setattr(openvino, "LARGE", 0)
+    large = build(emoji, tmp_path / "large", "openvino", RECIPES["fp16"], lambda what, share: None)
+    for part, artifact in plain.variant("openvino-fp16").artifacts.items():
+        found = large.variant("openvino-fp16").artifacts[part]
+        assert found.parity is not None
+        assert artifact.parity is not None
+        # As near or nearer: fewer numbers are rounded once more on the way.
+        assert found.parity.psnr > artifact.parity.psnr - 3
