@@ -26,7 +26,7 @@ from .errors import InvalidRequest
 from .fallback import FAILURES, fault, reason
 from .measurements import Measured, place_of
 from .noise import TorchNoise
-from .pipeline import shapes_of
+from .shapes import shapes_of
 from .text import TextTokenizer
 
 PROMPT = "a red apple, glossy style"

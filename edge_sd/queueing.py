@@ -167,10 +167,10 @@ class _Wide:
             self.close()
             self._key = key
         if count not in self._loaded:
-            shapes, narrow = pipeline.loaded("unet")
+            shapes, narrow = pipeline.components.shapes("unet"), pipeline.components["unet"]
             wide = {name: (shape[0] * count if len(shape) > 1 else 1, *shape[1:]) for name, shape in shapes.items()}
             try:
-                component = pipeline.load_part("unet", wide)
+                component = pipeline.components.load("unet", wide)
             except FAILURES:
                 # Not tried again.
                 self._loaded[count] = None

@@ -64,7 +64,7 @@ class Ours:
     def __init__(self, artist: Artist, model: Path) -> None:
         self.pipeline = Pipeline.open(model, artist.device, artist.variant)
         # A device that fails is a row that says so, not pictures by another one.
-        self.pipeline.plan = replace(self.pipeline.plan, spares={})
+        self.pipeline.components.plan = replace(self.pipeline.plan, spares={})
         if artist.part:
             self.pipeline.bundle = _with_part(self.pipeline.bundle, artist)
 

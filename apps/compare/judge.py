@@ -107,7 +107,7 @@ def _text_encoder() -> Any:
     bundle, place = pipeline.bundle, pipeline.plan.parts["text_encoder"]
     variant, facts = bundle.variant(place.variant), bundle.facts
     shapes = {"input_ids": (1, facts.max_tokens)}
-    encoder = pipeline.backend.load(bundle, variant, variant.artifacts["text_encoder"], place.device, shapes)
+    encoder = pipeline.components.backend.load(bundle, variant, variant.artifacts["text_encoder"], place.device, shapes)
     return encoder, TextTokenizer(bundle.path(facts.tokenizer), facts.max_tokens)
 
 

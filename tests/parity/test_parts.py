@@ -101,7 +101,7 @@ def test_the_tiny_decoder_draws_what_diffusers_does(
         torch = shutil.copytree(whole, tmp_path / "torch")
     with Pipeline.open(bundle.root if device == "cpu" else torch, device) as pipeline:
         result = pipeline.generate(Request(PROMPT, decoder="tiny", **WISHES))
-        assert {TINY, "vae_decoder"} & set(pipeline._components) == {TINY}
+        assert {part for part in (TINY, "vae_decoder") if part in pipeline.components} == {TINY}
     found = np.asarray(result.pictures[0].image)
     assert result.pictures[0].settings.decoder == "tiny"
     assert psnr(found, theirs(source, AutoencoderTiny.from_pretrained(parts / "taesd")), peak=255) >= 40

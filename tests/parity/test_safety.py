@@ -225,7 +225,7 @@ def test_on_core_ml_it_is_a_package_of_apples_layout_and_says_the_same(
     rng = np.random.default_rng(1)
     with Pipeline.open(folder, REFERENCE) as pipeline:
         pipeline.prepare(pipeline.resolve(Request(PROMPT, seed=1, steps=1)))
-        _, component = pipeline._components["safety_checker"]
+        component = pipeline.components["safety_checker"]
         for _ in range(4):
             pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
             with torch.no_grad():

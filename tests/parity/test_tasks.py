@@ -133,5 +133,5 @@ def test_an_autoencoder_in_tiles_decodes_nearly_what_it_decodes_at_once() -> Non
         *_, last = pipeline.steps(whole)
         expected = pipeline.decode(last.latents)
         pipeline.prepare(pipeline.resolve(replace(whole, vae_tile=192)))
-        assert pipeline._components["vae_decoder"][0]["latent_sample"] == (1, 4, 24, 24)
+        assert pipeline.components.shapes("vae_decoder")["latent_sample"] == (1, 4, 24, 24)
         assert psnr(pipeline.decode(last.latents), expected, peak=255) >= 38

@@ -12,6 +12,7 @@ from edge_sd import Pipeline, Request
 from edge_sd.backends.base import Array, Component, Device, Shapes
 from edge_sd.backends.fake import FakeBackend, FakeComponent, fake_bundle
 from edge_sd.bundle import Artifact, ModelBundle, Variant
+from edge_sd.components import Components
 from edge_sd.devices import choose
 from edge_sd.edits import NONE, Edits
 from edge_sd.errors import DeviceError, EdgeSDError, NumericalError
@@ -27,7 +28,7 @@ FAULTS = ("nan", "flat", "raise", "memory")
 
 def pipeline(backend: FakeBackend, wish: str = "auto") -> Pipeline:
     bundle = fake_bundle(SCHEDULE)
-    return Pipeline(bundle, choose(bundle, backend.devices(), wish), backend)
+    return Pipeline(Components(bundle, choose(bundle, backend.devices(), wish), backend))
 
 
 class Switching(FakeBackend):
@@ -135,7 +136,7 @@ def test_a_variant_without_a_part_is_a_place_where_it_cannot_be() -> None:
     artifacts = {part: each for part, each in bundle.variant(name).artifacts.items() if part != "vae_encoder"}
     older = replace(bundle, variants={name: replace(bundle.variant(name), artifacts=artifacts)})
     with pytest.raises(DeviceError, match=f"{name} has no vae_encoder"):
-        Pipeline(older, plan, backend)._prepare({"vae_encoder": {}}, {})
+        Components(older, plan, backend).prepare({"vae_encoder": {}}, {})
 
 
 def test_what_a_fault_is() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from edge_sd import Pipeline, Request
 from edge_sd.backends.fake import FakeBackend, fake_bundle
+from edge_sd.components import Components
 from edge_sd.devices import choose
 from edge_sd.errors import DeviceError, InvalidRequest, NumericalError, VariantNotFound
 from edge_sd.plan import DevicePlan
@@ -21,7 +22,7 @@ SCHEDULE = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scal
 def pipeline(poison: str = "", after: int = 0) -> Pipeline:
     bundle = fake_bundle(SCHEDULE)
     backend = FakeBackend(poison, after)
-    return Pipeline(bundle, choose(bundle, backend.devices()), backend)
+    return Pipeline(Components(bundle, choose(bundle, backend.devices()), backend))
 
 
 def pixels(request: Request, **poison: object) -> np.ndarray:
@@ -95,7 +96,7 @@ def test_words_that_a_fixed_size_has_no_room_for_are_told() -> None:
     bundle = fake_bundle(SCHEDULE)
     fixed = replace(bundle, variants={"fake": replace(bundle.variant("fake"), backend="coreml")})
     backend = FakeBackend()
-    with Pipeline(fixed, choose(bundle, backend.devices()), backend) as opened:
+    with Pipeline(Components(fixed, choose(bundle, backend.devices()), backend)) as opened:
         result = opened.generate(Request("a red apple " * 20, negative="a dog", seed=1))
     assert len(result.notes) == 1
     assert result.notes[0].startswith("the prompt is longer than the 30 tokens that fake takes; not used: 'a red apple")
@@ -116,7 +117,7 @@ def test_a_size_beyond_the_models_limit_names_the_limit() -> None:
     backend = FakeBackend()
     small = replace(bundle, facts=facts)
     with (
-        Pipeline(small, choose(small, backend.devices()), backend) as opened,
+        Pipeline(Components(small, choose(small, backend.devices()), backend)) as opened,
         pytest.raises(InvalidRequest, match="128"),
     ):
         opened.generate(Request("a cat", width=136))

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from edge_sd import Pipeline, Queue, Request, Result, queueing
+from edge_sd.backends.base import Component, Shapes
+from edge_sd.components import Components
 from edge_sd.converters.parity import psnr
 from edge_sd.errors import DeviceError, InvalidRequest
 from edge_sd.gathering import Gathering
@@ -168,10 +170,14 @@ def test_an_error_of_the_network_is_told_to_all() -> None:
 
 
 def test_what_cannot_be_loaded_for_several_is_drawn_alone(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*given: Any) -> None:
-        raise DeviceError("no memory for several")
+    load = Components.load
 
-    monkeypatch.setattr(Pipeline, "load_part", broken)
+    def broken(components: Components, part: str, shapes: Shapes) -> Component:
+        if part == "unet" and shapes["sample"][0] > 2:
+            raise DeviceError("no memory for several")
+        return load(components, part, shapes)
+
+    monkeypatch.setattr(Components, "load", broken)
     with Queue(pipeline) as queue:
         free = held(queue)
         futures = [queue.submit(request) for request in REQUESTS[:2]]

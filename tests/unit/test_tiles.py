@@ -89,8 +89,8 @@ def test_a_picture_larger_than_the_model_is_drawn_in_tiles() -> None:
         )
         drawn = opened.generate(request).pictures[0]
         assert drawn.image.size == (128, 192)
-        assert opened._components["unet"][0]["sample"] == (2, 4, 8, 8)
-        assert opened._components["vae_decoder"][0]["latent_sample"] == (1, 4, 8, 8)
+        assert opened.components.shapes("unet")["sample"] == (2, 4, 8, 8)
+        assert opened.components.shapes("vae_decoder")["latent_sample"] == (1, 4, 8, 8)
         # The fake autoencoder needs no neighbours: its tiles change nothing.
         whole = opened.generate(Request(**{**request.__dict__, "vae_tile": 0})).pictures[0]
     assert content_hash(whole.image) == content_hash(drawn.image)

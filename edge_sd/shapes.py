@@ -1,0 +1,61 @@
+"""The shapes of components' inputs: for a size, and for what a request asks for."""
+
+from __future__ import annotations
+
+from . import safety
+from .backends.base import Shapes
+from .bundle import Facts
+from .conditioning import shapes_of_conditions
+from .request import Settings
+from .resolving import DECODER
+
+
+def shapes_of(facts: Facts, width: int, height: int, batch: int) -> dict[str, Shapes]:
+    """The inputs of each component for a picture of width x height pixels; `batch` is 2 with guidance."""
+    space, tokens = facts.latents, facts.max_tokens
+    h, w = height // space.factor, width // space.factor
+    return {
+        **{text.part: {"input_ids": (batch, tokens)} for text in facts.encoders},
+        "unet": {
+            "sample": (batch, facts.sample_channels, h, w),
+            "timestep": (1,),
+            **shapes_of_conditions(facts, batch),
+        },
+        "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
+    }
+
+
+def is_doubled(facts: Facts, settings: Settings) -> bool:
+    """Whether the negative prompt is asked, too: not where the UNet itself takes the guidance scale."""
+    return settings.guided and not facts.guidance_width
+
+
+def latent_shape(facts: Facts, settings: Settings) -> tuple[int, int, int, int]:
+    """[1, C, h, w] of a picture as large as `settings` say."""
+    space = facts.latents
+    return 1, space.channels, settings.height // space.factor, settings.width // space.factor
+
+
+def shapes_for(facts: Facts, settings: Settings, chunks: int, view: int = 0) -> dict[str, Shapes]:
+    """What `settings` need of which components, but for the UNet that takes a ControlNet's residuals.
+
+    `chunks`: how many times the text encoder's length the longer prompt is; `view`: the side in pixels of what the
+    safety checker looks at.
+    """
+    batch = 2 if is_doubled(facts, settings) else 1
+    width, height = settings.window
+    shapes = shapes_of(facts, width, height, batch)
+    _, tokens, values = shapes["unet"]["encoder_hidden_states"]
+    shapes["unet"] = {**shapes["unet"], "encoder_hidden_states": (batch, tokens * chunks, values)}
+    if settings.control is not None:
+        lines = {"controlnet_cond": (batch, 3, height, width)}
+        unet = shapes.pop("unet")
+        shapes |= {each.part: {**unet, **lines} for each in settings.controls()}
+    width, height = settings.vae_window
+    del shapes["vae_decoder"]
+    shapes[DECODER[settings.decoder]] = shapes_of(facts, width, height, 1)["vae_decoder"]
+    if settings.safety:
+        shapes[safety.PART] = {"clip_input": (1, 3, view, view)}
+    if settings.image is not None:
+        shapes["vae_encoder"] = {"sample": (1, 3, height, width)}
+    return shapes
