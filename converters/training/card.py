@@ -24,6 +24,7 @@ STAGES = {
     "vae": ("autoencoder", "autoencoder, AutoencoderKL (32, 64, 128, 128), batches of 16 crops, then of 4 pictures"),
     "unet": ("unet", "UNet (64, 128, 224) and CLIP text encoder (4 layers of 192), batches of 48, v-prediction"),
     "text": ("text", "text encoder, a wider vocabulary of WordNet's kinds and a sentence model, batches of 32"),
+    "unet_wide": ("unet", "UNet alone, under what that text encoder says, batches of 48"),
     "decoder": ("decoder", "the autoencoder's decoder alone, batches of 4 pictures"),
     "controlnet": ("controlnet", "ControlNet, batches of 16"),
     "lcm": ("distill", "consistency distillation, LoRA of rank 16, batches of 16"),
@@ -253,7 +254,7 @@ with all lines of a held-out drawing under its own name, {outlined:.2f} with its
 def curves(logs: dict[str, list[Row]]) -> str:
     """The losses over minutes as a small SVG, each scaled to its own largest value after the first minutes."""
     width, height, left, bottom = 640, 260, 16, 28
-    palette = ("#cc3333", "#3366cc", "#339966", "#996633", "#663399", "#cc9900", "#009999", "#666666")
+    palette = ("#cc3333", "#3366cc", "#339966", "#66aaff", "#996633", "#663399", "#cc9900", "#009999", "#666666")
     colours = dict(zip(STAGES, palette, strict=True))
     longest = max(row["minutes"] for rows in logs.values() for row in rows)
     parts = [

@@ -25,7 +25,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
-from .muon import Muon, hidden_matrices
+from .muon import Muon, hidden_matrices, multiplies_bfloat16
 
 Row = dict[str, float]
 EAGER = 4
@@ -52,8 +52,20 @@ class Budget:
 
 def autocast(device: str) -> torch.autocast:
     """bfloat16 where the hardware multiplies in it; a CPU that does not would emulate it, thirty times slower."""
-    fast = device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast(device, torch.bfloat16, enabled=fast)
+    return torch.autocast(device, torch.bfloat16, enabled=multiplies_bfloat16(device))
+
+
+def plain_attention(model: Any, device: str) -> Any:
+    """`model` of diffusers with its attention written out where that is faster: softmax(q k^T) v, step by step.
+
+    A CPU's fused kernel is as fast forwards, but takes several times as long for the gradient. Pictures here are small:
+    the scores that it saves the memory of are a few MB.
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    if device == "cpu":
+        model.set_attn_processor(AttnProcessor())
+    return model
 
 
 def learning_rate(peak: float, step: int, used: float, warmup: int = 100) -> float:

@@ -96,6 +96,11 @@ def build(work: Path, tokenizer: Any) -> Any:
     return CLIPTextModel(CLIPTextConfig(**CONFIG, vocab_size=len(tokenizer), **ids))
 
 
+def is_wide(work: Path) -> bool:
+    """Whether the text encoder of `work` has been taught words that no caption holds (`widen`)."""
+    return (work / "text_encoder_wide/config.json").is_file()
+
+
 def load_final(work: Path) -> Any:
     """The text encoder with its wider vocabulary, if it was taught one (`widen`). Raises InvalidRequest."""
     from transformers import CLIPTextModel

@@ -2,7 +2,8 @@
 
     minimise  E[ w(t) |v(x_t, t, text) - v_t|^2 ]         t uniform, one caption in ten empty
 
-The text encoder learns with it from the same loss. A finished UNet in the work folder is gone on with.
+The text encoder learns with it from the same loss. A finished UNet in the work folder is gone on with; and where the
+text encoder was taught more words since (widen), it stays what it is, and the UNet learns alone what is made of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edge_sd.errors import InvalidRequest
 from . import autoencoder, latents, text
 from .autoencoder import sheet
 from .diffusion import SCHEDULE, alphas_cumprod, diffuse, loss_weight, sample_timesteps
-from .loop import Budget, Run, autocast
+from .loop import Budget, Run, autocast, plain_attention
 from .shards import ShardLatents
 
 CONFIG: dict[str, Any] = {
@@ -61,14 +62,16 @@ def build(work: Path) -> Any:
 
 
 def load(work: Path) -> tuple[Any, Any]:
-    """The finished UNet and text encoder. Raises InvalidRequest where there are none yet."""
+    """The finished UNet and the text encoder that it is published with. Raises InvalidRequest where there are none."""
     if not (work / "unet/config.json").is_file():
         raise InvalidRequest(f"{work} holds no UNet; train it first: edge-sd train unet --work {work}")
-    return build(work), text.build(work, text.load_tokenizer(work))
+    return build(work), text.load_final(work)
 
 
 def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0, shards: str | None = None) -> None:
     """Train into `work`/unet and `work`/text_encoder; resumes from `work`/unet.checkpoint.pt.
+
+    With `work`/text_encoder_wide, into `work`/unet alone, from `work`/unet_wide.checkpoint.pt.
 
     `shards`: webdataset tar files to learn from instead of the artwork (see shards.py).
     """
@@ -78,8 +81,11 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0, sha
         text.train_tokenizer(work)
     tokenizer = text.load_tokenizer(work)
     kept = ShardLatents(shards, vae, device, seed) if shards else latents.load(work, vae, device, seed)
-    unet, encoder = build(work).to(device), text.build(work, tokenizer).to(device)
-    run = Run("unet", work, {"unet": unet, "text_encoder": encoder}, budget, peak=6e-4, ema_decay=0.9995)
+    unet = plain_attention(build(work), device).to(device)
+    alone = text.is_wide(work)
+    encoder = (text.load_final(work).requires_grad_(False) if alone else text.build(work, tokenizer)).to(device)
+    modules = {"unet": unet} if alone else {"unet": unet, "text_encoder": encoder}
+    run = Run("unet_wide" if alone else "unet", work, modules, budget, peak=6e-4, ema_decay=0.9995)
     rng = run.rng(seed)
     abar = alphas_cumprod().to(device)
 
@@ -103,7 +109,8 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0, sha
         return
     run.use_average()
     unet.to("cpu", memory_format=torch.contiguous_format).save_pretrained(work / "unet")
-    encoder.to("cpu").save_pretrained(work / "text_encoder")
+    if not alone:
+        encoder.to("cpu").save_pretrained(work / "text_encoder")
 
 
 @torch.no_grad()

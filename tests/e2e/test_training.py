@@ -93,10 +93,18 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: Path) -> None:
-    stages = (autoencoder.train, unet.train, widen.train, autoencoder.train_decoder, controlnet.train, distill.train,
-              taesd.train, evaluator.train)  # fmt: skip
-    for stage in stages:
+    for stage in (autoencoder.train, unet.train, widen.train):
         stage(work, Budget(steps=2))
+    weights = [work / part / file for part, file in (("text_encoder", "model.safetensors"), ("text_encoder_wide",
+               "model.safetensors"), ("unet", "diffusion_pytorch_model.safetensors"))]  # fmt: skip
+    before = [path.read_bytes() for path in weights]
+    # Every fourth step goes into the average.
+    unet.train(work, Budget(steps=4))
+    for stage in (autoencoder.train_decoder, controlnet.train, distill.train, taesd.train, evaluator.train):
+        stage(work, Budget(steps=2))
+    changed = [path.read_bytes() != was for path, was in zip(weights, before, strict=True)]
+    assert changed == [False, False, True], "with a wide vocabulary the UNet goes on alone"
+    assert torch.load(work / "unet_wide.checkpoint.pt", weights_only=True)["modules"].keys() == {"unet"}
     model = tmp_path / "model"
     publish.publish(work, model)
     bundle = ModelBundle.open(model)
