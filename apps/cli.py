@@ -344,9 +344,10 @@ def hush_hub(bars: bool) -> None:
 @models.command("list")
 def models_list(as_json: AsJson = False) -> None:
     """Every model that can be used by name."""
-    from edge_sd.bundle import installed_models, pulled_models, read_manifest
+    from edge_sd.bundle import read_manifest
     from edge_sd.errors import ModelError
     from edge_sd.foreign import open_foreign
+    from edge_sd.library import installed_models, pulled_models
 
     rows = []
     opened = {name: read_manifest(folder) for name, folder in installed_models().items()}

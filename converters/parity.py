@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from edge_sd import metrics, safety
 from edge_sd.autoencoder import to_pixels
 from edge_sd.backends.base import Component
-from edge_sd.bundle import TINY, Facts, Parity, write_atomically
+from edge_sd.bundle import TINY, Facts, Parity
 from edge_sd.canvas import Masked
 from edge_sd.conditioning import conditions
 from edge_sd.denoiser import Denoiser
 from edge_sd.edges import canny
+from edge_sd.files import write_atomically
 from edge_sd.image_io import encode
 from edge_sd.noise import TorchNoise
 from edge_sd.request import Settings

@@ -10,24 +10,19 @@ disk, so what `variants` lists is whole. Every path in it is relative, uses "/",
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import re
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
-from .errors import InvalidModel, ModelNotFound, VariantNotFound, choices
+from .errors import InvalidModel, VariantNotFound, choices
+from .files import FileRecord, hash_file, inside, write_atomically
+from .library import MANIFEST, find_model
 from .schedule import NoiseSchedule
 
-MANIFEST = "edge_sd.json"
-# In the folder of a model that was pulled from the hub: its revision and hashes (see hub.py).
-HUB_RECORD = "hub.json"
 # In a variant's folder: what torch float32 drew of the same weights, with the request inside.
 REFERENCE = "reference.png"
 # The component that decodes at a fraction of the work (AutoencoderTiny), where a model has one.
@@ -61,12 +56,6 @@ class LatentSpace:
     factor: int = 8
     scale: float = 0.18215
     shift: float = 0.0
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -301,124 +290,6 @@ def _problem(path: Path, name: str, record: FileRecord, thorough: bool) -> str |
     except OSError as error:
         return f"{name} cannot be read ({error.strerror})"
     return None
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
-
-
-def record_file(path: Path) -> FileRecord:
-    return FileRecord(path.stat().st_size, hash_file(path))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, flush to the disk, rename: whoever reads `path` finds the old bytes or the new."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def inside(root: Path, relative: str) -> Path:
-    """`root`/`relative`, or InvalidModel where that is not a plain path below root."""
-    pure = PurePosixPath(relative)
-    odd = not relative or "\\" in relative or "\0" in relative or ":" in relative
-    home = root.resolve()
-    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
-        # Hugging Face's cache keeps files in blobs/, and a snapshot is links to them.
-        home = home.parent.parent
-    if odd or pure.is_absolute() or ".." in pure.parts or not (root / pure).resolve().is_relative_to(home):
-        raise InvalidModel(
-            f"{root.name}: the manifest names {relative!r}, which is not a path inside the model's folder"
-        )
-    return root / pure
-
-
-def embedded_models() -> Path:
-    """The folder of the models that ship in the package."""
-    return Path(__file__).parent / "models"
-
-
-def models_home() -> Path:
-    """Where a person's own models live: $EDGE_SD_MODELS, or the platform's place for data."""
-    if chosen := os.environ.get("EDGE_SD_MODELS"):
-        return Path(chosen)
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Application Support/edge-sd/models"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "edge-sd" / "models"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "edge-sd/models"
-
-
-def installed_models() -> dict[str, Path]:
-    """Name -> folder of every model that can be opened by name."""
-    found: dict[str, Path] = {}
-    for home in (models_home(), embedded_models()):
-        if home.is_dir():
-            found |= {folder.name: folder for folder in sorted(home.iterdir()) if (folder / MANIFEST).is_file()}
-    return found
-
-
-def pulled_models() -> dict[str, Path]:
-    """ORG/NAME -> folder of every model that was pulled from the hub."""
-    home = models_home()
-    folders = sorted(home.iterdir()) if home.is_dir() else []
-    return {each.name.replace("--", "/", 1): each for each in folders if (each / HUB_RECORD).is_file()}
-
-
-def hub_folder(name: str) -> Path:
-    """Where the hub's model ORG/NAME goes."""
-    return models_home() / name.replace("/", "--")
-
-
-def find_pulled(name: str) -> Path | None:
-    """The hub's model ORG/NAME on this disk: pulled here, or a snapshot in the cache of Hugging Face's libraries."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return None
-    if hub_folder(name).is_dir():
-        return hub_folder(name)
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{name.replace('/', '--')}"
-    try:
-        snapshot = cache / "snapshots" / (cache / "refs/main").read_text("utf-8").strip()
-        return snapshot if snapshot.is_dir() else None
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def model_name(folder: Path) -> str:
-    """What a model in `folder` is called: ORG/NAME's NAME where the hub's name is in the path, else the folder's."""
-    folder = folder.resolve()
-    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-        folder = folder.parent.parent
-    pulled = (folder / HUB_RECORD).is_file() or folder.name.startswith("models--")
-    return folder.name.split("--")[-1] if pulled else folder.name
-
-
-def find_model(model: str | Path) -> Path:
-    """The folder of a model given by name or by path."""
-    installed = installed_models()
-    if isinstance(model, str) and model in installed:
-        return installed[model]
-    # A name with a NUL or of 5,000 characters is no folder either.
-    with contextlib.suppress(OSError, ValueError):
-        if Path(model).is_dir():
-            return Path(model)
-        if (pulled := find_pulled(str(model))) is not None:
-            return pulled
-    raise ModelNotFound(
-        f"no model {str(model)[:200]!r}: neither a folder nor installed; installed: {choices(installed)}"
-    )
 
 
 def read_manifest(root: Path) -> ModelBundle:

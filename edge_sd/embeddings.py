@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import hash_file
 from .errors import InvalidModel, InvalidRequest
+from .files import hash_file
 from .tensors import read_tensors
 
 FIRST = 1 << 24

@@ -10,20 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .bundle import (
-    HUB_RECORD,
-    TINY,
-    Artifact,
-    Defaults,
-    Facts,
-    FileRecord,
-    LatentSpace,
-    ModelBundle,
-    TextPart,
-    Variant,
-    model_name,
-)
+from .bundle import TINY, Artifact, Defaults, Facts, LatentSpace, ModelBundle, TextPart, Variant
 from .errors import InvalidModel
+from .files import FileRecord
+from .library import HUB_RECORD, model_name
 from .resources import is_resources, open_resources
 from .safety import PART
 from .sampler_names import sampler_of_config

@@ -109,7 +109,7 @@ def save(picture: Picture, path: Path) -> Path:
 
 def write(data: bytes, path: Path) -> Path:
     """Write a picture's bytes, all or nothing. Raises OutputError."""
-    from .bundle import write_atomically
+    from .files import write_atomically
 
     try:
         write_atomically(path, data)

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import hash_file
 from .errors import InvalidModel, InvalidRequest, choices
+from .files import hash_file
 from .tensors import read_tensors
 
 Array = NDArray[np.float32]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from .apple import LAYOUTS
-from .bundle import Artifact, Defaults, Facts, FileRecord, LatentSpace, ModelBundle, Variant
+from .bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant
 from .errors import InvalidModel
+from .files import FileRecord
 from .mlpackage.compiled import COMPILED, SUFFIXES, interface
 from .mlpackage.package import Package
 from .schedule import NoiseSchedule

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .bundle import inside
 from .errors import InvalidModel
+from .files import inside
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 # A diffusers folder may hold its weights in float16 beside the others, or alone.

@@ -115,7 +115,7 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Convert a model in every precision that was asked for, into REPORT/bundle, and compare what came out."""
-    from edge_sd.bundle import find_model
+    from edge_sd.library import find_model
 
     from .sweep import Sweep, make
 
@@ -242,8 +242,8 @@ def autoencoder(
     if output.suffix.lower() != ".png" or not output.absolute().parent.is_dir():
         raise InvalidRequest(f"{output} is no PNG file in a folder that exists")
     with training_libraries():
-        from edge_sd.bundle import find_model
         from edge_sd.converters.training import codes
+        from edge_sd.library import find_model
 
         rows = codes.compare(find_model(model), work, output)
     if as_json:

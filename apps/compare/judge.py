@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_sd.bundle import ModelBundle, embedded_models
+from edge_sd.bundle import ModelBundle
 from edge_sd.errors import EdgeSDError
+from edge_sd.library import embedded_models
 from edge_sd.tensors import tensors
 from edge_sd.text import TextTokenizer
 

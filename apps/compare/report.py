@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_sd.bundle import write_atomically
 from edge_sd.errors import InvalidModel, OutputError
+from edge_sd.files import write_atomically
 
 from .machine import machine
 from .measure import Work

@@ -65,7 +65,7 @@ def _draw(job: dict[str, Any], say: Any) -> None:
     import numpy as np
     from PIL import Image
 
-    from edge_sd.bundle import write_atomically
+    from edge_sd.files import write_atomically
 
     from .plan import Shot
 
@@ -88,7 +88,7 @@ def _time(job: dict[str, Any]) -> None:
     import numpy as np
     from PIL import Image
 
-    from edge_sd.bundle import write_atomically
+    from edge_sd.files import write_atomically
 
     from .energy import consumed, joules
     from .plan import Shot

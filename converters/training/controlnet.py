@@ -33,7 +33,7 @@ from edge_sd.errors import InvalidRequest
 from . import autoencoder, text, unet
 from .data import BACKGROUNDS, SIZE, STYLES, Artwork, core_vocabulary
 from .diffusion import alphas_cumprod, diffuse, loss_weight, sample_timesteps
-from .loop import Budget, Run, autocast
+from .loop import Budget, Run, autocast, plain_attention
 
 CONDITION_CHANNELS = (8, 16, 32, 64)
 BATCH = 16
@@ -156,10 +156,11 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     torch.manual_seed(seed)
     tokenizer = text.load_tokenizer(work)
     locked, encoder = (module.to(device).requires_grad_(False) for module in unet.load(work))
+    plain_attention(locked, device)
     artwork, known = Artwork(work), set(core_vocabulary())
     vae = autoencoder.load(work).to(device)
     lessons = make_lessons(artwork, vae, LESSONS, np.random.default_rng(seed), device)
-    copy = build(locked).to(device)
+    copy = plain_attention(build(locked), device).to(device)
     zero = (*copy.controlnet_down_blocks, copy.controlnet_mid_block, copy.controlnet_cond_embedding)
     run = Run("controlnet", work, {"controlnet": copy}, budget, peak=6e-4, ema_decay=0.998, eager=zero)
     rng = run.rng(seed)

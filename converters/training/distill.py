@@ -27,7 +27,7 @@ from torch import Tensor
 from . import autoencoder, latents, text, unet
 from .autoencoder import sheet
 from .diffusion import alphas_cumprod, diffuse
-from .loop import Budget, Run, autocast
+from .loop import Budget, Run, autocast, plain_attention
 
 # Layers that get a low-rank difference: all of the UNet's matrices but its first and last.
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
@@ -70,7 +70,7 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     teacher, encoder = (module.to(device).requires_grad_(False) for module in unet.load(work))
     vae = autoencoder.load(work).to(device)
     kept = latents.load(work, vae, device, seed)
-    student = unet.build(work).to(device)
+    student = plain_attention(unet.build(work), device).to(device)
     add_lora(student)
     differences = torch.nn.ParameterDict(
         {name.replace(".", "/"): p for name, p in student.named_parameters() if p.requires_grad}

@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edge_sd.bundle import REFERENCE, Artifact, Defaults, FileRecord, ModelBundle, record_file
+from edge_sd.bundle import REFERENCE, Artifact, Defaults, ModelBundle
+from edge_sd.files import FileRecord, record_file
 from edge_sd.foreign import GRAPH, read_json
 
 from ..build import build

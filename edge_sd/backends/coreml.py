@@ -21,9 +21,11 @@ import numpy as np
 
 from ..apple import Chain, Layout, call, layout_of, pick
 from ..assembly import whole_package
-from ..bundle import Artifact, ModelBundle, Variant, hash_file, models_home
+from ..bundle import Artifact, ModelBundle, Variant
 from ..edits import NONE, Edits
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
+from ..files import hash_file
+from ..library import models_home
 from ..mlpackage.compiled import COMPILED, interface
 from .base import Array, Device, Shapes, last_rows
 from .coreml_edits import edited, known_ids, table_rows

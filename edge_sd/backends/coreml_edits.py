@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import FileRecord, models_home, record_file
 from ..conditioning import HIDDEN
 from ..edits import Edits
 from ..embeddings import FIRST
 from ..errors import InvalidModel, InvalidRequest, OutputError
+from ..files import FileRecord, record_file
+from ..library import models_home
 from ..lora import Difference, Lora
 from ..mlpackage.constexpr import Constants
 from ..mlpackage.package import Function, Package

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant, embedded_models
+from ..bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant
 from ..edits import NONE, Edits
 from ..errors import DeviceError
+from ..library import embedded_models
 from ..schedule import NoiseSchedule
 from .base import Array, Component, Device, Shapes, last_rows
 

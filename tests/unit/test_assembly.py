@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from edge_sd.assembly import Assembly, whole_package
 from edge_sd.backends.coreml import CoreMLBackend
-from edge_sd.bundle import Artifact, FileRecord, ModelBundle, Variant, record_file
+from edge_sd.bundle import Artifact, ModelBundle, Variant
 from edge_sd.errors import ConversionError, InvalidModel, OutputError
+from edge_sd.files import FileRecord, record_file
 
 from .test_coreml_backend import stand_in
 

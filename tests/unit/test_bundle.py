@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from edge_sd import Pipeline, Request
-from edge_sd.bundle import ModelBundle, inside
+from edge_sd.bundle import ModelBundle
 from edge_sd.errors import EdgeSDError, InvalidModel, ModelNotFound, VariantNotFound
+from edge_sd.files import inside
 
 HOSTILE = [
     "../x",

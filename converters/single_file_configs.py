@@ -1,0 +1,166 @@
+"""The configs that a checkpoint in one file does not carry, made of its tensors' shapes, without a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from edge_sd.errors import InvalidModel
+
+from .single_file import CLIP_H, CLIP_L, KINDS, REFINER_G, UNET, VAE, XL_G, XL_L, ZERO_SNR_MARK, Checkpoint, Kind
+
+
+def unet_config(checkpoint: Checkpoint, kind: Kind) -> dict[str, Any]:
+    """diffusers' config of the UNet, read off its tensors but for the number of heads, which no shape tells."""
+    shapes = {name[len(UNET) :]: shape for name, shape in checkpoint.shapes.items() if name.startswith(UNET)}
+    first = checkpoint.shape(f"{UNET}input_blocks.0.0.weight")
+    # One list of (width, depth of its transformer) for each level of the way down.
+    levels: list[list[tuple[int, int]]] = [[]]
+    for n in range(1, 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("input_blocks."))):
+        if f"input_blocks.{n}.0.op.weight" in shapes:
+            levels.append([])
+            continue
+        width = checkpoint.shape(f"{UNET}input_blocks.{n}.0.out_layers.3.weight")[0]
+        levels[-1].append((width, _depth(shapes, f"input_blocks.{n}.1")))
+    depths = [level[0][1] if level else 0 for level in levels]
+    if any(
+        len(level) != len(levels[0]) or {depth for _, depth in level} != {depths[n]} for n, level in enumerate(levels)
+    ):
+        raise InvalidModel(f"{checkpoint.path.name}: its UNet's levels have {[len(level) for level in levels]} layers")
+    widths = [level[0][0] for level in levels]
+    keys = [name for name in shapes if name.endswith("attn2.to_k.weight")]
+    if not keys:
+        raise InvalidModel(f"{checkpoint.path.name}: its UNet attends to no text")
+    context = shapes[keys[0]][1]
+    crossed = [depth > 0 for depth in depths]
+    projection = next((shape for name, shape in shapes.items() if name.endswith("proj_in.weight")), ())
+    config: dict[str, Any] = {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        # diffusers calls the number of heads by this name: 8 of any width, or as many as are 64 wide.
+        "attention_head_dim": 8 if kind is KINDS["sd1"] else [max(1, width // 64) for width in widths],
+        "block_out_channels": widths,
+        "cross_attention_dim": context,
+        "down_block_types": ["CrossAttnDownBlock2D" if each else "DownBlock2D" for each in crossed],
+        "up_block_types": ["CrossAttnUpBlock2D" if each else "UpBlock2D" for each in reversed(crossed)],
+        "in_channels": first[1],
+        "out_channels": checkpoint.shape(f"{UNET}out.2.weight")[0],
+        "layers_per_block": len(levels[0]),
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        "sample_size": checkpoint.side(kind.side) // 8,
+        "use_linear_projection": len(projection) == 2,
+    }
+    middle = _depth(shapes, "middle_block.1")
+    if any(depth > 1 for depth in [*depths, middle]):
+        # A level without attention has no depth; diffusers wants a number all the same.
+        config["transformer_layers_per_block"] = [max(1, depth) for depth in depths]
+        if middle != max(1, depths[-1]):
+            config["transformer_layers_per_block"][-1] = middle
+    if kind.family == "sdxl":
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": checkpoint.shape(f"{UNET}label_emb.0.0.weight")[1],
+        }
+    return config
+
+
+def _depth(shapes: Mapping[str, Any], place: str) -> int:
+    found = [re.match(rf"{re.escape(place)}\.transformer_blocks\.(\d+)\.", name) for name in shapes]
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def vae_config(checkpoint: Checkpoint, kind: Kind) -> dict[str, Any]:
+    """diffusers' config of the autoencoder, read off its tensors."""
+    down = [re.match(rf"{VAE}encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight", name) for name in checkpoint.shapes]
+    places = [(int(match[1]), int(match[2])) for match in down if match]
+    if not places:
+        raise InvalidModel(f"{checkpoint.path.name} lacks {VAE}encoder.down.0.block.0.conv1.weight")
+    levels = max(level for level, _ in places) + 1
+    widths = [checkpoint.shape(f"{VAE}encoder.down.{n}.block.0.conv2.weight")[0] for n in range(levels)]
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": widths,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": checkpoint.shape(f"{VAE}decoder.conv_in.weight")[1],
+        "layers_per_block": max(block for _, block in places) + 1,
+        "norm_num_groups": 32,
+        "sample_size": checkpoint.side(kind.side),
+        "scaling_factor": kind.scale,
+        "force_upcast": kind.family == "sdxl",
+    }
+
+
+def text_config(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
+    """transformers' config of a text encoder, read off its tensors; heads are 64 wide in all that were published."""
+    ours = prefix in (CLIP_L, XL_L)
+    if ours:
+        words = checkpoint.shape(f"{prefix}text_model.embeddings.token_embedding.weight")
+        positions = checkpoint.shape(f"{prefix}text_model.embeddings.position_embedding.weight")[0]
+        layer = f"{prefix}text_model.encoder.layers."
+        inner = checkpoint.shape(f"{layer}0.mlp.fc1.weight")[0]
+    else:
+        words = checkpoint.shape(f"{prefix}token_embedding.weight")
+        positions = checkpoint.shape(f"{prefix}positional_embedding")[0]
+        layer = f"{prefix}transformer.resblocks."
+        inner = checkpoint.shape(f"{layer}0.mlp.c_fc.weight")[0]
+    layers = 1 + max(int(name[len(layer) :].split(".")[0]) for name in checkpoint.shapes if name.startswith(layer))
+    projection = checkpoint.shapes.get(f"{prefix}text_projection", (words[1], words[1]))
+    projected = prefix in (XL_G, REFINER_G)
+    return {
+        "architectures": ["CLIPTextModelWithProjection" if projected else "CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": words[0],
+        "hidden_size": words[1],
+        "intermediate_size": inner,
+        # SD 2 reads the last layer but one, so the last is left out.
+        "num_hidden_layers": layers - (prefix == CLIP_H),
+        "num_attention_heads": words[1] // 64,
+        "max_position_embeddings": positions,
+        "hidden_act": "quick_gelu" if ours else "gelu",
+        "projection_dim": projection[-1],
+        "layer_norm_eps": 1e-05,
+    }
+
+
+def scheduler_config(checkpoint: Checkpoint, prediction: str) -> dict[str, Any]:
+    return {
+        "_class_name": "EulerDiscreteScheduler" if checkpoint.kind in ("sdxl", "refiner") else "PNDMScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction,
+        "rescale_betas_zero_snr": ZERO_SNR_MARK in checkpoint.shapes,
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
+
+
+def model_index(kind: Kind, unet: dict[str, Any]) -> dict[str, Any]:
+    inpainting = "Inpaint" if unet["in_channels"] == 9 else ""
+    index: dict[str, Any] = {
+        "_class_name": f"{kind.pipeline}{inpainting}Pipeline",
+        "scheduler": ["diffusers", "EulerDiscreteScheduler" if kind.family == "sdxl" else "PNDMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    if kind.family == "sdxl":
+        index |= {"text_encoder": [None, None], "tokenizer": [None, None], "force_zeros_for_empty_prompt": True}
+    else:
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    if kind is KINDS["refiner"]:
+        index |= {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
+    for part in kind.text:
+        projected = "WithProjection" if part == "text_encoder_2" else ""
+        index[part] = ["transformers", f"CLIPTextModel{projected}"]
+        index[part.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
+    return index

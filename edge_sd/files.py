@@ -1,0 +1,57 @@
+"""Files of a model: how large they are, their hashes, written whole or not at all, and never outside its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from .errors import InvalidModel
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    bytes: int
+    sha256: str
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def record_file(path: Path) -> FileRecord:
+    return FileRecord(path.stat().st_size, hash_file(path))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, flush to the disk, rename: whoever reads `path` finds the old bytes or the new."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def inside(root: Path, relative: str) -> Path:
+    """`root`/`relative`, or InvalidModel where that is not a plain path below root."""
+    pure = PurePosixPath(relative)
+    odd = not relative or "\\" in relative or "\0" in relative or ":" in relative
+    home = root.resolve()
+    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        # Hugging Face's cache keeps files in blobs/, and a snapshot is links to them.
+        home = home.parent.parent
+    if odd or pure.is_absolute() or ".." in pure.parts or not (root / pure).resolve().is_relative_to(home):
+        raise InvalidModel(
+            f"{root.name}: the manifest names {relative!r}, which is not a path inside the model's folder"
+        )
+    return root / pure

@@ -1,0 +1,93 @@
+"""Where models are: in the package, in a person's own folder, pulled from the hub, or anywhere by path."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from pathlib import Path
+
+from .errors import ModelNotFound, choices
+
+# In the folder of a model: what is true of it (see bundle.py).
+MANIFEST = "edge_sd.json"
+# In the folder of a model that was pulled from the hub: its revision and hashes (see hub.py).
+HUB_RECORD = "hub.json"
+
+
+def embedded_models() -> Path:
+    """The folder of the models that ship in the package."""
+    return Path(__file__).parent / "models"
+
+
+def models_home() -> Path:
+    """Where a person's own models live: $EDGE_SD_MODELS, or the platform's place for data."""
+    if chosen := os.environ.get("EDGE_SD_MODELS"):
+        return Path(chosen)
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Application Support/edge-sd/models"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "edge-sd" / "models"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "edge-sd/models"
+
+
+def installed_models() -> dict[str, Path]:
+    """Name -> folder of every model that can be opened by name."""
+    found: dict[str, Path] = {}
+    for home in (models_home(), embedded_models()):
+        if home.is_dir():
+            found |= {folder.name: folder for folder in sorted(home.iterdir()) if (folder / MANIFEST).is_file()}
+    return found
+
+
+def pulled_models() -> dict[str, Path]:
+    """ORG/NAME -> folder of every model that was pulled from the hub."""
+    home = models_home()
+    folders = sorted(home.iterdir()) if home.is_dir() else []
+    return {each.name.replace("--", "/", 1): each for each in folders if (each / HUB_RECORD).is_file()}
+
+
+def hub_folder(name: str) -> Path:
+    """Where the hub's model ORG/NAME goes."""
+    return models_home() / name.replace("/", "--")
+
+
+def find_pulled(name: str) -> Path | None:
+    """The hub's model ORG/NAME on this disk: pulled here, or a snapshot in the cache of Hugging Face's libraries."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return None
+    if hub_folder(name).is_dir():
+        return hub_folder(name)
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{name.replace('/', '--')}"
+    try:
+        snapshot = cache / "snapshots" / (cache / "refs/main").read_text("utf-8").strip()
+        return snapshot if snapshot.is_dir() else None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def model_name(folder: Path) -> str:
+    """What a model in `folder` is called: ORG/NAME's NAME where the hub's name is in the path, else the folder's."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        folder = folder.parent.parent
+    pulled = (folder / HUB_RECORD).is_file() or folder.name.startswith("models--")
+    return folder.name.split("--")[-1] if pulled else folder.name
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder of a model given by name or by path."""
+    installed = installed_models()
+    if isinstance(model, str) and model in installed:
+        return installed[model]
+    # A name with a NUL or of 5,000 characters is no folder either.
+    with contextlib.suppress(OSError, ValueError):
+        if Path(model).is_dir():
+            return Path(model)
+        if (pulled := find_pulled(str(model))) is not None:
+            return pulled
+    raise ModelNotFound(
+        f"no model {str(model)[:200]!r}: neither a folder nor installed; installed: {choices(installed)}"
+    )
