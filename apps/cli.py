@@ -6,20 +6,19 @@ Mistakes are one line and exit with 2. Nothing heavy is imported before it is ne
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest
 
-from . import machine, pictures, train
+from . import machine, models, pictures, train
 from .bench.commands import bench
 from .compare import commands as compare
 from .drawing import (
@@ -36,9 +35,6 @@ from .drawing import (
 from .libraries import hush_libraries
 from .macos import commands as macos
 
-if TYPE_CHECKING:
-    pass
-
 app = typer.Typer(
     name="edge-sd",
     no_args_is_help=True,
@@ -46,8 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help='Stable Diffusion on the machine in front of you. Without any download: edge-sd generate "a red apple"',
 )
-models = typer.Typer(no_args_is_help=True, help="The models on this machine.")
-app.add_typer(models, name="models")
+app.add_typer(models.app, name="models")
 app.add_typer(train.app, name="train")
 app.add_typer(compare.app, name="compare")
 app.add_typer(macos.app, name="macos")
@@ -328,102 +323,3 @@ def _conversion_progress(silent: bool) -> Iterator[Any]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=1.0)
         yield lambda what, share: bar.update(task, description=what, completed=share)
-
-
-def hush_hub(bars: bool) -> None:
-    """Keep the hub library's advice out of our output, and its bars too unless they are wanted."""
-    with contextlib.suppress(ImportError):
-        from huggingface_hub.utils import logging
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        logging.get_logger().setLevel("CRITICAL")
-        if not bars:
-            disable_progress_bars()
-
-
-@models.command("list")
-def models_list(as_json: AsJson = False) -> None:
-    """Every model that can be used by name."""
-    from edge_sd.bundle import read_manifest
-    from edge_sd.errors import ModelError
-    from edge_sd.foreign import open_foreign
-    from edge_sd.library import installed_models, pulled_models
-
-    rows = []
-    opened = {name: read_manifest(folder) for name, folder in installed_models().items()}
-    for name, folder in pulled_models().items():
-        # A single checkpoint has to be converted first.
-        with contextlib.suppress(ModelError):
-            opened[name] = open_foreign(folder)
-    for name, bundle in opened.items():
-        folder = bundle.root
-        rows.append({"name": name, "folder": str(folder), "family": bundle.facts.family,
-                     "license": bundle.facts.license, "variants": sorted(bundle.variants)})  # fmt: skip
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        print(f"{row['name']}  {', '.join(row['variants'])}  ({row['license']})")
-
-
-@models.command("pull")
-def models_pull(
-    name: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A model on Hugging Face's hub.")],
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit. Default: the main branch.")] = None,
-    half: Annotated[bool, typer.Option("--half", help="Weights in float16 where there are both: half the bytes.")] = (
-        False
-    ),
-    file: Annotated[str | None, typer.Option(help="Of several checkpoints, which.")] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Download a model's safetensors, at an exact revision; one that was stopped goes on."""
-    from edge_sd.hub import pull, recorded
-
-    hush_hub(bars=not quiet and sys.stderr.isatty())
-    folder = pull(name, revision, half=half, file=file)
-    if not quiet:
-        found = recorded(folder)
-        total = sum(row["bytes"] for row in found["files"].values())
-        print(f"{name} at {found['revision']}: {len(found['files'])} files, {total / 1e6:.1f} MB", file=sys.stderr)
-    print(folder)
-
-
-@models.command("show")
-def models_show(model: Annotated[str, typer.Argument(help="A name or a folder.")], as_json: AsJson = False) -> None:
-    """What a model is, and what each variant of it weighs and measured."""
-    from dataclasses import asdict
-
-    from edge_sd.bundle import ModelBundle
-
-    bundle = ModelBundle.open(model)
-    if as_json:
-        variants = {name: {**asdict(v), "bytes": v.size()} for name, v in bundle.variants.items()}
-        print(json.dumps({"folder": str(bundle.root), **asdict(bundle.facts), "variants": variants}, indent=2))
-        return
-    defaults = bundle.defaults
-    print(f"{bundle.name}: {bundle.facts.family}, {bundle.facts.schedule.prediction_type}, {bundle.facts.license}")
-    print(f"folder    {bundle.root}")
-    print(
-        f"defaults  {defaults.width}x{defaults.height}, {defaults.steps} steps, guidance {defaults.guidance:g}, "
-        f"sampler {defaults.sampler}"
-    )
-    for name, variant in sorted(bundle.variants.items()):
-        print(f"{name}  {variant.size() / 1e6:.1f} MB")
-        for part, artifact in variant.artifacts.items():
-            measured = f"{artifact.parity.psnr:.1f} dB against torch float32" if artifact.parity else "not measured"
-            print(f"  {part:13} {measured}")
-
-
-@models.command("verify")
-def models_verify(model: Annotated[str, typer.Argument(help="A name or a folder.")]) -> None:
-    """Hash every file of a model and compare with its manifest; exit code 1 if any differs."""
-    from edge_sd.bundle import ModelBundle
-
-    bundle = ModelBundle.open(model)
-    problems = bundle.verify()
-    for problem in problems:
-        print(problem)
-    if problems:
-        raise typer.Exit(1)
-    count = len(bundle.files) + sum(len(variant.files) for variant in bundle.variants.values())
-    print(f"{bundle.name}: {count} files as the manifest says")

@@ -1,0 +1,114 @@
+"""`edge-sd models list`, `pull`, `show` and `verify`: the models on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="The models on this machine.")
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+def hush_hub(bars: bool) -> None:
+    """Keep the hub library's advice out of our output, and its bars too unless they are wanted."""
+    with contextlib.suppress(ImportError):
+        from huggingface_hub.utils import logging
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        logging.get_logger().setLevel("CRITICAL")
+        if not bars:
+            disable_progress_bars()
+
+
+@app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """Every model that can be used by name."""
+    from edge_sd.bundle import read_manifest
+    from edge_sd.errors import ModelError
+    from edge_sd.foreign import open_foreign
+    from edge_sd.library import installed_models, pulled_models
+
+    rows = []
+    opened = {name: read_manifest(folder) for name, folder in installed_models().items()}
+    for name, folder in pulled_models().items():
+        # A single checkpoint has to be converted first.
+        with contextlib.suppress(ModelError):
+            opened[name] = open_foreign(folder)
+    for name, bundle in opened.items():
+        folder = bundle.root
+        rows.append({"name": name, "folder": str(folder), "family": bundle.facts.family,
+                     "license": bundle.facts.license, "variants": sorted(bundle.variants)})  # fmt: skip
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        print(f"{row['name']}  {', '.join(row['variants'])}  ({row['license']})")
+
+
+@app.command("pull")
+def pull(
+    name: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A model on Hugging Face's hub.")],
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit. Default: the main branch.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Weights in float16 where there are both: half the bytes.")] = (
+        False
+    ),
+    file: Annotated[str | None, typer.Option(help="Of several checkpoints, which.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Download a model's safetensors, at an exact revision; one that was stopped goes on."""
+    from edge_sd import hub
+
+    hush_hub(bars=not quiet and sys.stderr.isatty())
+    folder = hub.pull(name, revision, half=half, file=file)
+    if not quiet:
+        found = hub.recorded(folder)
+        total = sum(row["bytes"] for row in found["files"].values())
+        print(f"{name} at {found['revision']}: {len(found['files'])} files, {total / 1e6:.1f} MB", file=sys.stderr)
+    print(folder)
+
+
+@app.command("show")
+def show(model: Annotated[str, typer.Argument(help="A name or a folder.")], as_json: AsJson = False) -> None:
+    """What a model is, and what each variant of it weighs and measured."""
+    from dataclasses import asdict
+
+    from edge_sd.bundle import ModelBundle
+
+    bundle = ModelBundle.open(model)
+    if as_json:
+        variants = {name: {**asdict(v), "bytes": v.size()} for name, v in bundle.variants.items()}
+        print(json.dumps({"folder": str(bundle.root), **asdict(bundle.facts), "variants": variants}, indent=2))
+        return
+    defaults = bundle.defaults
+    print(f"{bundle.name}: {bundle.facts.family}, {bundle.facts.schedule.prediction_type}, {bundle.facts.license}")
+    print(f"folder    {bundle.root}")
+    print(
+        f"defaults  {defaults.width}x{defaults.height}, {defaults.steps} steps, guidance {defaults.guidance:g}, "
+        f"sampler {defaults.sampler}"
+    )
+    for name, variant in sorted(bundle.variants.items()):
+        print(f"{name}  {variant.size() / 1e6:.1f} MB")
+        for part, artifact in variant.artifacts.items():
+            measured = f"{artifact.parity.psnr:.1f} dB against torch float32" if artifact.parity else "not measured"
+            print(f"  {part:13} {measured}")
+
+
+@app.command("verify")
+def verify(model: Annotated[str, typer.Argument(help="A name or a folder.")]) -> None:
+    """Hash every file of a model and compare with its manifest; exit code 1 if any differs."""
+    from edge_sd.bundle import ModelBundle
+
+    bundle = ModelBundle.open(model)
+    problems = bundle.verify()
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise typer.Exit(1)
+    count = len(bundle.files) + sum(len(variant.files) for variant in bundle.variants.values())
+    print(f"{bundle.name}: {count} files as the manifest says")
