@@ -117,7 +117,19 @@ def build(work: Path) -> Any:
 
     finished = (work / "vae/config.json").is_file()
     vae = AutoencoderKL.from_pretrained(work / "vae") if finished else AutoencoderKL(**CONFIG)
-    return vae.to(memory_format=torch.channels_last)
+    return plain_norms(vae.to(memory_format=torch.channels_last))
+
+
+def plain_norms(model: Any) -> Any:
+    """`model` with each group norm in channels' order, where its gradient is fast.
+
+    On a CPU torch takes ten times as long for it in channels_last and bfloat16, 40 % of a step here; convolutions are
+    as fast either way.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
+    return model
 
 
 def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0, shards: str | None = None) -> None:
@@ -190,7 +202,7 @@ def train_decoder(work: Path, budget: Budget, *, device: str = "cpu", seed: int 
     latents teaches the decoder to forgive a UNet's slips.
     """
     torch.manual_seed(seed)
-    vae = load(work).to(device, memory_format=torch.channels_last)
+    vae = plain_norms(load(work).to(device, memory_format=torch.channels_last))
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     decoder = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})

@@ -1,14 +1,15 @@
-"""Muon's orthogonalisation beside the singular value decomposition, and attention written out beside the fused one."""
+"""What training computes in ways of its own, for speed, beside the plain ways: Muon, attention, group norms."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sd.converters.training import muon
+from edge_sd.converters.training.autoencoder import plain_norms
 from edge_sd.converters.training.loop import plain_attention
 
 SIDES = st.integers(1, 96)
@@ -43,21 +44,35 @@ def test_both_ways_are_the_same(shape: tuple[int, int]) -> None:
     assert torch.cosine_similarity(fast.flatten(1), exact.flatten(1)).min() > 0.999
 
 
+def gradients(module: torch.nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    module.zero_grad()
+    module(*inputs).sample.square().mean().backward()
+    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+
 def test_attention_written_out_gives_what_the_fused_one_does() -> None:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8, block_out_channels=(32, 64), attention_head_dim=[1, 2], cross_attention_dim=24,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     inputs = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), torch.randn(2, 7, 24)
-    results = []
-    for _ in range(2):
-        unet.zero_grad()
-        out = unet(*inputs).sample
-        out.square().mean().backward()
-        grads = torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None])
-        results.append((out.detach(), grads))
-        plain_attention(unet, "cpu")
-    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-3, atol=1e-6)
+    with torch.no_grad():
+        fused = unet(*inputs).sample
+    wanted = gradients(unet, *inputs)
+    plain_attention(unet, "cpu")
+    with torch.no_grad():
+        torch.testing.assert_close(unet(*inputs).sample, fused, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients(unet, *inputs), wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_a_norm_in_channels_order_gives_what_it_gives_in_the_other() -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16), norm_num_groups=4, down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    x = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
+    wanted = gradients(vae, x)
+    torch.testing.assert_close(gradients(plain_norms(vae), x), wanted, rtol=1e-3, atol=1e-6)
