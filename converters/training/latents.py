@@ -7,6 +7,7 @@ average of both directions, which is a blur.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,14 @@ class Latents:
 
 
 def load(work: Path, vae: Any, device: str, seed: int) -> Latents:
-    """The latents of `work`/latents.npz, which is made first if it is not there."""
+    """The latents of `work`/latents.npz, which is made first if it is not there, or of another encoder than `vae`'s."""
     artwork = Artwork(work)
     pairs = list(artwork.pairs())
-    path = work / "latents.npz"
+    path, encoder = work / "latents.npz", fingerprint(vae)
     if path.is_file():
-        return Latents(artwork, pairs, **np.load(path))
+        kept = dict(np.load(path))
+        if "encoder" in kept and str(kept.pop("encoder")) == encoder:
+            return Latents(artwork, pairs, **kept)
     rng = np.random.default_rng(seed)
     names = list(BACKGROUNDS)
     count = len(pairs) * VARIANTS
@@ -99,5 +102,14 @@ def load(work: Path, vae: Any, device: str, seed: int) -> Latents:
             mean = vae.encode(x.to(device, memory_format=torch.channels_last)).latent_dist.mean
         latents.z[start : start + len(rows)] = (mean.float() * vae.config.scaling_factor).cpu().numpy()
     arrays = ("z", "pair", "background", "colour", "mirrored", "shift")
-    np.savez(path, **{name: getattr(latents, name) for name in arrays})
+    np.savez(path, encoder=np.array(encoder), **{name: getattr(latents, name) for name in arrays})
     return latents
+
+
+def fingerprint(vae: Any) -> str:
+    """A hash of all that makes latents: the encoder's weights, and their scale."""
+    digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
+    for module in (vae.encoder, vae.quant_conv):
+        for tensor in module.state_dict().values():
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -147,6 +147,17 @@ def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_latents_are_those_of_the_encoder_that_is_there(work: Path) -> None:
+    autoencoder.train(work, Budget(steps=1))
+    vae = autoencoder.load(work)
+    first = latents.load(work, vae, "cpu", 0)
+    assert np.array_equal(latents.load(work, vae, "cpu", 1).z, first.z), "they are kept"
+    with torch.no_grad():
+        vae.encoder.conv_in.weight.mul_(1.5)
+    assert not np.array_equal(latents.load(work, vae, "cpu", 0).z, first.z)
+
+
+@pytest.mark.slow
 def test_the_published_parts_are_what_diffusers_loads(emoji: Path) -> None:
     """The few-step variant here, and the LoRA as diffusers applies it: one picture."""
     from diffusers import LCMScheduler, StableDiffusionPipeline
