@@ -121,14 +121,19 @@ def build(work: Path) -> Any:
 
 
 def plain_norms(model: Any) -> Any:
-    """`model` with each group norm in channels' order, where its gradient is fast.
+    """`model`, in channels_last, with its group norms computed in channels' order, where their gradient is fast.
 
-    On a CPU torch takes ten times as long for it in channels_last and bfloat16, 40 % of a step here; convolutions are
-    as fast either way.
+    In channels_last and bfloat16 it took 40 % of a step on a CPU. What comes out is put back: convolutions hand on the
+    order that they meet, and the gradient of a norm comes in that of what follows it.
     """
+
+    def back(_: Any, given: Any, out: Tensor) -> Tensor:
+        return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out
+
     for module in model.modules():
         if isinstance(module, torch.nn.GroupNorm):
-            module.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
+            module.register_forward_pre_hook(lambda _, given: given[0].contiguous())
+            module.register_forward_hook(back)
     return model
 
 

@@ -82,8 +82,13 @@ Muon (24 minutes of two cores of a Xeon with AMX). The UNet took 1,559 steps of 
 and 4,200 of Muon, in batches of 32 and in bfloat16 on that Xeon; then the steps that the table counts, in float32 on
 two cores of an EPYC that has no bfloat16. That is 298,000 pictures seen: 73 times each drawing. The few-step LoRA was
 distilled there, too. The wider vocabulary, the ControlNet, the tiny autoencoder and the judge's last steps are of one
-core each of a Xeon with AMX, in bfloat16. The autoencoder was not trained further: of the 30 dB that it was to have it
-has 25.5, and fine lines are what is missing."""
+core each of a Xeon with AMX, in bfloat16.
+
+What more training gives was tried with weights that are not in the package (one core of such a Xeon where nothing else
+is said). The autoencoder, 37 minutes with Muon: 30.9 dB on held-out pictures instead of 25.5. The text encoder, 63
+minutes more, and the UNet under it, 66 minutes on the old latents and 29 of two cores on the new ones: of seen pairs
+the judge names 98% at first in 20 steps, style 81%; of held-out ones 84% and 50%; of unseen words 58%, 66% among five.
+In 4 steps, with the LoRA as it was: seen 99% and style 87%, unseen 65% among five."""
 
 CARD = """\
 ---
