@@ -33,7 +33,8 @@ from edge_sd.errors import InvalidRequest
 from . import autoencoder, text, unet
 from .data import BACKGROUNDS, SIZE, STYLES, Artwork, core_vocabulary
 from .diffusion import alphas_cumprod, diffuse, loss_weight, sample_timesteps
-from .loop import Budget, Run, autocast, plain_attention
+from .hardware import autocast, plain_attention
+from .loop import Budget, Run
 
 CONDITION_CHANNELS = (8, 16, 32, 64)
 BATCH = 16

@@ -27,7 +27,8 @@ from torch import Tensor
 from . import autoencoder, latents, text, unet
 from .autoencoder import sheet
 from .diffusion import alphas_cumprod, diffuse
-from .loop import Budget, Run, autocast, plain_attention
+from .hardware import autocast, plain_attention
+from .loop import Budget, Run
 
 # Layers that get a low-rank difference: all of the UNet's matrices but its first and last.
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",

@@ -24,7 +24,8 @@ from edge_sd.errors import InvalidRequest
 
 from . import text
 from .data import BACKGROUNDS, STYLES, Artwork, core_vocabulary
-from .loop import Budget, Run, autocast
+from .hardware import autocast
+from .loop import Budget, Run
 
 SIDE = 64
 WIDTHS = (32, 64, 128, 256)

@@ -25,7 +25,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
-from .muon import Muon, hidden_matrices, multiplies_bfloat16
+from .muon import Muon, hidden_matrices
 
 Row = dict[str, float]
 EAGER = 4
@@ -48,24 +48,6 @@ class Budget:
             return min(1.0, step / self.steps)
         assert self.minutes is not None
         return min(1.0, seconds / (60 * self.minutes))
-
-
-def autocast(device: str) -> torch.autocast:
-    """bfloat16 where the hardware multiplies in it; a CPU that does not would emulate it, thirty times slower."""
-    return torch.autocast(device, torch.bfloat16, enabled=multiplies_bfloat16(device))
-
-
-def plain_attention(model: Any, device: str) -> Any:
-    """`model` of diffusers with its attention written out where that is faster: softmax(q k^T) v, step by step.
-
-    A CPU's fused kernel is as fast forwards, but a UNet's backward pass takes twice as long with it. Pictures here are
-    small: the scores that it saves the memory of are a few MB.
-    """
-    from diffusers.models.attention_processor import AttnProcessor
-
-    if device == "cpu":
-        model.set_attn_processor(AttnProcessor())
-    return model
 
 
 def learning_rate(peak: float, step: int, used: float, warmup: int = 100) -> float:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .hardware import multiplies_bfloat16
+
 # a, b, c of Jordan et al.: as steep at zero as five steps allow.
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 
@@ -29,11 +31,6 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
         and name not in ("conv_in", "conv_out")
         and layer.weight.requires_grad
     ]
-
-
-def multiplies_bfloat16(device: str) -> bool:
-    """Whether the hardware of `device` multiplies in bfloat16; a CPU that does not emulates it, thirty times slower."""
-    return device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:

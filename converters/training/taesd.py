@@ -24,7 +24,8 @@ from edge_sd.errors import InvalidRequest
 from . import autoencoder
 from .autoencoder import Crops, psnr, reconstruction_loss, sheet
 from .data import SIZE, Artwork
-from .loop import Budget, Run, autocast
+from .hardware import autocast
+from .loop import Budget, Run
 
 CHANNELS = 32
 CONFIG: dict[str, Any] = {

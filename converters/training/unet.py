@@ -19,7 +19,8 @@ from edge_sd.errors import InvalidRequest
 from . import autoencoder, latents, text
 from .autoencoder import sheet
 from .diffusion import SCHEDULE, alphas_cumprod, diffuse, loss_weight, sample_timesteps
-from .loop import Budget, Run, autocast, plain_attention
+from .hardware import autocast, plain_attention
+from .loop import Budget, Run
 from .shards import ShardLatents
 
 CONFIG: dict[str, Any] = {

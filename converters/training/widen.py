@@ -26,7 +26,8 @@ from edge_sd.errors import MissingExtra
 
 from . import text, wordnet
 from .data import BACKGROUNDS, PLAIN_NAMES, STYLES, Artwork, core_vocabulary
-from .loop import Budget, Run, autocast
+from .hardware import autocast
+from .loop import Budget, Run
 
 # What a concept is looked up as in WordNet beside its names, where those are no words of it.
 LOOKED_UP = {
