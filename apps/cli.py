@@ -34,6 +34,7 @@ from .drawing import (
 )  # fmt: skip
 from .libraries import hush_libraries
 from .macos import commands as macos
+from .options import AsJson, Quiet
 
 app = typer.Typer(
     name="edge-sd",
@@ -50,9 +51,6 @@ for command in (
     pictures.upscale, pictures.interpolate, pictures.info, machine.devices, machine.tune, machine.doctor, bench,
 ):  # fmt: skip
     app.command()(command)
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
 def main() -> None:

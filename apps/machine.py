@@ -10,6 +10,8 @@ import typer
 
 from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
 
+from .options import AsJson
+
 if TYPE_CHECKING:
     from edge_sd.bundle import ModelBundle
     from edge_sd.discovery import Here
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="A model's name or folder.")]
 Prefer = Annotated[str, typer.Option(help="What counts where there is a choice: speed, quality, battery, memory.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
 def devices(

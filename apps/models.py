@@ -9,10 +9,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="The models on this machine.")
+from .options import AsJson, Quiet
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+app = typer.Typer(no_args_is_help=True, help="The models on this machine.")
 
 
 def hush_hub(bars: bool) -> None:

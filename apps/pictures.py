@@ -13,8 +13,8 @@ from edge_sd.errors import InvalidRequest
 
 from . import machine
 from .drawing import deliver, parse_size, progress
+from .options import AsJson
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 # What a picture is said to show that says nothing of itself.
 ANYTHING = "a detailed picture, sharp focus"
 

@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from edge_sd.errors import InvalidRequest, choices
 
+from ..options import Quiet
+
 
 class _ModelOrCommand(TyperGroup):
     """`compare MODEL …` is `compare run MODEL …`: the first word is a command only where it is one's name."""
@@ -49,7 +51,6 @@ FailUnder = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where variants run that name no device of their own.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 FOLDER = Path("comparison")
 
 
