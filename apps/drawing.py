@@ -15,7 +15,7 @@ from edge_sd.errors import InvalidRequest
 if TYPE_CHECKING:
     from edge_sd.request import Request
     from edge_sd.result import Result
-    from edge_sd.samplers import Step
+    from edge_sd.sampling.samplers import Step
 
 
 def one(values: list[Any] | None) -> Any:

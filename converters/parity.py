@@ -20,10 +20,10 @@ from edge_sd.denoiser import Denoiser
 from edge_sd.edges import canny
 from edge_sd.files import write_atomically
 from edge_sd.image_io import encode
-from edge_sd.noise import TorchNoise
 from edge_sd.request import Settings
 from edge_sd.result import Picture
-from edge_sd.samplers import SAMPLERS
+from edge_sd.sampling.noise import TorchNoise
+from edge_sd.sampling.samplers import SAMPLERS
 from edge_sd.text import TextTokenizer
 
 PROMPT = "a red apple, glossy style"

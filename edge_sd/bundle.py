@@ -21,7 +21,7 @@ from typing import Any, Literal
 from .errors import InvalidModel, VariantNotFound, choices
 from .files import FileRecord, hash_file, inside, write_atomically
 from .library import MANIFEST, find_model
-from .schedule import NoiseSchedule
+from .sampling.schedule import NoiseSchedule
 
 # In a variant's folder: what torch float32 drew of the same weights, with the request inside.
 REFERENCE = "reference.png"

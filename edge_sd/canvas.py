@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from .backends.base import Array, Component
 from .errors import InvalidRequest
 from .image_io import MAX_PIXELS
-from .samplers import Denoise, Latents
-from .schedule import Level
+from .sampling.samplers import Denoise, Latents
+from .sampling.schedule import Level
 
 if TYPE_CHECKING:
     from PIL.Image import Image

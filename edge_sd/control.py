@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .backends.base import Array, Component
 from .edges import canny
 from .errors import InvalidRequest, choices
-from .schedule import active_timesteps
+from .sampling.schedule import active_timesteps
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,7 +12,7 @@ from .backends.base import DEEP, Component
 from .errors import NumericalError
 
 if TYPE_CHECKING:
-    from .schedule import Level
+    from .sampling.schedule import Level
 
 Latents = NDArray[np.float32]
 

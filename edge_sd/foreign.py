@@ -16,8 +16,8 @@ from .files import FileRecord
 from .library import HUB_RECORD, model_name
 from .resources import is_resources, open_resources
 from .safety import PART
-from .sampler_names import sampler_of_config
-from .schedule import NoiseSchedule
+from .sampling.names import sampler_of_config
+from .sampling.schedule import NoiseSchedule
 from .weights import sample, weight_files
 
 GRAPH = "openvino_model.xml"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .errors import InvalidRequest, OutputError, choices
 from .result import Picture
-from .samplers import SAMPLERS
+from .sampling.samplers import SAMPLERS
 
 # Decoders of a few kilobytes of PNG can ask for gigabytes.
 MAX_PIXELS = 100_000_000

@@ -30,14 +30,14 @@ from .discovery import discover
 from .edits import NONE
 from .errors import InvalidModel, InvalidRequest
 from .measurements import remembered
-from .noise import TorchNoise, first_noise
 from .plan import DevicePlan
 from .presets import preset_named
 from .request import Request, Settings
 from .resolving import DECODER, Resolver, Source, steps_taken
 from .result import Picture, Result
-from .samplers import SAMPLERS, Denoise, Latents, Step
-from .schedule import Level, active_timesteps
+from .sampling.noise import TorchNoise, first_noise
+from .sampling.samplers import SAMPLERS, Denoise, Latents, Step
+from .sampling.schedule import Level, active_timesteps
 from .shapes import is_doubled, latent_shape, shapes_for, shapes_of
 from .text import encode as encode_text
 from .tiles import fitted

@@ -25,7 +25,7 @@ from .conditioning import conditions
 from .errors import InvalidRequest
 from .fallback import FAILURES, fault, reason
 from .measurements import Measured, place_of
-from .noise import TorchNoise
+from .sampling.noise import TorchNoise
 from .shapes import shapes_of
 from .text import TextTokenizer
 

@@ -24,7 +24,7 @@ from .gathering import Gathering, Seat
 from .pipeline import Pipeline
 from .request import Request, Settings
 from .result import Result
-from .samplers import Step
+from .sampling.samplers import Step
 
 OnStep = Callable[[int, Step], None]
 # Pictures that are drawn together at most, and other numbers of them: a network is loaded for each.

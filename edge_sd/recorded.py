@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DeviceError, InvalidRequest, MissingExtra, ModelNotFound, VariantNotFound
 from .image_io import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT
-from .sampler_names import find_sigmas
+from .sampling.names import find_sigmas
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline

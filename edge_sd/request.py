@@ -13,14 +13,14 @@ from .edits import Shortcuts
 from .embeddings import check_word
 from .errors import InvalidRequest, choices
 from .prompt import parse, take_loras
-from .sampler_names import choose_sampler, find_sampler, find_sigmas
+from .sampling.names import choose_sampler, find_sampler, find_sigmas
 from .wildcards import expand
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .bundle import Defaults
-    from .schedule import NoiseSchedule
+    from .sampling.schedule import NoiseSchedule
 
 MAX_STEPS = 1000
 MAX_SIDE = 16384
@@ -47,7 +47,7 @@ class Request:
     steps              denoising steps, 1 to 1000
     guidance           scale of classifier-free guidance (Ho & Salimans 2022); 1 turns it off
     seed               of the first picture, 0 to 2^32 - 1; picture n of a count uses seed + n
-    sampler            a name of edge_sd.samplers.SAMPLERS, or AUTOMATIC1111's or diffusers' for one
+    sampler            a name of edge_sd.sampling.samplers.SAMPLERS, or AUTOMATIC1111's or diffusers' for one
     sigmas             how noise levels are spaced: karras, exponential, beta, sgm_uniform; "automatic": the model's way
     zero_snr           start from noise alone, by betas rescaled to zero terminal SNR; for v-prediction models
     count              number of pictures

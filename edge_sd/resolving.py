@@ -18,7 +18,7 @@ from .errors import InvalidRequest, choices
 from .plan import DevicePlan
 from .prompt import take_loras
 from .request import MAX_SEED, Request, Settings
-from .samplers import SAMPLERS
+from .sampling.samplers import SAMPLERS
 from .wording import Wording
 
 # Components that are where another is: the autoencoder's halves, the UNet with its ControlNet, one CLIP with another.

@@ -17,7 +17,7 @@ from .errors import InvalidModel
 from .files import FileRecord
 from .mlpackage.compiled import COMPILED, SUFFIXES, interface
 from .mlpackage.package import Package
-from .schedule import NoiseSchedule
+from .sampling.schedule import NoiseSchedule
 
 VOCABULARY = ("vocab.json", "merges.txt")
 NEEDED = ("text_encoder", "unet", "vae_decoder")

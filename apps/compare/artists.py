@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from edge_sd.bundle import ModelBundle
 from edge_sd.pipeline import Pipeline
 from edge_sd.request import Request, Settings
-from edge_sd.samplers import SAMPLERS
-from edge_sd.schedule import Level
+from edge_sd.sampling.samplers import SAMPLERS
+from edge_sd.sampling.schedule import Level
 
 from ..libraries import hush_libraries
 from .plan import Artist

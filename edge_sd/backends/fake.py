@@ -12,7 +12,7 @@ from ..bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Varian
 from ..edits import NONE, Edits
 from ..errors import DeviceError
 from ..library import embedded_models
-from ..schedule import NoiseSchedule
+from ..sampling.schedule import NoiseSchedule
 from .base import Array, Component, Device, Shapes, last_rows
 
 WIDTH = 16

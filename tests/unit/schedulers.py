@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_sd.noise import TorchNoise
-from edge_sd.samplers import Denoise, Latents, Sampler
-from edge_sd.schedule import Level, NoiseSchedule
+from edge_sd.sampling.noise import TorchNoise
+from edge_sd.sampling.samplers import Denoise, Latents, Sampler
+from edge_sd.sampling.schedule import Level, NoiseSchedule
 
 SHAPE = (1, 4, 5, 3)
 STEPS = (1, 2, 4, 20, 50)

@@ -14,7 +14,7 @@ from edge_sd import Request
 from edge_sd.canvas import Canvas, content_hash, make_canvas, open_picture, proportioned
 from edge_sd.control import read_lines
 from edge_sd.errors import InvalidRequest
-from edge_sd.samplers import SAMPLERS
+from edge_sd.sampling.samplers import SAMPLERS
 
 from .test_pipeline import pipeline
 

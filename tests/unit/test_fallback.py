@@ -17,7 +17,7 @@ from edge_sd.devices import choose
 from edge_sd.edits import NONE, Edits
 from edge_sd.errors import DeviceError, EdgeSDError, NumericalError
 from edge_sd.fallback import fault
-from edge_sd.schedule import NoiseSchedule
+from edge_sd.sampling.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
 TWO = ("first", "second")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sd.noise import TorchNoise
+from edge_sd.sampling.noise import TorchNoise
 
 SEEDS = st.integers(0, 2**64 - 1)
 # torch's own kernels differ by 2.3e-6: AVX2 machines are within 5e-7 of us, others round their sine otherwise

@@ -13,8 +13,8 @@ from edge_sd.components import Components
 from edge_sd.devices import choose
 from edge_sd.errors import DeviceError, InvalidRequest, NumericalError, VariantNotFound
 from edge_sd.plan import DevicePlan
-from edge_sd.samplers import SAMPLERS
-from edge_sd.schedule import NoiseSchedule
+from edge_sd.sampling.samplers import SAMPLERS
+from edge_sd.sampling.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
 

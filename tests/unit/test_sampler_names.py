@@ -7,8 +7,8 @@ import pytest
 from edge_sd import Request
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.errors import InvalidRequest
-from edge_sd.sampler_names import choose_sampler, find_sampler, sampler_of_config
-from edge_sd.samplers import SAMPLERS
+from edge_sd.sampling.names import choose_sampler, find_sampler, sampler_of_config
+from edge_sd.sampling.samplers import SAMPLERS
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=list(SAMPLERS))

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sd.noise import TorchNoise
-from edge_sd.samplers import SAMPLERS, Latents, Step, _adams_weights
-from edge_sd.schedule import Level, NoiseSchedule
+from edge_sd.sampling.noise import TorchNoise
+from edge_sd.sampling.samplers import SAMPLERS, Latents, Step, _adams_weights
+from edge_sd.sampling.schedule import Level, NoiseSchedule
 
 from .schedulers import (
     SD,

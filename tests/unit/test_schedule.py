@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sd.samplers import SAMPLERS
-from edge_sd.schedule import NoiseSchedule
-from edge_sd.spacing import space
+from edge_sd.sampling.samplers import SAMPLERS
+from edge_sd.sampling.schedule import NoiseSchedule
+from edge_sd.sampling.sigmas import space
 
 from .schedulers import SD, SPACINGS, make_scheduler, spaced
 

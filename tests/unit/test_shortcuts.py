@@ -28,7 +28,7 @@ from edge_sd.denoiser import Denoiser
 from edge_sd.edits import NONE, Edits, Shortcuts
 from edge_sd.errors import InvalidRequest
 from edge_sd.presets import PRESETS, preset_named
-from edge_sd.schedule import Level, active_timesteps
+from edge_sd.sampling.schedule import Level, active_timesteps
 from edge_sd.shapes import shapes_of
 
 RNG = np.random.default_rng(0)

@@ -13,8 +13,8 @@ from PIL import Image
 from edge_sd import Request
 from edge_sd.canvas import grain, grown
 from edge_sd.errors import InvalidRequest
-from edge_sd.noise import TorchNoise, slerp
 from edge_sd.recorded import read_recorded
+from edge_sd.sampling.noise import TorchNoise, slerp
 from edge_sd.sheets import animation, grid
 
 from .test_canvas import half, picture

@@ -23,7 +23,7 @@ from edge_sd.errors import DeviceError, OutputError
 from edge_sd.machine import Machine
 from edge_sd.measurements import Measured, Row, measurements_file, remember, remembered
 from edge_sd.probe import IDENTICAL, Probe, psnr
-from edge_sd.schedule import NoiseSchedule
+from edge_sd.sampling.schedule import NoiseSchedule
 from edge_sd.tuning import PROBE, all_rows, first_use, tune, undecided
 
 from .invented import EMOJI, MACHINES, SD15, invented, openvino, pc

@@ -19,7 +19,7 @@ from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
 from .schedule import Level, NoiseSchedule
-from .spacing import SIGMA_SPACINGS
+from .sigmas import SIGMA_SPACINGS
 
 Latents = NDArray[np.float32]
 Denoise = Callable[[Latents, Level], Latents]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import InvalidRequest, choices
+from ..errors import InvalidRequest, choices
 from .samplers import SAMPLERS
 
 SIGMAS = ("karras", "exponential", "beta", "sgm_uniform")
