@@ -186,7 +186,7 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Draw a picture."""
-    from edge_sd.image_io import check_output
+    from edge_sd.images.files import check_output
     from edge_sd.pipeline import Pipeline
     from edge_sd.presets import preset_named
     from edge_sd.recorded import read_recorded

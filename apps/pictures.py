@@ -38,8 +38,8 @@ def upscale(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Make a picture larger: each piece drawn anew a little, the overlaps blended at every step."""
-    from edge_sd.canvas import open_picture
-    from edge_sd.image_io import check_output
+    from edge_sd.images.canvas import open_picture
+    from edge_sd.images.files import check_output
     from edge_sd.pipeline import Pipeline
     from edge_sd.recorded import read_recorded
     from edge_sd.request import Request
@@ -96,10 +96,10 @@ def interpolate(
     import secrets
     from dataclasses import replace
 
-    from edge_sd.image_io import check_output, save, write
+    from edge_sd.images.files import check_output, save, write
+    from edge_sd.images.grids import animation, grid
     from edge_sd.pipeline import Pipeline
     from edge_sd.request import MAX_SEED, Request
-    from edge_sd.sheets import animation, grid
 
     if not 2 <= frames <= 120:
         raise InvalidRequest(f"frames {frames} is not a whole number from 2 to 120")

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sd import metrics, safety
+from edge_sd import safety
 from edge_sd.autoencoder import to_pixels
 from edge_sd.backends.base import Component
 from edge_sd.bundle import TINY, Facts, Parity
-from edge_sd.canvas import Masked
 from edge_sd.conditioning import conditions
 from edge_sd.denoiser import Denoiser
-from edge_sd.edges import canny
 from edge_sd.files import write_atomically
-from edge_sd.image_io import encode
+from edge_sd.images import metrics
+from edge_sd.images.canny import canny
+from edge_sd.images.canvas import Masked
+from edge_sd.images.files import encode
 from edge_sd.request import Settings
 from edge_sd.result import Picture
 from edge_sd.sampling.noise import TorchNoise
@@ -185,5 +186,5 @@ def measure(run: Runner, recording: Recording) -> Parity:
 
 
 def psnr(found: NDArray[Any], reference: NDArray[Any], peak: float | None = None) -> float:
-    """`edge_sd.metrics.psnr`, with 200 dB for equal arrays: the manifest is JSON, which has no infinity."""
+    """`edge_sd.images.metrics.psnr`, with 200 dB for equal arrays: the manifest is JSON, which has no infinity."""
     return min(200.0, metrics.psnr(found, reference, peak))

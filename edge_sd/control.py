@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import Array, Component
-from .edges import canny
 from .errors import InvalidRequest, choices
+from .images.canny import canny
 from .sampling.schedule import active_timesteps
 
 if TYPE_CHECKING:

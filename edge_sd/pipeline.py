@@ -20,7 +20,6 @@ from .backends import Component
 from .backends.base import Shapes
 from .between import bind_between
 from .bundle import TINY, ModelBundle
-from .canvas import Canvas, Inpainting, Masked
 from .components import Components
 from .conditioning import conditions, states_of
 from .control import ControlledUNet
@@ -29,6 +28,7 @@ from .devices import choose
 from .discovery import discover
 from .edits import NONE
 from .errors import InvalidModel, InvalidRequest
+from .images.canvas import Canvas, Inpainting, Masked
 from .measurements import remembered
 from .plan import DevicePlan
 from .presets import preset_named

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DeviceError, InvalidRequest, MissingExtra, ModelNotFound, VariantNotFound
-from .image_io import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT
+from .images.files import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT
 from .sampling.names import find_sigmas
 
 if TYPE_CHECKING:

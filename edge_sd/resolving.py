@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from . import safety
 from .backends.base import Array
 from .bundle import TINY, Artifact, ModelBundle
-from .canvas import Canvas, content_hash, grain, open_picture, open_start
 from .control import NET, read_lines
 from .errors import InvalidRequest, choices
+from .images.canvas import Canvas, content_hash, grain, open_picture, open_start
 from .plan import DevicePlan
 from .prompt import take_loras
 from .request import MAX_SEED, Request, Settings

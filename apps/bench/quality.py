@@ -79,7 +79,7 @@ def measure(count: int) -> list[Row]:
 
 def table(rows: list[Row]) -> Table:
     """Likeness to the first row in dB (peak 255), and how often the judge names the same thing."""
-    from edge_sd.metrics import psnr
+    from edge_sd.images.metrics import psnr
 
     first, found = rows[0], []
     for row in rows[1:]:

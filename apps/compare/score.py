@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_sd.metrics import PEAK, ms_ssim, psnr, ssim
+from edge_sd.images.metrics import PEAK, ms_ssim, psnr, ssim
 
 from .clip import Clip, open_clip
 from .judge import Judge, Opinion, open_judge, read_prompts

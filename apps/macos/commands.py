@@ -26,7 +26,7 @@ def draw(
     folder: Annotated[Path | None, typer.Option(help="Where pictures go. Default: Pictures/edge-sd.")] = None,
 ) -> None:
     """Draw with Core ML, and show the picture."""
-    from edge_sd.image_io import check_output
+    from edge_sd.images.files import check_output
 
     from ..drawing import free_name
     from . import draw as script

@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_sd.edges import canny, dilate
 from edge_sd.errors import InvalidRequest
+from edge_sd.images.canny import canny, dilate
 
 from . import autoencoder, text, unet
 from .data import BACKGROUNDS, SIZE, STYLES, Artwork, core_vocabulary

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_sd.edges import canny, edge_f1
+from edge_sd.images.canny import canny, edge_f1
 from edge_sd.pipeline import Pipeline
 from edge_sd.request import Request
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from edge_sd.edges import canny, dilate, edge_f1
+from edge_sd.images.canny import canny, dilate, edge_f1
 
 
 def picture_of_a_square(side: int = 64, inner: int = 32) -> np.ndarray:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge_sd.errors import InvalidRequest, OutputError
-from edge_sd.image_io import check_output, parameters_text, save
+from edge_sd.images.files import check_output, parameters_text, save
 from edge_sd.recorded import read_recorded
 from edge_sd.request import Settings
 from edge_sd.result import Picture

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import metrics as skimage
 
-from edge_sd.metrics import SCALES, ms_ssim, psnr, scales_of, ssim
+from edge_sd.images.metrics import SCALES, ms_ssim, psnr, scales_of, ssim
 
 
 @st.composite

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from edge_sd import Request
-from edge_sd.canvas import grain, grown
 from edge_sd.errors import InvalidRequest
+from edge_sd.images.canvas import grain, grown
+from edge_sd.images.grids import animation, grid
 from edge_sd.recorded import read_recorded
 from edge_sd.sampling.noise import TorchNoise, slerp
-from edge_sd.sheets import animation, grid
 
 from .test_canvas import half, picture
 from .test_pipeline import pipeline

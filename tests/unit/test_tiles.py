@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sd import Request
-from edge_sd.canvas import content_hash
+from edge_sd.images.canvas import content_hash
 from edge_sd.tiles import Tiled, ramp, scales_of, starts
 
 from .test_canvas import picture

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from .errors import InvalidRequest
-from .image_io import MAX_PIXELS
+from ..errors import InvalidRequest
+from .files import MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Array, Component
-from .errors import InvalidRequest
-from .image_io import MAX_PIXELS
-from .sampling.samplers import Denoise, Latents
-from .sampling.schedule import Level
+from ..backends.base import Array, Component
+from ..errors import InvalidRequest
+from ..sampling.samplers import Denoise, Latents
+from ..sampling.schedule import Level
+from .files import MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .request import Request
+    from ..request import Request
 
 # An extended picture of up to so many times the model's own number of pixels is drawn at its own size.
 NEAR = 2.25

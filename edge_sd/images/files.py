@@ -13,9 +13,9 @@ from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
-from .errors import InvalidRequest, OutputError, choices
-from .result import Picture
-from .sampling.samplers import SAMPLERS
+from ..errors import InvalidRequest, OutputError, choices
+from ..result import Picture
+from ..sampling.samplers import SAMPLERS
 
 # Decoders of a few kilobytes of PNG can ask for gigabytes.
 MAX_PIXELS = 100_000_000
@@ -65,7 +65,7 @@ def parameters_text(picture: Picture) -> str:
 
 def request_json(picture: Picture) -> str:
     """Everything that makes the picture again, ASCII only."""
-    from . import __version__
+    from .. import __version__
 
     return json.dumps(
         {
@@ -109,7 +109,7 @@ def save(picture: Picture, path: Path) -> Path:
 
 def write(data: bytes, path: Path) -> Path:
     """Write a picture's bytes, all or nothing. Raises OutputError."""
-    from .files import write_atomically
+    from ..files import write_atomically
 
     try:
         write_atomically(path, data)

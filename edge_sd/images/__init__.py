@@ -1,0 +1,1 @@
+"""Pixels: files, canvases, grids, edges and metrics. Knows no model."""
