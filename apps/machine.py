@@ -13,7 +13,7 @@ from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
 from .options import AsJson
 
 if TYPE_CHECKING:
-    from edge_sd.bundle import ModelBundle
+    from edge_sd.bundle.bundle import ModelBundle
     from edge_sd.discovery import Here
     from edge_sd.measurements import Measured, Row
     from edge_sd.plan import DevicePlan
@@ -30,7 +30,7 @@ def devices(
     as_json: AsJson = False,
 ) -> None:
     """Show what this machine has, where a model would run, and what was rejected and why."""
-    from edge_sd.bundle import ModelBundle
+    from edge_sd.bundle.bundle import ModelBundle
     from edge_sd.discovery import discover
 
     bundle, here = ModelBundle.open(model), discover()
@@ -70,7 +70,7 @@ def tune(
     from dataclasses import asdict
 
     from edge_sd import tuning
-    from edge_sd.bundle import ModelBundle
+    from edge_sd.bundle.bundle import ModelBundle
     from edge_sd.discovery import discover
 
     _check_seconds(seconds)

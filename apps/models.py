@@ -28,10 +28,10 @@ def hush_hub(bars: bool) -> None:
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """Every model that can be used by name."""
-    from edge_sd.bundle import read_manifest
+    from edge_sd.bundle.bundle import read_manifest
+    from edge_sd.bundle.diffusers import open_foreign
+    from edge_sd.bundle.library import installed_models, pulled_models
     from edge_sd.errors import ModelError
-    from edge_sd.foreign import open_foreign
-    from edge_sd.library import installed_models, pulled_models
 
     rows = []
     opened = {name: read_manifest(folder) for name, folder in installed_models().items()}
@@ -61,7 +61,7 @@ def pull(
     quiet: Quiet = False,
 ) -> None:
     """Download a model's safetensors, at an exact revision; one that was stopped goes on."""
-    from edge_sd import hub
+    from edge_sd.bundle import hub
 
     hush_hub(bars=not quiet and sys.stderr.isatty())
     folder = hub.pull(name, revision, half=half, file=file)
@@ -77,7 +77,7 @@ def show(model: Annotated[str, typer.Argument(help="A name or a folder.")], as_j
     """What a model is, and what each variant of it weighs and measured."""
     from dataclasses import asdict
 
-    from edge_sd.bundle import ModelBundle
+    from edge_sd.bundle.bundle import ModelBundle
 
     bundle = ModelBundle.open(model)
     if as_json:
@@ -101,7 +101,7 @@ def show(model: Annotated[str, typer.Argument(help="A name or a folder.")], as_j
 @app.command("verify")
 def verify(model: Annotated[str, typer.Argument(help="A name or a folder.")]) -> None:
     """Hash every file of a model and compare with its manifest; exit code 1 if any differs."""
-    from edge_sd.bundle import ModelBundle
+    from edge_sd.bundle.bundle import ModelBundle
 
     bundle = ModelBundle.open(model)
     problems = bundle.verify()

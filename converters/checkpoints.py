@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edge_sd.bundle.library import HUB_RECORD, find_model, find_pulled
 from edge_sd.errors import ConversionError, InvalidRequest
-from edge_sd.library import HUB_RECORD, find_model, find_pulled
 from edge_sd.text import END, START, read_vocabulary
 
 from .single_file import CLIP_L, KINDS, XL_L, Checkpoint, write_json

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_sd import safety
-from edge_sd.bundle import TINY, Parity
+from edge_sd.bundle.bundle import TINY, Parity
+from edge_sd.bundle.diffusers import GRAPH, read_json
 from edge_sd.errors import InvalidRequest, choices
-from edge_sd.foreign import GRAPH, read_json
 
 from .link import share_weights
 from .parity import Recording

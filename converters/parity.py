@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edge_sd import safety
 from edge_sd.autoencoder import to_pixels
 from edge_sd.backends.base import Component
-from edge_sd.bundle import TINY, Facts, Parity
+from edge_sd.bundle.bundle import TINY, Facts, Parity
 from edge_sd.conditioning import conditions
 from edge_sd.denoiser import Denoiser
 from edge_sd.files import write_atomically

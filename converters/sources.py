@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sd.bundle import TINY, Facts, read_manifest
+from edge_sd.bundle.bundle import TINY, Facts, read_manifest
+from edge_sd.bundle.diffusers import diffusers_facts, has_checker, read_json
+from edge_sd.bundle.library import MANIFEST, find_model
+from edge_sd.bundle.weights import load_module, weight_files
 from edge_sd.errors import InvalidModel
 from edge_sd.files import hash_file
-from edge_sd.foreign import diffusers_facts, has_checker, read_json
-from edge_sd.library import MANIFEST, find_model
 from edge_sd.safety import PART
 from edge_sd.text import read_vocabulary
-from edge_sd.weights import load_module, weight_files
 
 # part -> (library, class, folder, the weight file's stem)
 PARTS = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sd import safety
-from edge_sd.bundle import TINY, Facts
+from edge_sd.bundle.bundle import TINY, Facts
 from edge_sd.conditioning import shapes_of_conditions
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bundle import ModelBundle as ModelBundle
+    from .bundle.bundle import ModelBundle as ModelBundle
     from .pipeline import Pipeline as Pipeline
     from .queueing import Queue as Queue
     from .request import Request as Request
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 __all__ = ["ModelBundle", "Pipeline", "Queue", "Request", "Result", "__version__"]
 
 _HOMES = {
-    "ModelBundle": "bundle",
+    "ModelBundle": "bundle.bundle",
     "Pipeline": "pipeline",
     "Queue": "queueing",
     "Request": "request",

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import Component
-from .bundle import LatentSpace
+from .bundle.bundle import LatentSpace
 from .errors import NumericalError
 
 

@@ -12,7 +12,7 @@ from threading import Lock
 
 from .backends import Backend, Component
 from .backends.base import Changeable, Resting, Shapes
-from .bundle import ModelBundle
+from .bundle.bundle import ModelBundle
 from .edits import NONE, Edits
 from .errors import DeviceError, InvalidRequest, NumericalError
 from .fallback import FAILURES, Guarded, reason

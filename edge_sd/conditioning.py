@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .backends.base import Array
-from .bundle import Facts, TextPart
+from .bundle.bundle import Facts, TextPart
 from .errors import InvalidModel, InvalidRequest
 
 HIDDEN = "hidden_states."

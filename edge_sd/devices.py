@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from .backends.base import Device
-from .bundle import ModelBundle
+from .bundle.bundle import ModelBundle
 from .errors import DeviceError, InvalidRequest, VariantNotFound, choices
 from .estimates import BACKEND_BYTES, INVISIBLE, PARTS, calls, energy, estimate
 from .machine import Machine

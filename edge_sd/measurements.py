@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .backends.base import Device
-from .bundle import ModelBundle
+from .bundle.bundle import ModelBundle
+from .bundle.library import models_home
 from .errors import OutputError
 from .files import write_atomically
-from .library import models_home
 from .machine import Machine
 
 FORMAT = 1

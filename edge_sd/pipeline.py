@@ -19,7 +19,7 @@ from .autoencoder import decode, encode
 from .backends import Component
 from .backends.base import Shapes
 from .between import bind_between
-from .bundle import TINY, ModelBundle
+from .bundle.bundle import TINY, ModelBundle
 from .components import Components
 from .conditioning import conditions, states_of
 from .control import ControlledUNet

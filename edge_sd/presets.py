@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .bundle import ModelBundle
+from .bundle.bundle import ModelBundle
 from .errors import InvalidRequest, choices
 
 

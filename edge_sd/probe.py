@@ -20,7 +20,7 @@ import numpy as np
 
 from .backends import AllBackends, Backend, Component, Device
 from .backends.base import Array
-from .bundle import ModelBundle
+from .bundle.bundle import ModelBundle
 from .conditioning import conditions
 from .errors import InvalidRequest
 from .fallback import FAILURES, fault, reason

@@ -101,7 +101,7 @@ class Recorded:
         Arguments are those of Pipeline.open and go before what was recorded. Raises what that raises, and
         ModelNotFound where the model has no such name here.
         """
-        from .library import installed_models
+        from .bundle.library import installed_models
         from .pipeline import Pipeline
 
         if not self.exact:

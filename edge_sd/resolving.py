@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from . import safety
 from .backends.base import Array
-from .bundle import TINY, Artifact, ModelBundle
+from .bundle.bundle import TINY, Artifact, ModelBundle
 from .control import NET, read_lines
 from .errors import InvalidRequest, choices
 from .images.canvas import Canvas, content_hash, grain, open_picture, open_start

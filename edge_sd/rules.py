@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .backends.base import Device
-from .bundle import ModelBundle
+from .bundle.bundle import ModelBundle
 from .estimates import arithmetic_of, has_bfloat16
 from .machine import Machine
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import safety
 from .backends.base import Shapes
-from .bundle import Facts
+from .bundle.bundle import Facts
 from .conditioning import shapes_of_conditions
 from .request import Settings
 from .resolving import DECODER

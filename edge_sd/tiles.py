@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .backends.base import Array, Component, Shapes
-from .bundle import TINY
+from .bundle.bundle import TINY
 
 # The share of a window that its neighbour has too.
 OVERLAP = 1 / 4

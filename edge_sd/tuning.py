@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from .backends.base import Device
-from .bundle import ModelBundle
+from .bundle.bundle import ModelBundle
 from .devices import PREFERENCES, plausible
 from .errors import DeviceError, OutputError
 from .estimates import PARTS

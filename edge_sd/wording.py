@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .bundle import ModelBundle, TextPart
+from .bundle.bundle import ModelBundle, TextPart
 from .conditioning import HIDDEN, states_of
 from .edits import NONE, Edits
 from .embeddings import Embedding, ids_of, read_embedding

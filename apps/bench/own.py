@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.devices import choose
 from edge_sd.discovery import discover
 from edge_sd.errors import EdgeSDError

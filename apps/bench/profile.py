@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edge_sd.backends.openvino.loading import TILES, Loading
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
 
 from .large import SIDE, make_bundle
 from .report import Column, Table, share

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.pipeline import Pipeline
 from edge_sd.request import Request, Settings
 from edge_sd.sampling.samplers import SAMPLERS

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_sd.library import find_pulled
+from edge_sd.bundle.library import find_pulled
 from edge_sd.text import TextTokenizer
 
 from ..libraries import hush_libraries

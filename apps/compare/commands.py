@@ -80,7 +80,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Draw the same pictures with every variant, measure all of them, and write a report."""
-    from edge_sd.bundle import ModelBundle
+    from edge_sd.bundle.bundle import ModelBundle
 
     _compare(
         ModelBundle.open(model), {}, folder, rounds, min_psnr, max_size, fail_under, as_json, quiet,
@@ -116,7 +116,7 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Convert a model in every precision that was asked for, into REPORT/bundle, and compare what came out."""
-    from edge_sd.library import find_model
+    from edge_sd.bundle.library import find_model
 
     from .sweep import Sweep, make
 
@@ -243,8 +243,8 @@ def autoencoder(
     if output.suffix.lower() != ".png" or not output.absolute().parent.is_dir():
         raise InvalidRequest(f"{output} is no PNG file in a folder that exists")
     with training_libraries():
+        from edge_sd.bundle.library import find_model
         from edge_sd.converters.training import codes
-        from edge_sd.library import find_model
 
         rows = codes.compare(find_model(model), work, output)
     if as_json:
@@ -265,7 +265,7 @@ def bits(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the figure goes.")] = Path("bits.png"),
 ) -> None:
     """Size and PSNR of palettes of one width, and of the mixtures that a sensitivity analysis found."""
-    from edge_sd.bundle import ModelBundle
+    from edge_sd.bundle.bundle import ModelBundle
     from edge_sd.converters.coreml.mixed import BitRecipe, draw, table
 
     if output.suffix.lower() != ".png" or not output.absolute().parent.is_dir():

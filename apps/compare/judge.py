@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.library import embedded_models
+from edge_sd.bundle.safetensors import tensors
 from edge_sd.errors import EdgeSDError
-from edge_sd.library import embedded_models
-from edge_sd.tensors import tensors
 from edge_sd.text import TextTokenizer
 
 Array = NDArray[np.float32]

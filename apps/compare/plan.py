@@ -18,10 +18,10 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.library import installed_models
 from edge_sd.errors import EdgeSDError, InvalidRequest, MissingExtra, choices
 from edge_sd.estimates import PARTS
-from edge_sd.library import installed_models
 from edge_sd.request import MAX_SEED, Request
 from edge_sd.rules import REFERENCE
 

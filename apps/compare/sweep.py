@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.converters.build import build, require_extra, variant_name
 from edge_sd.converters.forms import Form, form_named
 from edge_sd.converters.recipes import RECIPES, QuantRecipe

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from edge_sd.bundle.mlpackage.package import Package
 from edge_sd.errors import ConversionError
-from edge_sd.mlpackage.package import Package
 
 from .convert import first_line
 from .mil import Program

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sd.assembly import Assembly, Piece
+from edge_sd.bundle.assembly import Assembly, Piece
+from edge_sd.bundle.mlpackage.package import SENTINEL
 from edge_sd.errors import ConversionError
 from edge_sd.files import record_file
-from edge_sd.mlpackage.package import SENTINEL
 
 from ..link import LARGEST_REST, tensor_places
 

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_sd.bundle.mlpackage.constexpr import CONSTEXPR
+from edge_sd.bundle.mlpackage.package import Lazy, Operation, Package, TensorType
 from edge_sd.errors import DeviceError
-from edge_sd.mlpackage.constexpr import CONSTEXPR
-from edge_sd.mlpackage.package import Lazy, Operation, Package, TensorType
 
 from .ops import OPS
 

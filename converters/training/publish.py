@@ -15,9 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edge_sd.bundle import REFERENCE, Artifact, Defaults, ModelBundle
+from edge_sd.bundle.bundle import REFERENCE, Artifact, Defaults, ModelBundle
+from edge_sd.bundle.diffusers import GRAPH, read_json
 from edge_sd.files import FileRecord, record_file
-from edge_sd.foreign import GRAPH, read_json
 
 from ..build import build
 from ..coreml.form import CoreMLForm

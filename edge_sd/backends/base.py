@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from ..bundle import Artifact, ModelBundle, Variant
+from ..bundle.bundle import Artifact, ModelBundle, Variant
 from ..edits import NONE, Edits
 
 Array = NDArray[Any]

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from ..apple import Chain, Layout, call, layout_of, pick
-from ..assembly import whole_package
-from ..bundle import Artifact, ModelBundle, Variant
+from ..bundle.apple_layout import Chain, Layout, call, layout_of, pick
+from ..bundle.assembly import whole_package
+from ..bundle.bundle import Artifact, ModelBundle, Variant
+from ..bundle.library import models_home
+from ..bundle.mlpackage.compiled import COMPILED, interface
 from ..edits import NONE, Edits
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
 from ..files import hash_file
-from ..library import models_home
-from ..mlpackage.compiled import COMPILED, interface
 from .base import Array, Device, Shapes, last_rows
 from .coreml_edits import edited, known_ids, table_rows
 from .coreml_plan import placements

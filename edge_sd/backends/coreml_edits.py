@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.library import models_home
+from ..bundle.mlpackage.constexpr import Constants
+from ..bundle.mlpackage.package import Function, Package
+from ..bundle.mlpackage.rewrite import rewrite
 from ..conditioning import HIDDEN
 from ..edits import Edits
 from ..embeddings import FIRST
 from ..errors import InvalidModel, InvalidRequest, OutputError
 from ..files import FileRecord, record_file
-from ..library import models_home
 from ..lora import Difference, Lora
-from ..mlpackage.constexpr import Constants
-from ..mlpackage.package import Function, Package
-from ..mlpackage.rewrite import rewrite
 
 Array = NDArray[Any]
 # Copies that are kept, of all models together: a few LoRAs on a UNet and its text encoder.

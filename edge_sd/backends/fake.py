@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant
+from ..bundle.bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant
+from ..bundle.library import embedded_models
 from ..edits import NONE, Edits
 from ..errors import DeviceError
-from ..library import embedded_models
 from ..sampling.schedule import NoiseSchedule
 from .base import Array, Component, Device, Shapes, last_rows
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import TINY, Artifact, ModelBundle, Variant
+from ..bundle.bundle import TINY, Artifact, ModelBundle, Variant
+from ..bundle.diffusers import TORCH_CLASSES, read_json
+from ..bundle.weights import load_module
 from ..edits import NONE, Edits
 from ..embeddings import FIRST
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
-from ..foreign import TORCH_CLASSES, read_json
 from ..safety import PART
-from ..weights import load_module
 from .base import Array, Component, Device, Shapes, last_rows
 
 NEEDED = ("torch", "diffusers", "transformers", "safetensors")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from edge_sd.apps.cli import main
 from edge_sd.apps.compare.score import METRICS
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.files import FileRecord
 
 from .test_cli import edge_sd

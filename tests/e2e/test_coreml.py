@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from edge_sd import Pipeline, Request
-from edge_sd.assembly import whole_package
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.assembly import whole_package
+from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest
 
 from ..conftest import convert
@@ -50,7 +50,7 @@ def test_packages_without_weights_draw_the_same_picture(
     coreml_bundle: ModelBundle, shallow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the embedded model ships them: weights are those of the diffusers folder, here the UNet's in two shards."""
-    from edge_sd.bundle import Variant
+    from edge_sd.bundle.bundle import Variant
     from edge_sd.converters.sources import Source
     from edge_sd.converters.training.publish import COREML, link_coreml, records
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from edge_sd import ModelBundle
+from edge_sd.bundle.hub import Remote, select
+from edge_sd.bundle.library import find_model
 from edge_sd.errors import InvalidModel, InvalidRequest
-from edge_sd.hub import Remote, select
-from edge_sd.library import find_model
 
 from ..hub import COMMIT, Hub, serving
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_sd.apps import doctor, machine
-from edge_sd.bundle import REFERENCE, read_manifest
+from edge_sd.bundle.bundle import REFERENCE, read_manifest
 from edge_sd.files import record_file
 from edge_sd.recorded import read_recorded
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.mlpackage.package import Package
 from edge_sd.converters.coreml import convert, quantize, wrappers
 from edge_sd.converters.coreml.mil import Program
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.recipes import RECIPES
 from edge_sd.converters.wrappers import TinyDecoder
 from edge_sd.errors import ConversionError, InvalidRequest
-from edge_sd.mlpackage.package import Package
 
 from ..conftest import convert as to_openvino
 from ..unit.test_coreml_ane import SMALL, randomized
@@ -330,7 +330,7 @@ def test_the_pipeline_draws_at_each_size(several: ModelBundle, shallow: Path, tm
 
 
 def test_chunks_of_the_neural_engines_form(coreml_bundle: ModelBundle, tmp_path: Path) -> None:
-    from edge_sd.apple import Chain
+    from edge_sd.bundle.apple_layout import Chain
 
     package = coreml_bundle.root / "coreml-ane-fp16/Unet.mlpackage"
     whole = Program.open(package)
@@ -342,7 +342,7 @@ def test_chunks_of_the_neural_engines_form(coreml_bundle: ModelBundle, tmp_path:
 
 
 def test_what_a_controlnet_gives_out_the_unet_beside_it_takes(coreml_bundle: ModelBundle) -> None:
-    from edge_sd.apple import layout_of
+    from edge_sd.bundle.apple_layout import layout_of
 
     artifacts = coreml_bundle.variant("coreml-ane-fp16").artifacts
     net, unet = artifacts["controlnet"], artifacts["controlled_unet"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edge_sd.backends.coreml_edits import edited
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.converters import wrappers as stock
 from edge_sd.converters.coreml import ane, convert, wrappers
 from edge_sd.converters.coreml.mil import Program

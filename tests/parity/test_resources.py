@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from edge_sd import ModelBundle, Pipeline, Request
+from edge_sd.bundle.mlpackage.package import Package
 from edge_sd.converters.parity import psnr
 from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest
-from edge_sd.mlpackage.package import Package
 
 REQUEST = Request("a red apple", seed=7, steps=2, sampler="euler", guidance=5.0)
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.backends.coreml import REFERENCE
+from edge_sd.bundle.mlpackage.package import Package
 from edge_sd.errors import InvalidRequest
-from edge_sd.mlpackage.package import Package
 from edge_sd.recorded import read_recorded
 from edge_sd.safety import is_flagged, view
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from edge_sd.backends import Device
 from edge_sd.backends.fake import fake_bundle
-from edge_sd.bundle import Artifact, Defaults, ModelBundle, Variant
+from edge_sd.bundle.bundle import Artifact, Defaults, ModelBundle, Variant
 from edge_sd.files import FileRecord
 from edge_sd.machine import Machine
 

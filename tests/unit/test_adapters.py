@@ -16,7 +16,7 @@ from edge_sd import Pipeline, Request
 from edge_sd.backends.openvino import OpenVINOBackend, loading
 from edge_sd.backends.openvino.adapters import adapt
 from edge_sd.backends.openvino.edits import add_loras
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.edits import Edits, Shortcuts
 from edge_sd.errors import InvalidRequest
 from edge_sd.lora import Lora, read_lora

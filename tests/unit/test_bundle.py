@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edge_sd import Pipeline, Request
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.errors import EdgeSDError, InvalidModel, ModelNotFound, VariantNotFound
 from edge_sd.files import inside
 

@@ -24,7 +24,7 @@ from edge_sd.apps.compare.verdict import missed, pareto, parse_gates, recommend,
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.backends.openvino import OpenVINOBackend
 from edge_sd.backends.openvino.loading import Loading
-from edge_sd.bundle import Artifact, Defaults, ModelBundle, Variant
+from edge_sd.bundle.bundle import Artifact, Defaults, ModelBundle, Variant
 from edge_sd.errors import InvalidRequest, MissingExtra, VariantNotFound
 from edge_sd.files import FileRecord
 

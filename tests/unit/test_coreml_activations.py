@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_sd.bundle.mlpackage.package import Package
 from edge_sd.converters.coreml import activations, convert
 from edge_sd.converters.coreml.mil import Program
 from edge_sd.converters.parity import psnr
-from edge_sd.mlpackage.package import Package
 
 from .test_coreml_mil import build
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_sd.apple import LAYOUTS, Arrays, Chain, call, pick
 from edge_sd.backends.coreml import CoreMLBackend, CoreMLComponent
-from edge_sd.bundle import Artifact, ModelBundle, Variant
+from edge_sd.bundle.apple_layout import LAYOUTS, Arrays, Chain, call, pick
+from edge_sd.bundle.bundle import Artifact, ModelBundle, Variant
 from edge_sd.devices import choose
 from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
 from edge_sd.files import FileRecord

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_sd.bundle.mlpackage.package import Package, TensorType, unpack
+from edge_sd.bundle.mlpackage.wire import WireError, decode
 from edge_sd.converters.coreml.mil import Program
 from edge_sd.errors import DeviceError, InvalidModel
-from edge_sd.mlpackage.package import Package, TensorType, unpack
-from edge_sd.mlpackage.wire import WireError, decode
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 WEIGHT = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)

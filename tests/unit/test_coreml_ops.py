@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from edge_sd.bundle.mlpackage.constexpr import CONSTEXPR
 from edge_sd.converters.coreml.ops import OPS
-from edge_sd.mlpackage.constexpr import CONSTEXPR
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(0)

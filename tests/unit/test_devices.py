@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sd.backends import Device
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.converters.recipes import RECIPES
 from edge_sd.devices import PREFERENCES, SHARE_OF_FREE, choose, plausible
 from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound

@@ -11,7 +11,7 @@ import pytest
 from edge_sd import Pipeline, Request
 from edge_sd.backends.base import Array, Component, Device, Shapes
 from edge_sd.backends.fake import FakeBackend, FakeComponent, fake_bundle
-from edge_sd.bundle import Artifact, ModelBundle, Variant
+from edge_sd.bundle.bundle import Artifact, ModelBundle, Variant
 from edge_sd.components import Components
 from edge_sd.devices import choose
 from edge_sd.edits import NONE, Edits

@@ -23,7 +23,7 @@ from edge_sd.backends.openvino.graph import (
     products_in_convolutions,
     split_deep,
 )
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.denoiser import Denoiser
 from edge_sd.edits import NONE, Edits, Shortcuts
 from edge_sd.errors import InvalidRequest

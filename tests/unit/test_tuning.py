@@ -16,7 +16,7 @@ from edge_sd import Pipeline
 from edge_sd.backends import AllBackends, Device
 from edge_sd.backends.base import Array, Component
 from edge_sd.backends.fake import FakeBackend, fake_bundle
-from edge_sd.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.devices import choose
 from edge_sd.edits import NONE
 from edge_sd.errors import DeviceError, OutputError

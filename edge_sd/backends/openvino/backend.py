@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle import Artifact, ModelBundle, Variant
+from ...bundle.bundle import Artifact, ModelBundle, Variant
 from ...edits import NONE, Edits
 from ...errors import MissingExtra
 from ...machine import this_machine

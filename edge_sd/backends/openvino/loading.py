@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...bundle import Artifact, ModelBundle, Variant
+from ...bundle.bundle import Artifact, ModelBundle, Variant
 from ...edits import NONE, Edits
 from ...errors import DeviceError, InvalidModel
 from ...lora import read_lora

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InvalidModel
-from ..files import inside
+from ...errors import InvalidModel
+from ...files import inside
 from .wire import WireError, decode
 
 # MIL.proto's DataType -> (our name, what numpy reads); types of fewer than 8 bits are packed, lowest bits first.

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import InvalidModel, VariantNotFound, choices
-from .files import FileRecord, hash_file, inside, write_atomically
+from ..errors import InvalidModel, VariantNotFound, choices
+from ..files import FileRecord, hash_file, inside, write_atomically
+from ..sampling.schedule import NoiseSchedule
 from .library import MANIFEST, find_model
-from .sampling.schedule import NoiseSchedule
 
 # In a variant's folder: what torch float32 drew of the same weights, with the request inside.
 REFERENCE = "reference.png"
@@ -218,7 +218,7 @@ class ModelBundle:
         Raises ModelNotFound, or InvalidModel when the folder is damaged or no model.
         """
         root = find_model(model)
-        from .foreign import open_foreign, with_torch
+        from .diffusers import open_foreign, with_torch
 
         return with_torch(read_manifest(root)) if (root / MANIFEST).is_file() else open_foreign(root)
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import InvalidModel
+from ..files import FileRecord
+from ..safety import PART
+from ..sampling.names import sampler_of_config
+from ..sampling.schedule import NoiseSchedule
+from .apple_resources import is_resources, open_resources
 from .bundle import TINY, Artifact, Defaults, Facts, LatentSpace, ModelBundle, TextPart, Variant
-from .errors import InvalidModel
-from .files import FileRecord
 from .library import HUB_RECORD, model_name
-from .resources import is_resources, open_resources
-from .safety import PART
-from .sampling.names import sampler_of_config
-from .sampling.schedule import NoiseSchedule
 from .weights import sample, weight_files
 
 GRAPH = "openvino_model.xml"

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import HubError, InvalidModel, InvalidRequest, MissingExtra, ModelNotFound, OutputError, choices
-from .files import hash_file, inside, write_atomically
+from ..errors import HubError, InvalidModel, InvalidRequest, MissingExtra, ModelNotFound, OutputError, choices
+from ..files import hash_file, inside, write_atomically
 from .library import HUB_RECORD, hub_folder, models_home
 
 # What of a diffusers folder is a component; others hold samples, older weights or other programs' forms.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidModel, InvalidRequest
+from ..errors import InvalidModel, InvalidRequest
 
 # numpy has no bfloat16; its bits are the upper half of a float32's.
 DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "BF16": np.uint16, "I64": np.int64, "I32": np.int32}

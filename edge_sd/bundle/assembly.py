@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidModel, OutputError
+from ..files import FileRecord, hash_file, inside, record_file
 from .bundle import Artifact, ModelBundle
-from .errors import InvalidModel, OutputError
-from .files import FileRecord, hash_file, inside, record_file
 from .library import models_home
 
 Piece = tuple[int, int] | tuple[int, int, float]

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import safety
+from .. import safety
+from ..errors import InvalidModel, InvalidRequest
 from .bundle import TINY
-from .errors import InvalidModel, InvalidRequest
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InvalidModel
+from ...errors import InvalidModel
 from .package import DTYPES, PREFIX, SENTINEL, Operation, Package, root_model
 from .wire import WireError, changed, decode, field
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidModel
+from ...errors import InvalidModel
 from .package import Package, TensorType
 
 COMPILED = ".mlmodelc"

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidModel
-from .files import inside
+from ..errors import InvalidModel
+from ..files import inside
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 # A diffusers folder may hold its weights in float16 beside the others, or alone.
@@ -95,7 +95,7 @@ def sample(paths: Iterable[Path]) -> str:
 
 def _shards(index: Path) -> list[Path]:
     """The files that an index of shards names, in order. Raises InvalidModel."""
-    from .foreign import read_json
+    from .diffusers import read_json
 
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .apple import LAYOUTS
+from ..errors import InvalidModel
+from ..files import FileRecord
+from ..sampling.schedule import NoiseSchedule
+from .apple_layout import LAYOUTS
 from .bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant
-from .errors import InvalidModel
-from .files import FileRecord
 from .mlpackage.compiled import COMPILED, SUFFIXES, interface
 from .mlpackage.package import Package
-from .sampling.schedule import NoiseSchedule
 
 VOCABULARY = ("vocab.json", "merges.txt")
 NEEDED = ("text_encoder", "unet", "vae_decoder")

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from .errors import ModelNotFound, choices
+from ..errors import ModelNotFound, choices
 
 # In the folder of a model: what is true of it (see bundle.py).
 MANIFEST = "edge_sd.json"
@@ -18,7 +18,7 @@ HUB_RECORD = "hub.json"
 
 def embedded_models() -> Path:
     """The folder of the models that ship in the package."""
-    return Path(__file__).parent / "models"
+    return Path(__file__).parents[1] / "models"
 
 
 def models_home() -> Path:
