@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edge_sd import safety
 from edge_sd.bundle.bundle import TINY, Parity
 from edge_sd.bundle.diffusers import GRAPH, read_json
+from edge_sd.components import safety_checker as safety
 from edge_sd.errors import InvalidRequest, choices
 
 from .link import share_weights

@@ -11,9 +11,9 @@ from edge_sd.bundle.bundle import TINY, Facts, read_manifest
 from edge_sd.bundle.diffusers import diffusers_facts, has_checker, read_json
 from edge_sd.bundle.library import MANIFEST, find_model
 from edge_sd.bundle.weights import load_module, weight_files
+from edge_sd.components.safety_checker import PART
 from edge_sd.errors import InvalidModel
 from edge_sd.files import hash_file
-from edge_sd.safety import PART
 from edge_sd.text import read_vocabulary
 
 # part -> (library, class, folder, the weight file's stem)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_sd import safety
 from edge_sd.bundle.bundle import TINY, Facts
+from edge_sd.components import safety_checker as safety
 from edge_sd.conditioning import shapes_of_conditions
 
 

@@ -14,21 +14,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import safety
-from .autoencoder import decode, encode
 from .backends import Component
 from .backends.base import Shapes
 from .between import bind_between
 from .bundle.bundle import TINY, ModelBundle
-from .components import Components
+from .components import safety_checker as safety
+from .components.autoencoder import decode, encode
+from .components.controlnet import ControlledUNet
+from .components.denoiser import Denoiser
+from .components.edits import NONE
+from .components.offload import Turns
+from .components.tiling import fitted
 from .conditioning import conditions, states_of
-from .control import ControlledUNet
-from .denoiser import Denoiser
 from .devices import choose
 from .discovery import discover
-from .edits import NONE
 from .errors import InvalidModel, InvalidRequest
 from .images.canvas import Canvas, Inpainting, Masked
+from .loader import Components
 from .measurements import remembered
 from .plan import DevicePlan
 from .presets import preset_named
@@ -40,8 +42,6 @@ from .sampling.samplers import SAMPLERS, Denoise, Latents, Step
 from .sampling.schedule import Level, active_timesteps
 from .shapes import is_doubled, latent_shape, shapes_for, shapes_of
 from .text import encode as encode_text
-from .tiles import fitted
-from .turns import Turns
 from .wording import Wording
 
 # Bytes of a UNet that keeps all cores busy with one picture.

@@ -21,9 +21,9 @@ import numpy as np
 from .backends import AllBackends, Backend, Component, Device
 from .backends.base import Array
 from .bundle.bundle import ModelBundle
+from .components.fallback import FAILURES, fault, reason
 from .conditioning import conditions
 from .errors import InvalidRequest
-from .fallback import FAILURES, fault, reason
 from .measurements import Measured, place_of
 from .sampling.noise import TorchNoise
 from .shapes import shapes_of

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from .backends.base import Component, Shapes
-from .fallback import FAILURES
-from .gathering import Gathering, Seat
+from .components.batching import Gathering, Seat
+from .components.fallback import FAILURES
 from .pipeline import Pipeline
 from .request import Request, Settings
 from .result import Result

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .control import Control, controls_of
-from .edits import Shortcuts
+from .components.controlnet import Control, controls_of
+from .components.edits import Shortcuts
 from .embeddings import check_word
 from .errors import InvalidRequest, choices
 from .prompt import parse, take_loras

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from . import safety
 from .backends.base import Array
 from .bundle.bundle import TINY, Artifact, ModelBundle
-from .control import NET, read_lines
+from .components import safety_checker as safety
+from .components.controlnet import NET, read_lines
 from .errors import InvalidRequest, choices
 from .images.canvas import Canvas, content_hash, grain, open_picture, open_start
 from .plan import DevicePlan

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import safety
 from .backends.base import Shapes
 from .bundle.bundle import Facts
+from .components import safety_checker as safety
 from .conditioning import shapes_of_conditions
 from .request import Settings
 from .resolving import DECODER

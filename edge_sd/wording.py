@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from .bundle.bundle import ModelBundle, TextPart
+from .components.edits import NONE, Edits
+from .components.lora import Lora, find_loras, read_lora
 from .conditioning import HIDDEN, states_of
-from .edits import NONE, Edits
 from .embeddings import Embedding, ids_of, read_embedding
-from .lora import Lora, find_loras, read_lora
 from .prompt import take_loras
 from .request import Request, Settings
 from .text import Chunk, TextTokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..bundle.bundle import Artifact, ModelBundle, Variant
-from ..edits import NONE, Edits
+from ..components.edits import NONE, Edits
 from ..errors import DeviceError, MissingExtra, choices
 from .base import Backend, Component, Device, Shapes
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from ..bundle.bundle import Artifact, ModelBundle, Variant
-from ..edits import NONE, Edits
+from ..components.edits import NONE, Edits
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]

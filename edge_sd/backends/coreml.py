@@ -24,7 +24,7 @@ from ..bundle.assembly import whole_package
 from ..bundle.bundle import Artifact, ModelBundle, Variant
 from ..bundle.library import models_home
 from ..bundle.mlpackage.compiled import COMPILED, interface
-from ..edits import NONE, Edits
+from ..components.edits import NONE, Edits
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
 from ..files import hash_file
 from .base import Array, Device, Shapes, last_rows

@@ -25,12 +25,12 @@ from ..bundle.library import models_home
 from ..bundle.mlpackage.constexpr import Constants
 from ..bundle.mlpackage.package import Function, Package
 from ..bundle.mlpackage.rewrite import rewrite
+from ..components.edits import Edits
+from ..components.lora import Difference, Lora
 from ..conditioning import HIDDEN
-from ..edits import Edits
 from ..embeddings import FIRST
 from ..errors import InvalidModel, InvalidRequest, OutputError
 from ..files import FileRecord, record_file
-from ..lora import Difference, Lora
 
 Array = NDArray[Any]
 # Copies that are kept, of all models together: a few LoRAs on a UNet and its text encoder.

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..bundle.bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant
 from ..bundle.library import embedded_models
-from ..edits import NONE, Edits
+from ..components.edits import NONE, Edits
 from ..errors import DeviceError
 from ..sampling.schedule import NoiseSchedule
 from .base import Array, Component, Device, Shapes, last_rows

@@ -22,10 +22,10 @@ import numpy as np
 from ..bundle.bundle import TINY, Artifact, ModelBundle, Variant
 from ..bundle.diffusers import TORCH_CLASSES, read_json
 from ..bundle.weights import load_module
-from ..edits import NONE, Edits
+from ..components.edits import NONE, Edits
+from ..components.safety_checker import PART
 from ..embeddings import FIRST
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
-from ..safety import PART
 from .base import Array, Component, Device, Shapes, last_rows
 
 NEEDED = ("torch", "diffusers", "transformers", "safetensors")

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import safety
+from ..components import safety_checker as safety
 from ..errors import InvalidModel, InvalidRequest
 from .bundle import TINY
 

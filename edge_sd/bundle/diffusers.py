@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..components.safety_checker import PART
 from ..errors import InvalidModel
 from ..files import FileRecord
-from ..safety import PART
 from ..sampling.names import sampler_of_config
 from ..sampling.schedule import NoiseSchedule
 from .apple_resources import is_resources, open_resources

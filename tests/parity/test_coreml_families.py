@@ -12,11 +12,11 @@ import torch
 
 from edge_sd.backends.coreml_edits import edited
 from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.components.edits import Edits
 from edge_sd.converters import wrappers as stock
 from edge_sd.converters.coreml import ane, convert, wrappers
 from edge_sd.converters.coreml.mil import Program
 from edge_sd.converters.parity import psnr
-from edge_sd.edits import Edits
 
 from ..unit.test_coreml_ane import randomized
 from .test_coreml import FLOAT, HALF, ports

@@ -109,7 +109,7 @@ def test_compiled_models_are_for_macs_and_say_so(resources: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "coremltools", module)
     from edge_sd.backends import Device
     from edge_sd.backends.coreml import CoreMLBackend
-    from edge_sd.edits import Edits
+    from edge_sd.components.edits import Edits
 
     variant = bundle.variant("coreml-ane")
     unet = {"sample": (2, 4, 8, 8), "timestep": (1,), "encoder_hidden_states": (2, 32, 32)}

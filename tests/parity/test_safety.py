@@ -14,9 +14,9 @@ from PIL import Image
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.backends.coreml import REFERENCE
 from edge_sd.bundle.mlpackage.package import Package
+from edge_sd.components.safety_checker import is_flagged, view
 from edge_sd.errors import InvalidRequest
 from edge_sd.recorded import read_recorded
-from edge_sd.safety import is_flagged, view
 
 from ..conftest import convert
 

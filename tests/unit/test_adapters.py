@@ -17,9 +17,9 @@ from edge_sd.backends.openvino import OpenVINOBackend, loading
 from edge_sd.backends.openvino.adapters import adapt
 from edge_sd.backends.openvino.edits import add_loras
 from edge_sd.bundle.bundle import ModelBundle
-from edge_sd.edits import Edits, Shortcuts
+from edge_sd.components.edits import Edits, Shortcuts
+from edge_sd.components.lora import Lora, read_lora
 from edge_sd.errors import InvalidRequest
-from edge_sd.lora import Lora, read_lora
 from edge_sd.shapes import shapes_of
 
 RNG = np.random.default_rng(0)

@@ -13,8 +13,8 @@ from edge_sd.apps.bench import own, profile
 from edge_sd.apps.bench.profile import integer_rate, of_unet, sums, tiny_seconds
 from edge_sd.apps.bench.report import Column, Table, beside, gibibytes, seconds
 from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.components.lora import read_lora
 from edge_sd.errors import VariantNotFound
-from edge_sd.lora import read_lora
 
 
 def test_sums_are_two_for_each_product() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from edge_sd import Request
-from edge_sd.control import read_lines
+from edge_sd.components.controlnet import read_lines
 from edge_sd.errors import InvalidRequest
 from edge_sd.images.canvas import Canvas, content_hash, make_canvas, open_picture, proportioned
 from edge_sd.sampling.samplers import SAMPLERS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_sd import Request
-from edge_sd.control import Control, ControlledUNet, controls_of, read_lines
+from edge_sd.components.controlnet import Control, ControlledUNet, controls_of, read_lines
 from edge_sd.errors import InvalidRequest
 
 from .test_canvas import picture

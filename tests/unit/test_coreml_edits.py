@@ -11,12 +11,12 @@ import pytest
 from edge_sd.backends.coreml_edits import KEPT, _module, edited
 from edge_sd.bundle.mlpackage.rewrite import rewrite
 from edge_sd.bundle.mlpackage.wire import WireError, changed, field
+from edge_sd.components.edits import Edits
+from edge_sd.components.lora import Difference, Lora
 from edge_sd.converters.coreml import convert, quantize
 from edge_sd.converters.coreml.mil import Program
 from edge_sd.converters.recipes import RECIPES
-from edge_sd.edits import Edits
 from edge_sd.errors import InvalidRequest
-from edge_sd.lora import Difference, Lora
 
 from .test_coreml_mil import build
 

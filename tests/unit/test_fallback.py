@@ -12,11 +12,11 @@ from edge_sd import Pipeline, Request
 from edge_sd.backends.base import Array, Component, Device, Shapes
 from edge_sd.backends.fake import FakeBackend, FakeComponent, fake_bundle
 from edge_sd.bundle.bundle import Artifact, ModelBundle, Variant
-from edge_sd.components import Components
+from edge_sd.components.edits import NONE, Edits
+from edge_sd.components.fallback import fault
 from edge_sd.devices import choose
-from edge_sd.edits import NONE, Edits
 from edge_sd.errors import DeviceError, EdgeSDError, NumericalError
-from edge_sd.fallback import fault
+from edge_sd.loader import Components
 from edge_sd.sampling.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)

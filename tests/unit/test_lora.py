@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edge_sd.backends.openvino.edits import add_loras
+from edge_sd.components.lora import find_loras, read_lora
 from edge_sd.errors import InvalidModel, InvalidRequest
-from edge_sd.lora import find_loras, read_lora
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402

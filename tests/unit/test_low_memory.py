@@ -11,8 +11,8 @@ import pytest
 
 from edge_sd import Pipeline, Request
 from edge_sd.backends.openvino import loading
+from edge_sd.components.offload import Turn, Turns
 from edge_sd.converters.parity import psnr
-from edge_sd.turns import Turn, Turns
 
 REQUEST = Request("a red apple, glossy style", seed=1, steps=3)
 

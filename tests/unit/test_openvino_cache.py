@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from edge_sd import Pipeline, Request
 from edge_sd.backends.openvino import OpenVINOBackend, cache
 from edge_sd.backends.openvino.loading import Loading
-from edge_sd.edits import NONE, Edits
+from edge_sd.components.edits import NONE, Edits
 
 BLOBS = {"whole": bytes(range(256)) * 20, "timestep": b"x" * 5000}
 

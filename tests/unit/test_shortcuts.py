@@ -24,8 +24,8 @@ from edge_sd.backends.openvino.graph import (
     split_deep,
 )
 from edge_sd.bundle.bundle import ModelBundle
-from edge_sd.denoiser import Denoiser
-from edge_sd.edits import NONE, Edits, Shortcuts
+from edge_sd.components.denoiser import Denoiser
+from edge_sd.components.edits import NONE, Edits, Shortcuts
 from edge_sd.errors import InvalidRequest
 from edge_sd.presets import PRESETS, preset_named
 from edge_sd.sampling.schedule import Level, active_timesteps

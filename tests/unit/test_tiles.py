@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sd import Request
+from edge_sd.components.tiling import Tiled, ramp, scales_of, starts
 from edge_sd.images.canvas import content_hash
-from edge_sd.tiles import Tiled, ramp, scales_of, starts
 
 from .test_canvas import picture
 from .test_pipeline import pipeline

@@ -17,8 +17,8 @@ from edge_sd.backends import AllBackends, Device
 from edge_sd.backends.base import Array, Component
 from edge_sd.backends.fake import FakeBackend, fake_bundle
 from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.components.edits import NONE
 from edge_sd.devices import choose
-from edge_sd.edits import NONE
 from edge_sd.errors import DeviceError, OutputError
 from edge_sd.machine import Machine
 from edge_sd.measurements import Measured, Row, measurements_file, remember, remembered

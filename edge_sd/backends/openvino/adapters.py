@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...lora import Difference, Lora
+from ...components.lora import Difference, Lora
 from ..base import Array
 from .edits import changes_of, layers, misfit, plain_input
 from .graph import GIVEN, parameter

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...bundle.bundle import Artifact, ModelBundle, Variant
-from ...edits import NONE, Edits
+from ...components.edits import NONE, Edits
 from ...errors import MissingExtra
 from ...machine import this_machine
 from ..base import Component, Device, Shapes

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...edits import NONE, Edits
+from ...components.edits import NONE, Edits
 from ...errors import DeviceError
 from ..base import DEEP, Array, Shapes, batches, last_rows
 from .adapters import Adapters

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...edits import Edits
+from ...components.edits import Edits
+from ...components.lora import Difference, Lora
 from ...embeddings import FIRST
 from ...errors import InvalidRequest
-from ...lora import Difference, Lora
 
 
 def apply(model: Any, edits: Edits, name: str) -> None:

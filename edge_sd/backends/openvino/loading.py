@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle.bundle import Artifact, ModelBundle, Variant
-from ...edits import NONE, Edits
+from ...components.edits import NONE, Edits
+from ...components.lora import read_lora
 from ...errors import DeviceError, InvalidModel
-from ...lora import read_lora
 from ..base import Array, Device, Shapes
 from . import cache
 from .adapters import Adapters, adapt

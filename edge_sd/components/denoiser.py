@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import DEEP, Component
-from .errors import NumericalError
+from ..backends.base import DEEP, Component
+from ..errors import NumericalError
 
 if TYPE_CHECKING:
-    from .sampling.schedule import Level
+    from ..sampling.schedule import Level
 
 Latents = NDArray[np.float32]
 

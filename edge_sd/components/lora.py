@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle.safetensors import read_tensors
-from .errors import InvalidModel, InvalidRequest, choices
-from .files import hash_file
+from ..bundle.safetensors import read_tensors
+from ..errors import InvalidModel, InvalidRequest, choices
+from ..files import hash_file
 
 Array = NDArray[np.float32]
 # How a key ends -> which tensor of a difference it is. What is in neither form is unknown.

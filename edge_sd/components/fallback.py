@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .backends.base import Array, Changeable, Component, Resting
+from ..backends.base import Array, Changeable, Component, Resting
+from ..errors import DeviceError, NumericalError
 from .edits import Edits
-from .errors import DeviceError, NumericalError
 
 # A decoder's picture lies in [-1, 1]; less than this between its darkest and brightest value is one colour.
 FLAT = 1e-3

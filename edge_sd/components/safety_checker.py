@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidModel
+from ..errors import InvalidModel
 
 PART = "safety_checker"
 # CLIP's own mean and deviation of red, green and blue.
@@ -25,8 +25,8 @@ ADJUSTMENT = 0.01
 
 def side_of(graph: Path) -> int:
     """Pixels a side that a checker looks at: its package says it, or the config.json beside. Raises InvalidModel."""
-    from .bundle.diffusers import read_json
-    from .bundle.mlpackage.compiled import SUFFIXES, inputs
+    from ..bundle.diffusers import read_json
+    from ..bundle.mlpackage.compiled import SUFFIXES, inputs
 
     if graph.suffix in SUFFIXES:
         ports = inputs(graph)

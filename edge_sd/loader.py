@@ -13,13 +13,13 @@ from threading import Lock
 from .backends import Backend, Component
 from .backends.base import Changeable, Resting, Shapes
 from .bundle.bundle import ModelBundle
-from .edits import NONE, Edits
+from .components.edits import NONE, Edits
+from .components.fallback import FAILURES, Guarded, reason
+from .components.offload import Turn, Turns
+from .components.tiling import fitted
 from .errors import DeviceError, InvalidRequest, NumericalError
-from .fallback import FAILURES, Guarded, reason
 from .plan import DevicePlan
 from .resolving import home_of
-from .tiles import fitted
-from .turns import Turn, Turns
 
 
 class Components:

@@ -1,0 +1,1 @@
+"""One network as the pipeline calls it, what is put around it, and what is changed in it."""
