@@ -76,7 +76,7 @@ def parse_embedding(text: str) -> tuple[str, Path]:
 
     Raises InvalidRequest or InvalidModel.
     """
-    from edge_sd.embeddings import read_embedding
+    from edge_sd.text.textual_inversion import read_embedding
 
     name, _, word = text.rpartition(":")
     if not name or Path(text).is_file():

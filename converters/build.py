@@ -27,7 +27,7 @@ from edge_sd.bundle.bundle import REFERENCE, Artifact, ModelBundle, Parity, Vari
 from edge_sd.bundle.library import MANIFEST
 from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, ParityError, choices
 from edge_sd.files import FileRecord, record_file, write_atomically
-from edge_sd.text import TextTokenizer, read_vocabulary
+from edge_sd.text.tokenizer import TextTokenizer, read_vocabulary
 
 from .forms import Form, Made, form_named
 from .parity import CALIBRATION_STEPS, PROMPTS, STEPS, Arrays

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edge_sd.bundle.library import HUB_RECORD, find_model, find_pulled
 from edge_sd.errors import ConversionError, InvalidRequest
-from edge_sd.text import END, START, read_vocabulary
+from edge_sd.text.tokenizer import END, START, read_vocabulary
 
 from .single_file import CLIP_L, KINDS, XL_L, Checkpoint, write_json
 from .single_file_configs import model_index, scheduler_config, text_config, unet_config, vae_config

@@ -15,7 +15,6 @@ from edge_sd.bundle.bundle import TINY, Facts, Parity
 from edge_sd.components import safety_checker as safety
 from edge_sd.components.autoencoder import to_pixels
 from edge_sd.components.denoiser import Denoiser
-from edge_sd.conditioning import conditions
 from edge_sd.files import write_atomically
 from edge_sd.images import metrics
 from edge_sd.images.canny import canny
@@ -25,7 +24,8 @@ from edge_sd.request import Settings
 from edge_sd.result import Picture
 from edge_sd.sampling.noise import TorchNoise
 from edge_sd.sampling.samplers import SAMPLERS
-from edge_sd.text import TextTokenizer
+from edge_sd.text.conditioning import conditions
+from edge_sd.text.tokenizer import TextTokenizer
 
 PROMPT = "a red apple, glossy style"
 # Ranges of activations are of several pictures.

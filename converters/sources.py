@@ -14,7 +14,7 @@ from edge_sd.bundle.weights import load_module, weight_files
 from edge_sd.components.safety_checker import PART
 from edge_sd.errors import InvalidModel
 from edge_sd.files import hash_file
-from edge_sd.text import read_vocabulary
+from edge_sd.text.tokenizer import read_vocabulary
 
 # part -> (library, class, folder, the weight file's stem)
 PARTS = {

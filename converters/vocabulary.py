@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge_sd.errors import InvalidModel
-from edge_sd.text import END, START
+from edge_sd.text.tokenizer import END, START
 
 # Packages that carry the file; none is imported.
 PACKAGES = ("open_clip", "clip")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edge_sd.bundle.bundle import TINY, Facts
 from edge_sd.components import safety_checker as safety
-from edge_sd.conditioning import shapes_of_conditions
+from edge_sd.text.conditioning import shapes_of_conditions
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from .components.denoiser import Denoiser
 from .components.edits import NONE
 from .components.offload import Turns
 from .components.tiling import fitted
-from .conditioning import conditions, states_of
 from .devices import choose
 from .discovery import discover
 from .errors import InvalidModel, InvalidRequest
@@ -41,7 +40,8 @@ from .sampling.noise import TorchNoise, first_noise
 from .sampling.samplers import SAMPLERS, Denoise, Latents, Step
 from .sampling.schedule import Level, active_timesteps
 from .shapes import is_doubled, latent_shape, shapes_for, shapes_of
-from .text import encode as encode_text
+from .text.conditioning import conditions, states_of
+from .text.tokenizer import encode as encode_text
 from .wording import Wording
 
 # Bytes of a UNet that keeps all cores busy with one picture.

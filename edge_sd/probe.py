@@ -22,12 +22,12 @@ from .backends import AllBackends, Backend, Component, Device
 from .backends.base import Array
 from .bundle.bundle import ModelBundle
 from .components.fallback import FAILURES, fault, reason
-from .conditioning import conditions
 from .errors import InvalidRequest
 from .measurements import Measured, place_of
 from .sampling.noise import TorchNoise
 from .shapes import shapes_of
-from .text import TextTokenizer
+from .text.conditioning import conditions
+from .text.tokenizer import TextTokenizer
 
 PROMPT = "a red apple, glossy style"
 # One call warms up; these many are timed, unless the first took so long that warming up is lost in it.

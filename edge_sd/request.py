@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from .components.controlnet import Control, controls_of
 from .components.edits import Shortcuts
-from .embeddings import check_word
 from .errors import InvalidRequest, choices
-from .prompt import parse, take_loras
 from .sampling.names import choose_sampler, find_sampler, find_sigmas
-from .wildcards import expand
+from .text.prompt import parse, take_loras
+from .text.textual_inversion import check_word
+from .text.wildcards import expand
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,9 +16,9 @@ from .components.controlnet import NET, read_lines
 from .errors import InvalidRequest, choices
 from .images.canvas import Canvas, content_hash, grain, open_picture, open_start
 from .plan import DevicePlan
-from .prompt import take_loras
 from .request import MAX_SEED, Request, Settings
 from .sampling.samplers import SAMPLERS
+from .text.prompt import take_loras
 from .wording import Wording
 
 # Components that are where another is: the autoencoder's halves, the UNet with its ControlNet, one CLIP with another.

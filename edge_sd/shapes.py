@@ -5,9 +5,9 @@ from __future__ import annotations
 from .backends.base import Shapes
 from .bundle.bundle import Facts
 from .components import safety_checker as safety
-from .conditioning import shapes_of_conditions
 from .request import Settings
 from .resolving import DECODER
+from .text.conditioning import shapes_of_conditions
 
 
 def shapes_of(facts: Facts, width: int, height: int, batch: int) -> dict[str, Shapes]:

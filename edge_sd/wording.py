@@ -13,11 +13,11 @@ import numpy as np
 from .bundle.bundle import ModelBundle, TextPart
 from .components.edits import NONE, Edits
 from .components.lora import Lora, find_loras, read_lora
-from .conditioning import HIDDEN, states_of
-from .embeddings import Embedding, ids_of, read_embedding
-from .prompt import take_loras
 from .request import Request, Settings
-from .text import Chunk, TextTokenizer
+from .text.conditioning import HIDDEN, states_of
+from .text.prompt import take_loras
+from .text.textual_inversion import Embedding, ids_of, read_embedding
+from .text.tokenizer import Chunk, TextTokenizer
 
 
 @dataclass

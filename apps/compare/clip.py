@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge_sd.bundle.library import find_pulled
-from edge_sd.text import TextTokenizer
+from edge_sd.text.tokenizer import TextTokenizer
 
 from ..libraries import hush_libraries
 

@@ -20,7 +20,7 @@ from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.bundle.library import embedded_models
 from edge_sd.bundle.safetensors import tensors
 from edge_sd.errors import EdgeSDError
-from edge_sd.text import TextTokenizer
+from edge_sd.text.tokenizer import TextTokenizer
 
 Array = NDArray[np.float32]
 GROUPS, EPSILON = 8, 1e-5

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from edge_sd.bundle.apple_layout import Arrays, Chain, Layout, call, layout_of, pick
 from edge_sd.bundle.bundle import TINY, Facts, Parity
 from edge_sd.components import safety_checker as safety
-from edge_sd.conditioning import HIDDEN
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, choices
-from edge_sd.text import read_vocabulary
+from edge_sd.text.conditioning import HIDDEN
+from edge_sd.text.tokenizer import read_vocabulary
 
 from ..forms import Made
 from ..parity import Recording, measure

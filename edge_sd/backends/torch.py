@@ -24,8 +24,8 @@ from ..bundle.diffusers import TORCH_CLASSES, read_json
 from ..bundle.weights import load_module
 from ..components.edits import NONE, Edits
 from ..components.safety_checker import PART
-from ..embeddings import FIRST
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
+from ..text.textual_inversion import FIRST
 from .base import Array, Component, Device, Shapes, last_rows
 
 NEEDED = ("torch", "diffusers", "transformers", "safetensors")

@@ -17,7 +17,7 @@ from edge_sd.converters.checkpoints import Checkpoint, unpack, unpacked
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.vocabulary import FILE, installed_vocabulary
 from edge_sd.errors import InvalidModel, InvalidRequest
-from edge_sd.text import TextTokenizer
+from edge_sd.text.tokenizer import TextTokenizer
 
 from ..original import original, save_family
 

@@ -207,7 +207,7 @@ def make_text_encoder(miniature: Path, recipe: str, staging: Path) -> dict[str, 
     from edge_sd.converters.build import _make_part
     from edge_sd.converters.forms import form_named
     from edge_sd.converters.sources import Source
-    from edge_sd.text import TextTokenizer
+    from edge_sd.text.tokenizer import TextTokenizer
 
     source = Source.open(miniature)
     tokenizer = TextTokenizer(miniature / "tokenizer", source.facts.max_tokens)

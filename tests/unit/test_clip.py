@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 from edge_sd.apps.compare import clip
-from edge_sd.text import TextTokenizer, read_vocabulary
+from edge_sd.text.tokenizer import TextTokenizer, read_vocabulary
 
 NAME = clip.NAMES[-1]
 

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.backends.openvino import OpenVINOBackend
 from edge_sd.components.edits import Edits
-from edge_sd.embeddings import FIRST, read_embedding
 from edge_sd.errors import InvalidModel, InvalidRequest
+from edge_sd.text.textual_inversion import FIRST, read_embedding
 
 
 def rows(count: int, width: int = 192) -> np.ndarray:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from edge_sd import Request
 from edge_sd.errors import InvalidRequest
-from edge_sd.prompt import Span, parse
-from edge_sd.wildcards import expand
+from edge_sd.text.prompt import Span, parse
+from edge_sd.text.wildcards import expand
 
 WORDS = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1).filter(
     lambda text: "BREAK" not in text

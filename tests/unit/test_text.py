@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edge_sd.bundle.library import embedded_models
 from edge_sd.errors import InvalidModel, InvalidRequest
-from edge_sd.text import TextTokenizer, weighted
+from edge_sd.text.tokenizer import TextTokenizer, weighted
 
 FOLDER = embedded_models() / "emoji/tokenizer"
 TEXTS = st.one_of(

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ...components.edits import Edits
 from ...components.lora import Difference, Lora
-from ...embeddings import FIRST
 from ...errors import InvalidRequest
+from ...text.textual_inversion import FIRST
 
 
 def apply(model: Any, edits: Edits, name: str) -> None:

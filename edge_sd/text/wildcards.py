@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .errors import InvalidRequest, MissingExtra, choices
+from ..errors import InvalidRequest, MissingExtra, choices
 
 
 def expand(template: str, seed: int, wildcards: Path | None = None) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .backends.base import Array
-from .bundle.bundle import Facts, TextPart
-from .errors import InvalidModel, InvalidRequest
+from ..backends.base import Array
+from ..bundle.bundle import Facts, TextPart
+from ..errors import InvalidModel, InvalidRequest
 
 HIDDEN = "hidden_states."
 # What SDXL's refiner was told of pictures that people liked, and of those that they did not (diffusers' defaults).

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle.safetensors import read_tensors
-from .errors import InvalidModel, InvalidRequest
-from .files import hash_file
+from ..bundle.safetensors import read_tensors
+from ..errors import InvalidModel, InvalidRequest
+from ..files import hash_file
 
 FIRST = 1 << 24
 MOST = 75
