@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sd.backends.coreml_edits import edited
+from edge_sd.backends.coreml.edits import edited
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.components.edits import Edits
 from edge_sd.converters import wrappers as stock

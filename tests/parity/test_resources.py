@@ -108,7 +108,7 @@ def test_compiled_models_are_for_macs_and_say_so(resources: Path, monkeypatch: p
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setitem(sys.modules, "coremltools", module)
     from edge_sd.backends import Device
-    from edge_sd.backends.coreml import CoreMLBackend
+    from edge_sd.backends.coreml.backend import CoreMLBackend
     from edge_sd.components.edits import Edits
 
     variant = bundle.variant("coreml-ane")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from edge_sd import ModelBundle, Pipeline, Request
-from edge_sd.backends.coreml import REFERENCE
+from edge_sd.backends.coreml.backend import REFERENCE
 from edge_sd.bundle.mlpackage.package import Package
 from edge_sd.components.safety_checker import is_flagged, view
 from edge_sd.errors import InvalidRequest

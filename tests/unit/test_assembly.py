@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sd.backends.coreml import CoreMLBackend
+from edge_sd.backends.coreml.backend import CoreMLBackend
 from edge_sd.bundle.assembly import Assembly, whole_package
 from edge_sd.bundle.bundle import Artifact, ModelBundle, Variant
 from edge_sd.errors import ConversionError, InvalidModel, OutputError

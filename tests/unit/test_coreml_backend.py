@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_sd.backends.coreml import CoreMLBackend, CoreMLComponent
+from edge_sd.backends.coreml.backend import CoreMLBackend, CoreMLComponent
 from edge_sd.bundle.apple_layout import LAYOUTS, Arrays, Chain, call, pick
 from edge_sd.bundle.bundle import Artifact, ModelBundle, Variant
 from edge_sd.components.safety_checker import is_flagged, side_of
@@ -191,7 +191,7 @@ def test_a_device_gets_the_form_that_was_arranged_for_it(emoji: Path) -> None:
 def test_elsewhere_there_is_the_reference_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     assert [device.name for device in CoreMLBackend().devices()] == ["coreml-reference"]
-    monkeypatch.setattr("edge_sd.backends.coreml.find_spec", lambda name: None)
+    monkeypatch.setattr("edge_sd.backends.coreml.backend.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"edge-sd\[convert\]"):
         CoreMLBackend()
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_sd.backends.coreml_edits import KEPT, _module, edited
+from edge_sd.backends.coreml.edits import KEPT, _module, edited
 from edge_sd.bundle.mlpackage.rewrite import rewrite
 from edge_sd.bundle.mlpackage.wire import WireError, changed, field
 from edge_sd.components.edits import Edits

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.library import models_home
-from ..bundle.mlpackage.constexpr import Constants
-from ..bundle.mlpackage.package import Function, Package
-from ..bundle.mlpackage.rewrite import rewrite
-from ..components.edits import Edits
-from ..components.lora import Difference, Lora
-from ..errors import InvalidModel, InvalidRequest, OutputError
-from ..files import FileRecord, record_file
-from ..text.conditioning import HIDDEN
-from ..text.textual_inversion import FIRST
+from ...bundle.library import models_home
+from ...bundle.mlpackage.constexpr import Constants
+from ...bundle.mlpackage.package import Function, Package
+from ...bundle.mlpackage.rewrite import rewrite
+from ...components.edits import Edits
+from ...components.lora import Difference, Lora
+from ...errors import InvalidModel, InvalidRequest, OutputError
+from ...files import FileRecord, record_file
+from ...text.conditioning import HIDDEN
+from ...text.textual_inversion import FIRST
 
 Array = NDArray[Any]
 # Copies that are kept, of all models together: a few LoRAs on a UNet and its text encoder.

@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.apple_layout import Chain, Layout, call, layout_of, pick
-from ..bundle.assembly import whole_package
-from ..bundle.bundle import Artifact, ModelBundle, Variant
-from ..bundle.library import models_home
-from ..bundle.mlpackage.compiled import COMPILED, interface
-from ..components.edits import NONE, Edits
-from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
-from ..files import hash_file
-from .base import Array, Device, Shapes, last_rows
-from .coreml_edits import edited, known_ids, table_rows
-from .coreml_plan import placements
+from ...bundle.apple_layout import Chain, Layout, call, layout_of, pick
+from ...bundle.assembly import whole_package
+from ...bundle.bundle import Artifact, ModelBundle, Variant
+from ...bundle.library import models_home
+from ...bundle.mlpackage.compiled import COMPILED, interface
+from ...components.edits import NONE, Edits
+from ...errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
+from ...files import hash_file
+from ..base import Array, Device, Shapes, last_rows
+from .edits import edited, known_ids, table_rows
+from .plan import placements
 
 REFERENCE = "coreml-reference"
 UNITS = {"ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}

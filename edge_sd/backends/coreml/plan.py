@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ..errors import DeviceError
+from ...errors import DeviceError
 
 ENGINES = {
     "MLNeuralEngineComputeDevice": "Neural Engine",
