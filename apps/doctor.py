@@ -26,8 +26,8 @@ from edge_sd import __version__
 from edge_sd.backends import Device
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.bundle.library import models_home
-from edge_sd.devices import choose
-from edge_sd.discovery import Here, discover
+from edge_sd.devices.choose import choose
+from edge_sd.devices.discovery import Here, discover
 from edge_sd.errors import EdgeSDError
 from edge_sd.recorded import read_recorded
 

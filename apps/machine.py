@@ -14,9 +14,9 @@ from .options import AsJson
 
 if TYPE_CHECKING:
     from edge_sd.bundle.bundle import ModelBundle
-    from edge_sd.discovery import Here
-    from edge_sd.measurements import Measured, Row
-    from edge_sd.plan import DevicePlan
+    from edge_sd.devices.discovery import Here
+    from edge_sd.devices.measurements import Measured, Row
+    from edge_sd.devices.plan import DevicePlan
 
 Model = Annotated[str, typer.Argument(help="A model's name or folder.")]
 Prefer = Annotated[str, typer.Option(help="What counts where there is a choice: speed, quality, battery, memory.")]
@@ -31,7 +31,7 @@ def devices(
 ) -> None:
     """Show what this machine has, where a model would run, and what was rejected and why."""
     from edge_sd.bundle.bundle import ModelBundle
-    from edge_sd.discovery import discover
+    from edge_sd.devices.discovery import discover
 
     bundle, here = ModelBundle.open(model), discover()
     why, plan = "", None
@@ -51,8 +51,8 @@ def devices(
 
 
 def _plan(bundle: ModelBundle, here: Here, device: str, variant: str | None, prefer: str) -> DevicePlan:
-    from edge_sd.devices import choose
-    from edge_sd.measurements import remembered
+    from edge_sd.devices.choose import choose
+    from edge_sd.devices.measurements import remembered
 
     measured, note = remembered(bundle, here.devices, here.machine)
     if note:
@@ -69,9 +69,9 @@ def tune(
     """Measure each plausible variant on each device, and remember it for this machine, its drivers and this model."""
     from dataclasses import asdict
 
-    from edge_sd import tuning
     from edge_sd.bundle.bundle import ModelBundle
-    from edge_sd.discovery import discover
+    from edge_sd.devices import tuning
+    from edge_sd.devices.discovery import discover
 
     _check_seconds(seconds)
     bundle, here = ModelBundle.open(model), discover()

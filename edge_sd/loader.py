@@ -17,8 +17,8 @@ from .components.edits import NONE, Edits
 from .components.fallback import FAILURES, Guarded, reason
 from .components.offload import Turn, Turns
 from .components.tiling import fitted
+from .devices.plan import DevicePlan
 from .errors import DeviceError, InvalidRequest, NumericalError
-from .plan import DevicePlan
 from .resolving import home_of
 
 

@@ -25,13 +25,13 @@ from .components.denoiser import Denoiser
 from .components.edits import NONE
 from .components.offload import Turns
 from .components.tiling import fitted
-from .devices import choose
-from .discovery import discover
+from .devices.choose import choose
+from .devices.discovery import discover
+from .devices.measurements import remembered
+from .devices.plan import DevicePlan
 from .errors import InvalidModel, InvalidRequest
 from .images.canvas import Canvas, Inpainting, Masked
 from .loader import Components
-from .measurements import remembered
-from .plan import DevicePlan
 from .presets import preset_named
 from .request import Request, Settings
 from .resolving import DECODER, Resolver, Source, steps_taken
@@ -98,7 +98,7 @@ class Pipeline:
             tell(f"note: {note}")
         plan = choose(bundle, devices, device, variant, machine=machine, preference=preference, measured=measured)
         if tell is not None and device == "auto" and variant is None:
-            from .tuning import first_use
+            from .devices.tuning import first_use
 
             if found := first_use(bundle, devices, machine, plan, measured, tell):
                 measured = {**measured, **found}

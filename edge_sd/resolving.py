@@ -13,9 +13,9 @@ from .backends.base import Array
 from .bundle.bundle import TINY, Artifact, ModelBundle
 from .components import safety_checker as safety
 from .components.controlnet import NET, read_lines
+from .devices.plan import DevicePlan
 from .errors import InvalidRequest, choices
 from .images.canvas import Canvas, content_hash, grain, open_picture, open_start
-from .plan import DevicePlan
 from .request import MAX_SEED, Request, Settings
 from .sampling.samplers import SAMPLERS
 from .text.prompt import take_loras

@@ -13,8 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from edge_sd.bundle.bundle import ModelBundle
-from edge_sd.devices import choose
-from edge_sd.discovery import discover
+from edge_sd.devices.choose import choose
+from edge_sd.devices.discovery import discover
 from edge_sd.errors import EdgeSDError
 
 from .process import measured

@@ -20,10 +20,10 @@ from typing import Literal
 
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.bundle.library import installed_models
+from edge_sd.devices.estimates import PARTS
+from edge_sd.devices.rules import REFERENCE
 from edge_sd.errors import EdgeSDError, InvalidRequest, MissingExtra, choices
-from edge_sd.estimates import PARTS
 from edge_sd.request import MAX_SEED, Request
-from edge_sd.rules import REFERENCE
 
 from .machine import machine
 

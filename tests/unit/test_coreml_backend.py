@@ -18,7 +18,7 @@ from edge_sd.backends.coreml.backend import CoreMLBackend, CoreMLComponent
 from edge_sd.bundle.apple_layout import LAYOUTS, Arrays, Chain, call, pick
 from edge_sd.bundle.bundle import Artifact, ModelBundle, Variant
 from edge_sd.components.safety_checker import is_flagged, side_of
-from edge_sd.devices import choose
+from edge_sd.devices.choose import choose
 from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
 from edge_sd.files import FileRecord
 

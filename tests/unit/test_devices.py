@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from edge_sd.backends import Device
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.converters.recipes import RECIPES
-from edge_sd.devices import PREFERENCES, SHARE_OF_FREE, choose, plausible
+from edge_sd.devices.choose import PREFERENCES, SHARE_OF_FREE, choose, plausible
+from edge_sd.devices.estimates import BITS, TYPICAL_PSNR
+from edge_sd.devices.measurements import Measured, place_of
+from edge_sd.devices.plan import DevicePlan
+from edge_sd.devices.rules import macos_needed
 from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
-from edge_sd.estimates import BITS, TYPICAL_PSNR
 from edge_sd.machine import Machine
-from edge_sd.measurements import Measured, place_of
-from edge_sd.plan import DevicePlan
-from edge_sd.rules import macos_needed
 
 from .invented import APPLE, EMOJI, GB, MACHINES, PARTS, REFERENCE, SD15, invented, mac, openvino, pc
 

@@ -14,7 +14,7 @@ from edge_sd.backends.fake import FakeBackend, FakeComponent, fake_bundle
 from edge_sd.bundle.bundle import Artifact, ModelBundle, Variant
 from edge_sd.components.edits import NONE, Edits
 from edge_sd.components.fallback import fault
-from edge_sd.devices import choose
+from edge_sd.devices.choose import choose
 from edge_sd.errors import DeviceError, EdgeSDError, NumericalError
 from edge_sd.loader import Components
 from edge_sd.sampling.schedule import NoiseSchedule

@@ -9,10 +9,10 @@ import pytest
 
 from edge_sd import Pipeline, Request
 from edge_sd.backends.fake import FakeBackend, fake_bundle
-from edge_sd.devices import choose
+from edge_sd.devices.choose import choose
+from edge_sd.devices.plan import DevicePlan
 from edge_sd.errors import DeviceError, InvalidRequest, NumericalError, VariantNotFound
 from edge_sd.loader import Components
-from edge_sd.plan import DevicePlan
 from edge_sd.sampling.samplers import SAMPLERS
 from edge_sd.sampling.schedule import NoiseSchedule
 

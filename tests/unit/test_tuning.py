@@ -18,13 +18,13 @@ from edge_sd.backends.base import Array, Component
 from edge_sd.backends.fake import FakeBackend, fake_bundle
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.components.edits import NONE
-from edge_sd.devices import choose
+from edge_sd.devices.choose import choose
+from edge_sd.devices.measurements import Measured, Row, measurements_file, remember, remembered
+from edge_sd.devices.probe import IDENTICAL, Probe, psnr
+from edge_sd.devices.tuning import PROBE, all_rows, first_use, tune, undecided
 from edge_sd.errors import DeviceError, OutputError
 from edge_sd.machine import Machine
-from edge_sd.measurements import Measured, Row, measurements_file, remember, remembered
-from edge_sd.probe import IDENTICAL, Probe, psnr
 from edge_sd.sampling.schedule import NoiseSchedule
-from edge_sd.tuning import PROBE, all_rows, first_use, tune, undecided
 
 from .invented import EMOJI, MACHINES, SD15, invented, openvino, pc
 
@@ -196,7 +196,7 @@ def test_measuring_that_cannot_start_remembers_nothing(here: tuple[ModelBundle, 
 def test_first_use_says_one_line_and_survives_a_disk_that_is_full(
     here: tuple[ModelBundle, list[Device], Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import edge_sd.tuning as tuning
+    import edge_sd.devices.tuning as tuning
 
     def full(*_: object) -> None:
         raise OutputError("no space left")
@@ -218,7 +218,7 @@ def test_a_first_use_that_reached_nothing_is_not_repeated(
     here: tuple[ModelBundle, list[Device], Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine, devices = invented("Meteor Lake")
-    monkeypatch.setattr("edge_sd.tuning.tune", lambda *_: None)
+    monkeypatch.setattr("edge_sd.devices.tuning.tune", lambda *_: None)
     plan = choose(SD15, devices, machine=machine)
     found = first_use(SD15, devices, machine, plan, {}, lambda line: None)
     assert [measured.failure for measured in found.values()] == ["not loaded and run within 20 s"]

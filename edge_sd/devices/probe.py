@@ -18,16 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from .backends import AllBackends, Backend, Component, Device
-from .backends.base import Array
-from .bundle.bundle import ModelBundle
-from .components.fallback import FAILURES, fault, reason
-from .errors import InvalidRequest
+from ..backends import AllBackends, Backend, Component, Device
+from ..backends.base import Array
+from ..bundle.bundle import ModelBundle
+from ..components.fallback import FAILURES, fault, reason
+from ..errors import InvalidRequest
+from ..sampling.noise import TorchNoise
+from ..shapes import shapes_of
+from ..text.conditioning import conditions
+from ..text.tokenizer import TextTokenizer
 from .measurements import Measured, place_of
-from .sampling.noise import TorchNoise
-from .shapes import shapes_of
-from .text.conditioning import conditions
-from .text.tokenizer import TextTokenizer
 
 PROMPT = "a red apple, glossy style"
 # One call warms up; these many are timed, unless the first took so long that warming up is lost in it.

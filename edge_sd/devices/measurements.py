@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .backends.base import Device
-from .bundle.bundle import ModelBundle
-from .bundle.library import models_home
-from .errors import OutputError
-from .files import write_atomically
-from .machine import Machine
+from ..backends.base import Device
+from ..bundle.bundle import ModelBundle
+from ..bundle.library import models_home
+from ..errors import OutputError
+from ..files import write_atomically
+from ..machine import Machine
 
 FORMAT = 1
 LIMIT = 4 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .backends.base import Device
+from ..backends.base import Device
 from .estimates import BACKEND_SECONDS, Estimate
 
 ARITHMETIC = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}

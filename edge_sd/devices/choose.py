@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from .backends.base import Device
-from .bundle.bundle import ModelBundle
-from .errors import DeviceError, InvalidRequest, VariantNotFound, choices
+from ..backends.base import Device
+from ..bundle.bundle import ModelBundle
+from ..errors import DeviceError, InvalidRequest, VariantNotFound, choices
+from ..machine import Machine
 from .estimates import BACKEND_BYTES, INVISIBLE, PARTS, calls, energy, estimate
-from .machine import Machine
 from .measurements import Measurements, place_of
 from .plan import DevicePlan, Placement, Rejected
 from .rules import Objection, objections

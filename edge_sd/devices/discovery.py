@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .backends import AllBackends, Device
-from .machine import Machine, this_machine
+from ..backends import AllBackends, Device
+from ..machine import Machine, this_machine
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .backends.base import Device
-from .bundle.bundle import ModelBundle
+from ..backends.base import Device
+from ..bundle.bundle import ModelBundle
+from ..machine import Machine
 from .estimates import arithmetic_of, has_bfloat16
-from .machine import Machine
 
 REFERENCE = "coreml-reference"
 # The macOS of the same year as a target of Core ML.

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .backends.base import Device
-from .bundle.bundle import ModelBundle, Variant
-from .machine import Machine
+from ..backends.base import Device
+from ..bundle.bundle import ModelBundle, Variant
+from ..machine import Machine
 
 PARTS = ("text_encoder", "unet", "vae_decoder")
 

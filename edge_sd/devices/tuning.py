@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from .backends.base import Device
-from .bundle.bundle import ModelBundle
-from .devices import PREFERENCES, plausible
-from .errors import DeviceError, OutputError
+from ..backends.base import Device
+from ..bundle.bundle import ModelBundle
+from ..errors import DeviceError, OutputError
+from ..machine import Machine
+from .choose import PREFERENCES, plausible
 from .estimates import PARTS
-from .machine import Machine
 from .measurements import Measured, Measurements, Row, place_of, remember
 from .plan import DevicePlan, Placement
 
@@ -35,7 +35,7 @@ PATIENCE = 240.0
 QUICK, HOPELESS = 3.0, 4.0
 # UNets first: they take nearly all of the time.
 ORDER = ("unet", "vae_decoder", "text_encoder")
-PROBE = (sys.executable, "-m", "edge_sd.probe")
+PROBE = (sys.executable, "-m", "edge_sd.devices.probe")
 
 Told = Callable[[Row, Measured], None]
 

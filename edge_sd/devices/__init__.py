@@ -1,0 +1,1 @@
+"""Which variant of each component runs where, and why."""
