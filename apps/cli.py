@@ -187,10 +187,10 @@ def generate(
 ) -> None:
     """Draw a picture."""
     from edge_sd.images.files import check_output
-    from edge_sd.pipeline import Pipeline
-    from edge_sd.presets import preset_named
-    from edge_sd.recorded import read_recorded
-    from edge_sd.request import Request
+    from edge_sd.pipeline.pipeline import Pipeline
+    from edge_sd.pipeline.presets import preset_named
+    from edge_sd.pipeline.recorded import read_recorded
+    from edge_sd.pipeline.request import Request
 
     width, height = parse_size(size)
     first, count = parse_seeds(seed, count)

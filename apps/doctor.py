@@ -29,7 +29,7 @@ from edge_sd.bundle.library import models_home
 from edge_sd.devices.choose import choose
 from edge_sd.devices.discovery import Here, discover
 from edge_sd.errors import EdgeSDError
-from edge_sd.recorded import read_recorded
+from edge_sd.pipeline.recorded import read_recorded
 
 PACKAGES = ("numpy", "pillow", "tokenizers", "openvino", "coremltools", "torch", "diffusers", "transformers", "nncf")
 # Errors of components add up over a picture, so it may be this far, in dB, from what its worst component has.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from edge_sd.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from edge_sd.request import Request
-    from edge_sd.result import Result
+    from edge_sd.pipeline.request import Request
+    from edge_sd.pipeline.result import Result
     from edge_sd.sampling.samplers import Step
 
 

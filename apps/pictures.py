@@ -40,9 +40,9 @@ def upscale(
     """Make a picture larger: each piece drawn anew a little, the overlaps blended at every step."""
     from edge_sd.images.canvas import open_picture
     from edge_sd.images.files import check_output
-    from edge_sd.pipeline import Pipeline
-    from edge_sd.recorded import read_recorded
-    from edge_sd.request import Request
+    from edge_sd.pipeline.pipeline import Pipeline
+    from edge_sd.pipeline.recorded import read_recorded
+    from edge_sd.pipeline.request import Request
 
     if not 1 < scale <= 8:
         raise InvalidRequest(f"scale {scale:g} is not a number above 1, up to 8")
@@ -98,8 +98,8 @@ def interpolate(
 
     from edge_sd.images.files import check_output, save, write
     from edge_sd.images.grids import animation, grid
-    from edge_sd.pipeline import Pipeline
-    from edge_sd.request import MAX_SEED, Request
+    from edge_sd.pipeline.pipeline import Pipeline
+    from edge_sd.pipeline.request import MAX_SEED, Request
 
     if not 2 <= frames <= 120:
         raise InvalidRequest(f"frames {frames} is not a whole number from 2 to 120")
@@ -146,7 +146,7 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Say how a picture was made: by edge-sd, or by a program that writes AUTOMATIC1111's text."""
-    from edge_sd.recorded import read_recorded
+    from edge_sd.pipeline.recorded import read_recorded
 
     recorded = read_recorded(image)
     if as_json:

@@ -20,8 +20,8 @@ from edge_sd.images import metrics
 from edge_sd.images.canny import canny
 from edge_sd.images.canvas import Masked
 from edge_sd.images.files import encode
-from edge_sd.request import Settings
-from edge_sd.result import Picture
+from edge_sd.pipeline.request import Settings
+from edge_sd.pipeline.result import Picture
 from edge_sd.sampling.noise import TorchNoise
 from edge_sd.sampling.samplers import SAMPLERS
 from edge_sd.text.conditioning import conditions

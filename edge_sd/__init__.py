@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bundle.bundle import ModelBundle as ModelBundle
-    from .pipeline import Pipeline as Pipeline
-    from .queueing import Queue as Queue
-    from .request import Request as Request
-    from .result import Result as Result
+    from .pipeline.pipeline import Pipeline as Pipeline
+    from .pipeline.queue import Queue as Queue
+    from .pipeline.request import Request as Request
+    from .pipeline.result import Result as Result
 
 __version__ = "0.1.0"
 __all__ = ["ModelBundle", "Pipeline", "Queue", "Request", "Result", "__version__"]

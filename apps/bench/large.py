@@ -98,7 +98,7 @@ class Row:
 
 def measure(home: Path, rounds: int) -> list[Row]:
     """Peers first, then the presets; `home` keeps the model (6 GB), so that it is made once."""
-    from edge_sd.presets import PRESETS
+    from edge_sd.pipeline.presets import PRESETS
 
     bundle = make_bundle(home)
     peers = bundle / "openvino-fp16"

@@ -46,7 +46,7 @@ def measure(count: int) -> list[Row]:
     from edge_sd import Pipeline, Request
     from edge_sd.converters.build import build
     from edge_sd.converters.recipes import RECIPES
-    from edge_sd.presets import PRESETS
+    from edge_sd.pipeline.presets import PRESETS
 
     from ..compare.judge import Judge
 

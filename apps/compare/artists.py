@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sd.bundle.bundle import ModelBundle
-from edge_sd.pipeline import Pipeline
-from edge_sd.request import Request, Settings
+from edge_sd.pipeline.pipeline import Pipeline
+from edge_sd.pipeline.request import Request, Settings
 from edge_sd.sampling.samplers import SAMPLERS
 from edge_sd.sampling.schedule import Level
 

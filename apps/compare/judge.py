@@ -102,7 +102,7 @@ def open_judge(bundle: ModelBundle) -> tuple[Judge | None, str]:
 @lru_cache(maxsize=1)
 def _text_encoder() -> Any:
     """The embedded model's text encoder and its tokenizer: the space that the judge's prompts are in."""
-    from edge_sd.pipeline import Pipeline
+    from edge_sd.pipeline.pipeline import Pipeline
 
     pipeline = Pipeline.open(embedded_models() / "emoji")
     bundle, place = pipeline.bundle, pipeline.plan.parts["text_encoder"]

@@ -23,7 +23,7 @@ from edge_sd.bundle.library import installed_models
 from edge_sd.devices.estimates import PARTS
 from edge_sd.devices.rules import REFERENCE
 from edge_sd.errors import EdgeSDError, InvalidRequest, MissingExtra, choices
-from edge_sd.request import MAX_SEED, Request
+from edge_sd.pipeline.request import MAX_SEED, Request
 
 from .machine import machine
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_sd.errors import DeviceError, InvalidRequest, NumericalError, OutputError, VariantNotFound
-from edge_sd.pipeline import Pipeline
-from edge_sd.request import Request
-from edge_sd.result import Result
+from edge_sd.pipeline.pipeline import Pipeline
+from edge_sd.pipeline.request import Request
+from edge_sd.pipeline.result import Result
 
 # A path reaches AppleScript as an argument, never as a part of the script: nothing in a name can be taken for code.
 WALLPAPER = """\

@@ -317,8 +317,8 @@ def _control_samples(target: Path) -> None:
     """Each sketch, and what is drawn of it under each prompt, by the published variant itself."""
     from PIL import Image
 
-    from edge_sd.pipeline import Pipeline
-    from edge_sd.request import Request
+    from edge_sd.pipeline.pipeline import Pipeline
+    from edge_sd.pipeline.request import Request
 
     sheet = Image.new("RGB", (128 * (1 + len(CONTROLLED)), 128 * len(SKETCHES)), "white")
     with Pipeline.open(target) as pipeline:
@@ -336,8 +336,8 @@ def _samples(target: Path) -> None:
     """The twelve concepts in the four styles, drawn by the published variant itself."""
     from PIL import Image
 
-    from edge_sd.pipeline import Pipeline
-    from edge_sd.request import Request
+    from edge_sd.pipeline.pipeline import Pipeline
+    from edge_sd.pipeline.request import Request
 
     sheet = Image.new("RGB", (128 * len(TWELVE), 128 * len(STYLES)))
     with Pipeline.open(target) as pipeline:

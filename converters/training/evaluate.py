@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge_sd.images.canny import canny, edge_f1
-from edge_sd.pipeline import Pipeline
-from edge_sd.request import Request
+from edge_sd.pipeline.pipeline import Pipeline
+from edge_sd.pipeline.request import Request
 
 from . import controlnet, evaluator
 from .data import BACKGROUNDS, Artwork

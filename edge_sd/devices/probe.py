@@ -23,8 +23,8 @@ from ..backends.base import Array
 from ..bundle.bundle import ModelBundle
 from ..components.fallback import FAILURES, fault, reason
 from ..errors import InvalidRequest
+from ..pipeline.shapes import shapes_of
 from ..sampling.noise import TorchNoise
-from ..shapes import shapes_of
 from ..text.conditioning import conditions
 from ..text.tokenizer import TextTokenizer
 from .measurements import Measured, place_of

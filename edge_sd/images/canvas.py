@@ -21,7 +21,7 @@ from .files import MAX_PIXELS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..request import Request
+    from ..pipeline.request import Request
 
 # An extended picture of up to so many times the model's own number of pixels is drawn at its own size.
 NEAR = 2.25

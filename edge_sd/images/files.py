@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 from ..errors import InvalidRequest, OutputError, choices
-from ..result import Picture
+from ..pipeline.result import Picture
 from ..sampling.samplers import SAMPLERS
 
 # Decoders of a few kilobytes of PNG can ask for gigabytes.

@@ -20,7 +20,7 @@ def loaded_after(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "code",
     [
-        "import edge_sd.pipeline, edge_sd.images.files, edge_sd.bundle.diffusers",
+        "import edge_sd.pipeline.pipeline, edge_sd.images.files, edge_sd.bundle.diffusers",
         "from edge_sd import Pipeline, Request\n"
         "with Pipeline.open() as p: p.generate(Request('a cat', seed=1, steps=1))",
     ],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_sd.recorded import read_recorded
+from edge_sd.pipeline.recorded import read_recorded
 
 
 def edge_sd(*arguments: str | bytes, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

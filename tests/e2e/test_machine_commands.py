@@ -15,7 +15,7 @@ import pytest
 from edge_sd.apps import doctor, machine
 from edge_sd.bundle.bundle import REFERENCE, read_manifest
 from edge_sd.files import record_file
-from edge_sd.recorded import read_recorded
+from edge_sd.pipeline.recorded import read_recorded
 
 from .test_cli import edge_sd
 

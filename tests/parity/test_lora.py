@@ -64,7 +64,7 @@ def test_a_lora_is_what_diffusers_draws_with_it(theirs: Any, bundle: ModelBundle
 
 def test_two_loras_add_up_and_are_recorded(bundle: ModelBundle, theirs: Any, tmp_path: Path) -> None:
     from edge_sd import Pipeline
-    from edge_sd.recorded import read_recorded
+    from edge_sd.pipeline.recorded import read_recorded
 
     paths = [write(tmp_path / f"{name}.safetensors", theirs, "peft") for name in "ab"]
     wishes: dict[str, Any] = {"seed": 1, "steps": 4, "sampler": "euler", "width": 64, "height": 64}

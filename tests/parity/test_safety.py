@@ -16,7 +16,7 @@ from edge_sd.backends.coreml.backend import REFERENCE
 from edge_sd.bundle.mlpackage.package import Package
 from edge_sd.components.safety_checker import is_flagged, view
 from edge_sd.errors import InvalidRequest
-from edge_sd.recorded import read_recorded
+from edge_sd.pipeline.recorded import read_recorded
 
 from ..conftest import convert
 

@@ -16,7 +16,7 @@ from edge_sd.components.edits import NONE, Edits
 from edge_sd.components.fallback import fault
 from edge_sd.devices.choose import choose
 from edge_sd.errors import DeviceError, EdgeSDError, NumericalError
-from edge_sd.loader import Components
+from edge_sd.pipeline.loader import Components
 from edge_sd.sampling.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)

@@ -14,9 +14,9 @@ from PIL import Image
 
 from edge_sd.errors import InvalidRequest, OutputError
 from edge_sd.images.files import check_output, parameters_text, save
-from edge_sd.recorded import read_recorded
-from edge_sd.request import Settings
-from edge_sd.result import Picture
+from edge_sd.pipeline.recorded import read_recorded
+from edge_sd.pipeline.request import Settings
+from edge_sd.pipeline.result import Picture
 
 PROMPTS = st.text(min_size=1, max_size=200).filter(lambda text: "\0" not in text and not _has_surrogate(text))
 

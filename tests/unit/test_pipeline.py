@@ -12,7 +12,7 @@ from edge_sd.backends.fake import FakeBackend, fake_bundle
 from edge_sd.devices.choose import choose
 from edge_sd.devices.plan import DevicePlan
 from edge_sd.errors import DeviceError, InvalidRequest, NumericalError, VariantNotFound
-from edge_sd.loader import Components
+from edge_sd.pipeline.loader import Components
 from edge_sd.sampling.samplers import SAMPLERS
 from edge_sd.sampling.schedule import NoiseSchedule
 

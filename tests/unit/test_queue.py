@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_sd import Pipeline, Queue, Request, Result, queueing
+from edge_sd import Pipeline, Queue, Request, Result
 from edge_sd.backends.base import Component, Shapes
 from edge_sd.components.batching import Gathering
 from edge_sd.converters.parity import psnr
 from edge_sd.errors import DeviceError, InvalidRequest
-from edge_sd.loader import Components
+from edge_sd.pipeline import queue as queueing
+from edge_sd.pipeline.loader import Components
 
 REQUESTS = [
     Request("a red apple, glossy style", seed=1, steps=3),

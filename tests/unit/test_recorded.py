@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from edge_sd import Request
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.errors import InvalidRequest
-from edge_sd.recorded import read_recorded
+from edge_sd.pipeline.recorded import read_recorded
 
 from .test_canvas import half, picture
 from .test_pipeline import pipeline

@@ -10,7 +10,7 @@ import pytest
 
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.errors import InvalidRequest
-from edge_sd.request import MAX_SEED, Request
+from edge_sd.pipeline.request import MAX_SEED, Request
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from edge_sd import Request
 from edge_sd.errors import InvalidRequest
 from edge_sd.images.canvas import grain, grown
 from edge_sd.images.grids import animation, grid
-from edge_sd.recorded import read_recorded
+from edge_sd.pipeline.recorded import read_recorded
 from edge_sd.sampling.noise import TorchNoise, slerp
 
 from .test_canvas import half, picture

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .components.controlnet import Control, controls_of
-from .components.edits import Shortcuts
-from .errors import InvalidRequest, choices
-from .sampling.names import choose_sampler, find_sampler, find_sigmas
-from .text.prompt import parse, take_loras
-from .text.textual_inversion import check_word
-from .text.wildcards import expand
+from ..components.controlnet import Control, controls_of
+from ..components.edits import Shortcuts
+from ..errors import InvalidRequest, choices
+from ..sampling.names import choose_sampler, find_sampler, find_sigmas
+from ..text.prompt import parse, take_loras
+from ..text.textual_inversion import check_word
+from ..text.wildcards import expand
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .bundle.bundle import Defaults
-    from .sampling.schedule import NoiseSchedule
+    from ..bundle.bundle import Defaults
+    from ..sampling.schedule import NoiseSchedule
 
 MAX_STEPS = 1000
 MAX_SIDE = 16384

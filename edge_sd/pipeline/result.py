@@ -25,7 +25,7 @@ class Picture:
 
     def save(self, path: str | Path) -> Path:
         """Write PNG, JPEG or WebP by the name's ending, with the parameters inside; all or nothing."""
-        from .images.files import save
+        from ..images.files import save
 
         return save(self, Path(path))
 
@@ -48,8 +48,8 @@ class Result:
 
     def save_grid(self, path: str | Path) -> Path:
         """Write all pictures as one, in rows, with the parameters of the whole inside."""
-        from .images.files import save
-        from .images.grids import grid
+        from ..images.files import save
+        from ..images.grids import grid
 
         first = self.pictures[0]
         # A variation's first picture counts its second seed on, so that the count makes all of them again.

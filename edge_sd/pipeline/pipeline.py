@@ -14,35 +14,35 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Component
-from .backends.base import Shapes
-from .between import bind_between
-from .bundle.bundle import TINY, ModelBundle
-from .components import safety_checker as safety
-from .components.autoencoder import decode, encode
-from .components.controlnet import ControlledUNet
-from .components.denoiser import Denoiser
-from .components.edits import NONE
-from .components.offload import Turns
-from .components.tiling import fitted
-from .devices.choose import choose
-from .devices.discovery import discover
-from .devices.measurements import remembered
-from .devices.plan import DevicePlan
-from .errors import InvalidModel, InvalidRequest
-from .images.canvas import Canvas, Inpainting, Masked
+from ..backends import Component
+from ..backends.base import Shapes
+from ..bundle.bundle import TINY, ModelBundle
+from ..components import safety_checker as safety
+from ..components.autoencoder import decode, encode
+from ..components.controlnet import ControlledUNet
+from ..components.denoiser import Denoiser
+from ..components.edits import NONE
+from ..components.offload import Turns
+from ..components.tiling import fitted
+from ..devices.choose import choose
+from ..devices.discovery import discover
+from ..devices.measurements import remembered
+from ..devices.plan import DevicePlan
+from ..errors import InvalidModel, InvalidRequest
+from ..images.canvas import Canvas, Inpainting, Masked
+from ..sampling.noise import TorchNoise, first_noise
+from ..sampling.samplers import SAMPLERS, Denoise, Latents, Step
+from ..sampling.schedule import Level, active_timesteps
+from ..text.conditioning import conditions, states_of
+from ..text.tokenizer import encode as encode_text
+from .interpolation import bind_between
 from .loader import Components
 from .presets import preset_named
+from .prompting import Wording
 from .request import Request, Settings
-from .resolving import DECODER, Resolver, Source, steps_taken
+from .resolver import DECODER, Resolver, Source, steps_taken
 from .result import Picture, Result
-from .sampling.noise import TorchNoise, first_noise
-from .sampling.samplers import SAMPLERS, Denoise, Latents, Step
-from .sampling.schedule import Level, active_timesteps
 from .shapes import is_doubled, latent_shape, shapes_for, shapes_of
-from .text.conditioning import conditions, states_of
-from .text.tokenizer import encode as encode_text
-from .wording import Wording
 
 # Bytes of a UNet that keeps all cores busy with one picture.
 LARGE = 256 << 20
@@ -98,7 +98,7 @@ class Pipeline:
             tell(f"note: {note}")
         plan = choose(bundle, devices, device, variant, machine=machine, preference=preference, measured=measured)
         if tell is not None and device == "auto" and variant is None:
-            from .devices.tuning import first_use
+            from ..devices.tuning import first_use
 
             if found := first_use(bundle, devices, machine, plan, measured, tell):
                 measured = {**measured, **found}

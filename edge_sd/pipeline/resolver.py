@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Array
-from .bundle.bundle import TINY, Artifact, ModelBundle
-from .components import safety_checker as safety
-from .components.controlnet import NET, read_lines
-from .devices.plan import DevicePlan
-from .errors import InvalidRequest, choices
-from .images.canvas import Canvas, content_hash, grain, open_picture, open_start
+from ..backends.base import Array
+from ..bundle.bundle import TINY, Artifact, ModelBundle
+from ..components import safety_checker as safety
+from ..components.controlnet import NET, read_lines
+from ..devices.plan import DevicePlan
+from ..errors import InvalidRequest, choices
+from ..images.canvas import Canvas, content_hash, grain, open_picture, open_start
+from ..sampling.samplers import SAMPLERS
+from ..text.prompt import take_loras
+from .prompting import Wording
 from .request import MAX_SEED, Request, Settings
-from .sampling.samplers import SAMPLERS
-from .text.prompt import take_loras
-from .wording import Wording
 
 # Components that are where another is: the autoencoder's halves, the UNet with its ControlNet, one CLIP with another.
 HOMES = {"vae_encoder": "vae_decoder", TINY: "vae_decoder", "controlled_unet": "unet", "text_encoder_2": "text_encoder",

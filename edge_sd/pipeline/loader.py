@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
-from .backends import Backend, Component
-from .backends.base import Changeable, Resting, Shapes
-from .bundle.bundle import ModelBundle
-from .components.edits import NONE, Edits
-from .components.fallback import FAILURES, Guarded, reason
-from .components.offload import Turn, Turns
-from .components.tiling import fitted
-from .devices.plan import DevicePlan
-from .errors import DeviceError, InvalidRequest, NumericalError
-from .resolving import home_of
+from ..backends import Backend, Component
+from ..backends.base import Changeable, Resting, Shapes
+from ..bundle.bundle import ModelBundle
+from ..components.edits import NONE, Edits
+from ..components.fallback import FAILURES, Guarded, reason
+from ..components.offload import Turn, Turns
+from ..components.tiling import fitted
+from ..devices.plan import DevicePlan
+from ..errors import DeviceError, InvalidRequest, NumericalError
+from .resolver import home_of
 
 
 class Components:

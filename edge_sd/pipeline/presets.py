@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .bundle.bundle import ModelBundle
-from .errors import InvalidRequest, choices
+from ..bundle.bundle import ModelBundle
+from ..errors import InvalidRequest, choices
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from .backends.base import Component, Shapes
-from .components.batching import Gathering, Seat
-from .components.fallback import FAILURES
+from ..backends.base import Component, Shapes
+from ..components.batching import Gathering, Seat
+from ..components.fallback import FAILURES
+from ..sampling.samplers import Step
 from .pipeline import Pipeline
 from .request import Request, Settings
 from .result import Result
-from .sampling.samplers import Step
 
 OnStep = Callable[[int, Step], None]
 # Pictures that are drawn together at most, and other numbers of them: a network is loaded for each.

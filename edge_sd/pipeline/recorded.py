@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DeviceError, InvalidRequest, MissingExtra, ModelNotFound, VariantNotFound
-from .images.files import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT
-from .sampling.names import find_sigmas
+from ..errors import DeviceError, InvalidRequest, MissingExtra, ModelNotFound, VariantNotFound
+from ..images.files import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT
+from ..sampling.names import find_sigmas
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -101,7 +101,7 @@ class Recorded:
         Arguments are those of Pipeline.open and go before what was recorded. Raises what that raises, and
         ModelNotFound where the model has no such name here.
         """
-        from .bundle.library import installed_models
+        from ..bundle.library import installed_models
         from .pipeline import Pipeline
 
         if not self.exact:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .bundle.bundle import ModelBundle, TextPart
-from .components.edits import NONE, Edits
-from .components.lora import Lora, find_loras, read_lora
+from ..bundle.bundle import ModelBundle, TextPart
+from ..components.edits import NONE, Edits
+from ..components.lora import Lora, find_loras, read_lora
+from ..text.conditioning import HIDDEN, states_of
+from ..text.prompt import take_loras
+from ..text.textual_inversion import Embedding, ids_of, read_embedding
+from ..text.tokenizer import Chunk, TextTokenizer
 from .request import Request, Settings
-from .text.conditioning import HIDDEN, states_of
-from .text.prompt import take_loras
-from .text.textual_inversion import Embedding, ids_of, read_embedding
-from .text.tokenizer import Chunk, TextTokenizer
 
 
 @dataclass

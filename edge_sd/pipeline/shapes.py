@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .backends.base import Shapes
-from .bundle.bundle import Facts
-from .components import safety_checker as safety
+from ..backends.base import Shapes
+from ..bundle.bundle import Facts
+from ..components import safety_checker as safety
+from ..text.conditioning import shapes_of_conditions
 from .request import Settings
-from .resolving import DECODER
-from .text.conditioning import shapes_of_conditions
+from .resolver import DECODER
 
 
 def shapes_of(facts: Facts, width: int, height: int, batch: int) -> dict[str, Shapes]:
