@@ -22,10 +22,10 @@ __all__ = ["ModelBundle", "Pipeline", "Queue", "Request", "Result", "__version__
 
 _HOMES = {
     "ModelBundle": "bundle.bundle",
-    "Pipeline": "pipeline",
-    "Queue": "queueing",
-    "Request": "request",
-    "Result": "result",
+    "Pipeline": "pipeline.pipeline",
+    "Queue": "pipeline.queue",
+    "Request": "pipeline.request",
+    "Result": "pipeline.result",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_sd.backends.coreml.backend import CoreMLBackend
+from edge_sd.backends.coreml import CoreMLBackend
 from edge_sd.backends.coreml.plan import ENGINES
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.errors import DeviceError, InvalidRequest, choices

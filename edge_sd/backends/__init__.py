@@ -19,7 +19,7 @@ def backend(name: str) -> Backend:
 
         return OpenVINOBackend()
     if name == "coreml":
-        from .coreml.backend import CoreMLBackend
+        from .coreml import CoreMLBackend
 
         return CoreMLBackend()
     if name == "torch":
