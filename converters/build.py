@@ -29,10 +29,10 @@ from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, Parity
 from edge_sd.files import FileRecord, record_file, write_atomically
 from edge_sd.text.tokenizer import TextTokenizer, read_vocabulary
 
-from .forms import Form, Made, form_named
+from .form import Form, Made, form_named
 from .parity import CALIBRATION_STEPS, PROMPTS, STEPS, Arrays
 from .recipes import QuantRecipe
-from .sources import CONTROL, Source
+from .sources.source import CONTROL, Source
 
 Report = Callable[[str, float], None]
 
@@ -255,7 +255,7 @@ def _make_part(
 ) -> tuple[dict[str, Any], list[Arrays]]:
     """Convert one component and measure it; its row for the state file, and for each size what the next ones need."""
     from .parity import TorchComponent, record
-    from .wrappers import wrap
+    from .sources.wrappers import wrap
 
     wrapped = wrap(part, source.load(part, form.halves and recipe.bits <= 16), source.facts)
     component = TorchComponent(wrapped.module, tuple(wrapped.example), wrapped.outputs)

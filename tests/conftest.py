@@ -134,7 +134,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> ModelBu
 def coreml_bundle(tmp_path_factory: pytest.TempPathFactory, shallow: Path) -> ModelBundle:
     """The shallow miniature for the Neural Engine in fp16."""
     from edge_sd.converters.build import build
-    from edge_sd.converters.forms import form_named
+    from edge_sd.converters.form import form_named
     from edge_sd.converters.recipes import RECIPES
 
     target = tmp_path_factory.mktemp("coreml") / "shallow"

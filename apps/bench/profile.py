@@ -133,7 +133,7 @@ def tiny_seconds(core: Any) -> float:
     import torch
     from diffusers import AutoencoderTiny
 
-    from edge_sd.converters.wrappers import TinyDecoder
+    from edge_sd.converters.sources.wrappers import TinyDecoder
 
     side = SIDE // 8
     with torch.no_grad():

@@ -125,7 +125,7 @@ class Comparison:
         """A name that is another as soon as anything differs that could change this artist's pictures or times."""
         hashes = [self.bundle.fingerprint(name) for name in (artist.variant, artist.donor) if name]
         if not artist.variant and self.weights:
-            from edge_sd.converters.sources import Source
+            from edge_sd.converters.sources.source import Source
 
             hashes = [Source.open(self.weights).fingerprint()]
         key = {
@@ -230,7 +230,7 @@ def _find_weights(bundle: ModelBundle) -> Path | None:
     """The diffusers folder that the variants were made of: the bundle itself or an installed model; None without."""
     if not all(find_spec(name) for name in ("torch", "diffusers", "transformers", "safetensors")):
         return None
-    from edge_sd.converters.sources import Source
+    from edge_sd.converters.sources.source import Source
 
     made_of = {variant.source for variant in bundle.variants.values() if variant.source}
     folders = [bundle.root, *installed_models().values()] if made_of else [bundle.root]

@@ -17,13 +17,13 @@ from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, Missing
 from edge_sd.text.conditioning import HIDDEN
 from edge_sd.text.tokenizer import read_vocabulary
 
-from ..forms import Made
+from ..form import Made
 from ..parity import Recording, measure
 from ..recipes import RECIPES, QuantRecipe
-from ..sources import CONTROL, PARTS, Source
+from ..sources.source import CONTROL, PARTS, Source
 
 if TYPE_CHECKING:
-    from ..wrappers import Wrapped
+    from ..sources.wrappers import Wrapped
     from .mixed import BitRecipe
 
 COMPUTE = ("ane", "gpu")

@@ -24,7 +24,7 @@ from edge_sd.bundle.mlpackage.package import SENTINEL
 from edge_sd.errors import ConversionError
 from edge_sd.files import record_file
 
-from ..link import LARGEST_REST, tensor_places
+from ..openvino.link import LARGEST_REST, tensor_places
 
 # coremltools' mlmodel/src/MILBlob/Blob/StorageFormat.hpp: the file's header and each blob's record take 64 bytes, and
 # records start at multiples of 64.

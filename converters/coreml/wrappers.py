@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edge_sd.bundle.bundle import Facts
 
-from ..wrappers import residual_shapes
+from ..sources.wrappers import residual_shapes
 
 
 @dataclass(frozen=True)

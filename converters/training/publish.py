@@ -22,9 +22,9 @@ from edge_sd.files import FileRecord, record_file
 from ..build import build
 from ..coreml.form import CoreMLForm
 from ..coreml.link import link as link_package
-from ..link import link
+from ..openvino.link import link
 from ..recipes import RECIPES
-from ..sources import Source
+from ..sources.source import Source
 from .card import write_card
 from .diffusion import SCHEDULE
 

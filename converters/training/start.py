@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edge_sd.errors import InvalidRequest
 
-from ..sources import Source
+from ..sources.source import Source
 from .card import LOGS
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from edge_sd import ModelBundle, Pipeline, Request
-from edge_sd.converters import openvino
+from edge_sd.converters.openvino import convert as openvino
 from edge_sd.converters.recipes import RECIPES, QuantRecipe
-from edge_sd.converters.sources import Source
+from edge_sd.converters.sources.source import Source
 from edge_sd.errors import ConversionError, EdgeSDError, InvalidModel, InvalidRequest, ParityError
 
 from ..conftest import convert

@@ -51,7 +51,7 @@ def test_packages_without_weights_draw_the_same_picture(
 ) -> None:
     """As the embedded model ships them: weights are those of the diffusers folder, here the UNet's in two shards."""
     from edge_sd.bundle.bundle import Variant
-    from edge_sd.converters.sources import Source
+    from edge_sd.converters.sources.source import Source
     from edge_sd.converters.training.publish import COREML, link_coreml, records
 
     monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
@@ -123,7 +123,7 @@ def test_a_failed_core_ml_variant_leaves_the_bundle_as_it_was(
 ) -> None:
     from edge_sd.converters.build import build
     from edge_sd.converters.coreml import convert as conversion
-    from edge_sd.converters.forms import form_named
+    from edge_sd.converters.form import form_named
     from edge_sd.converters.recipes import RECIPES
     from edge_sd.errors import ConversionError
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from edge_sd import ModelBundle, Pipeline, Request
-from edge_sd.converters.checkpoints import Checkpoint, unpack, unpacked
 from edge_sd.converters.parity import psnr
-from edge_sd.converters.vocabulary import FILE, installed_vocabulary
+from edge_sd.converters.sources.checkpoint import Checkpoint, unpack, unpacked
+from edge_sd.converters.sources.vocabulary import FILE, installed_vocabulary
 from edge_sd.errors import InvalidModel, InvalidRequest
 from edge_sd.text.tokenizer import TextTokenizer
 
@@ -221,7 +221,7 @@ def test_a_tokenizer_of_another_size_is_refused(
             InvalidRequest, match=r"the tokenizer has 49408 tokens, the text encoder of .* [0-9]+: give"
         ):
             unpack(checkpoints["sd1"], tmp_path / "made")
-    monkeypatch.setattr("edge_sd.converters.checkpoints.installed_vocabulary", lambda: None)
+    monkeypatch.setattr("edge_sd.converters.sources.checkpoint.installed_vocabulary", lambda: None)
     with pytest.raises(InvalidRequest, match=r"has no tokenizer inside.*--tokenizer FOLDER"):
         unpack(checkpoints["sd1"], tmp_path / "made")
 

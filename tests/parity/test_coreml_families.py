@@ -13,10 +13,10 @@ import torch
 from edge_sd.backends.coreml.edits import edited
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.components.edits import Edits
-from edge_sd.converters import wrappers as stock
 from edge_sd.converters.coreml import ane, convert, wrappers
 from edge_sd.converters.coreml.mil import Program
 from edge_sd.converters.parity import psnr
+from edge_sd.converters.sources import wrappers as stock
 
 from ..unit.test_coreml_ane import randomized
 from .test_coreml import FLOAT, HALF, ports
@@ -206,7 +206,7 @@ def test_an_sdxl_bundle_draws_what_diffusers_draws(
     """Two text encoders, sizes and pooled text, and an autoencoder in float32."""
     from edge_sd import Pipeline, Request
     from edge_sd.converters.build import build
-    from edge_sd.converters.forms import form_named
+    from edge_sd.converters.form import form_named
     from edge_sd.converters.recipes import RECIPES
 
     from ..families import save_family
@@ -241,7 +241,7 @@ def test_an_inpainting_unet_sees_the_mask(emoji: Path, tmp_path: Path, monkeypat
     """Nine channels; computed in float32, so that the difference is what the conversion lost."""
     from edge_sd import Pipeline, Request
     from edge_sd.converters.build import build
-    from edge_sd.converters.forms import form_named
+    from edge_sd.converters.form import form_named
     from edge_sd.converters.recipes import RECIPES
 
     from ..families import save_family

@@ -14,7 +14,7 @@ from PIL import Image
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.bundle.bundle import TINY
 from edge_sd.converters.parity import psnr
-from edge_sd.converters.parts import composed, find_part
+from edge_sd.converters.sources.parts import composed, find_part
 from edge_sd.errors import InvalidModel, InvalidRequest, ModelNotFound
 
 from ..conftest import convert, save_miniature
@@ -139,7 +139,7 @@ def test_a_controlnet_is_added(source: Path, net: Path, tmp_path: Path) -> None:
 
 
 def test_a_controlnet_of_another_model_is_refused(source: Path, net: Path, tmp_path: Path) -> None:
-    from edge_sd.converters.sources import Source
+    from edge_sd.converters.sources.source import Source
 
     for key, value, message in (
         ("cross_attention_dim", 768, "controlnet is for text of width 768; this model has 32"),

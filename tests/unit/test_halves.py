@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_sd.converters import openvino, sources
 from edge_sd.converters.build import build
+from edge_sd.converters.openvino import convert as openvino
 from edge_sd.converters.recipes import RECIPES
-from edge_sd.converters.sources import Source
+from edge_sd.converters.sources import source as sources
+from edge_sd.converters.sources.source import Source
 
 
 def test_they_compute_what_float32_does(emoji: Path, monkeypatch: pytest.MonkeyPatch) -> None:

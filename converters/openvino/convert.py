@@ -18,9 +18,9 @@ from edge_sd.bundle.bundle import Facts, Parity
 from edge_sd.bundle.diffusers import GRAPH
 from edge_sd.errors import ConversionError
 
-from .parity import Arrays, Recording, measure
-from .recipes import QuantRecipe
-from .wrappers import Wrapped
+from ..parity import Arrays, Recording, measure
+from ..recipes import QuantRecipe
+from ..sources.wrappers import Wrapped
 
 # Lives while a graph is quantized.
 FLOAT = "float"

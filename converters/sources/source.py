@@ -96,7 +96,7 @@ class Source:
 
         import torch
 
-        from .halves import compute_in_float32, in_halves
+        from .half_weights import compute_in_float32, in_halves
 
         library, name, folder, stem = PARTS[part]
         kind = getattr(importlib.import_module(library), name)

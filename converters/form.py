@@ -13,13 +13,13 @@ from edge_sd.bundle.diffusers import GRAPH, read_json
 from edge_sd.components import safety_checker as safety
 from edge_sd.errors import InvalidRequest, choices
 
-from .link import share_weights
+from .openvino.link import share_weights
 from .parity import Recording
 from .recipes import RECIPES, QuantRecipe
-from .sources import PARTS, Source
+from .sources.source import PARTS, Source
 
 if TYPE_CHECKING:
-    from .wrappers import Wrapped
+    from .sources.wrappers import Wrapped
 
 TARGETS = ("openvino", "coreml")
 # Random-weight models of 512 pixels would take minutes here; the arithmetic is the same on fewer pixels.
@@ -121,7 +121,7 @@ class OpenVINOForm:
     def convert(
         self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
     ) -> Made:
-        from . import openvino
+        from .openvino import convert as openvino
 
         part = wrapped.part
         folder = staging / part
@@ -139,13 +139,13 @@ class OpenVINOForm:
         return Made((part,), f"{part}/{GRAPH}", tuple(weights), tuple(wrapped.example), wrapped.outputs)
 
     def measure(self, part: str, made: Made, staging: Path, recording: Recording) -> Parity:
-        from . import openvino
+        from .openvino import convert as openvino
 
         return openvino.measure_parity(staging / made.graph, [staging / name for name in made.weights], recording)
 
     def finish(self, source: Source, staging: Path) -> None:
         """The index, the scheduler, the tokenizer in two forms."""
-        from . import openvino
+        from .openvino import convert as openvino
 
         tokenizers = [text.tokenizer for text in source.facts.encoders]
         for folder in ("scheduler", *tokenizers):

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .parity import Arrays, Recording
-from .wrappers import Wrapped
+from ..parity import Arrays, Recording
+from ..sources.wrappers import Wrapped
 
 # SmoothQuant's alpha: how much of an outlier moves from activations to weights.
 ALPHA_CONVOLUTION, ALPHA_MATMUL = 0.15, 0.5
@@ -89,7 +89,7 @@ def sensitive_layers(wrapped: Wrapped, inputs: list[Arrays], hybrid: bool = Fals
     """Names of the layers of `wrapped.module` that cost more than they save; `hybrid` asks of convolutions only."""
     import torch
 
-    from .sensitivity import costs, sensitive
+    from ..sensitivity import costs, sensitive
 
     def sample(name: str, value: Any) -> Any:
         # Latents are cut: what a layer rounds does not depend on how large the picture is.

@@ -1,0 +1,1 @@
+"""The OpenVINO form: graphs in the layout of optimum-intel."""
