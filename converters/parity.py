@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sd.backends.base import Component
 from edge_sd.bundle.bundle import TINY, Facts, Parity
 from edge_sd.components import safety_checker as safety
 from edge_sd.components.autoencoder import to_pixels
+from edge_sd.components.base import Component
 from edge_sd.components.denoiser import Denoiser
 from edge_sd.files import write_atomically
 from edge_sd.images import metrics

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ..bundle.bundle import Artifact, ModelBundle, Variant
+from ..components.base import Component, Shapes
 from ..components.edits import NONE, Edits
 from ..errors import DeviceError, MissingExtra, choices
-from .base import Backend, Component, Device, Shapes
+from .base import Backend, Device
 
 NAMES = ("openvino", "coreml", "torch")
 

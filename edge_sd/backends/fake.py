@@ -10,10 +10,11 @@ import numpy as np
 
 from ..bundle.bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant
 from ..bundle.library import embedded_models
+from ..components.base import Array, Component, Shapes, last_rows
 from ..components.edits import NONE, Edits
 from ..errors import DeviceError
 from ..sampling.schedule import NoiseSchedule
-from .base import Array, Component, Device, Shapes, last_rows
+from .base import Device
 
 WIDTH = 16
 

@@ -22,11 +22,12 @@ import numpy as np
 from ..bundle.bundle import TINY, Artifact, ModelBundle, Variant
 from ..bundle.diffusers import TORCH_CLASSES, read_json
 from ..bundle.weights import load_module
+from ..components.base import Array, Component, Shapes, last_rows
 from ..components.edits import NONE, Edits
 from ..components.safety_checker import PART
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
 from ..text.textual_inversion import FIRST
-from .base import Array, Component, Device, Shapes, last_rows
+from .base import Device
 
 NEEDED = ("torch", "diffusers", "transformers", "safetensors")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

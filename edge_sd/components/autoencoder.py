@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Component
 from ..bundle.bundle import LatentSpace
 from ..errors import NumericalError
+from .base import Component
 
 
 def encode(

@@ -11,7 +11,7 @@ from threading import Condition
 
 import numpy as np
 
-from ..backends.base import Array, Component, Shapes, last_rows
+from .base import Array, Component, Shapes, last_rows
 
 
 @dataclass

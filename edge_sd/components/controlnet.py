@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Array, Component
 from ..errors import InvalidRequest, choices
 from ..images.canny import canny
 from ..sampling.schedule import active_timesteps
+from .base import Array, Component
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import DEEP, Component
 from ..errors import NumericalError
+from .base import DEEP, Component
 
 if TYPE_CHECKING:
     from ..sampling.schedule import Level

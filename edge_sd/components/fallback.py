@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..backends.base import Array, Changeable, Component, Resting
 from ..errors import DeviceError, NumericalError
+from .base import Array, Changeable, Component, Resting
 from .edits import Edits
 
 # A decoder's picture lies in [-1, 1]; less than this between its darkest and brightest value is one colour.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..backends.base import Array, Component
+from .base import Array, Component
 
 
 class Turns:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..backends.base import Array, Component, Shapes
 from ..bundle.bundle import TINY
+from .base import Array, Component, Shapes
 
 # The share of a window that its neighbour has too.
 OVERLAP = 1 / 4

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from ..backends import AllBackends, Backend, Component, Device
-from ..backends.base import Array
 from ..bundle.bundle import ModelBundle
+from ..components.base import Array
 from ..components.fallback import FAILURES, fault, reason
 from ..errors import InvalidRequest
 from ..pipeline.shapes import shapes_of

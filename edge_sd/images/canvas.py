@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Array, Component
+from ..components.base import Array, Component
 from ..errors import InvalidRequest
 from ..sampling.samplers import Denoise, Latents
 from ..sampling.schedule import Level

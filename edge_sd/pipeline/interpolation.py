@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.base import Array, Component
+from ..components.base import Array, Component
 from .request import Settings
 
 

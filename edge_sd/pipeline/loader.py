@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
 from ..backends import Backend, Component
-from ..backends.base import Changeable, Resting, Shapes
 from ..bundle.bundle import ModelBundle
+from ..components.base import Changeable, Resting, Shapes
 from ..components.edits import NONE, Edits
 from ..components.fallback import FAILURES, Guarded, reason
 from ..components.offload import Turn, Turns

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import Component
-from ..backends.base import Shapes
 from ..bundle.bundle import TINY, ModelBundle
 from ..components import safety_checker as safety
 from ..components.autoencoder import decode, encode
+from ..components.base import Shapes
 from ..components.controlnet import ControlledUNet
 from ..components.denoiser import Denoiser
 from ..components.edits import NONE

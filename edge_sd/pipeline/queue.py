@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.base import Component, Shapes
+from ..components.base import Component, Shapes
 from ..components.batching import Gathering, Seat
 from ..components.fallback import FAILURES
 from ..sampling.samplers import Step

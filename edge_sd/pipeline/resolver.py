@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Array
 from ..bundle.bundle import TINY, Artifact, ModelBundle
 from ..components import safety_checker as safety
+from ..components.base import Array
 from ..components.controlnet import NET, read_lines
 from ..devices.plan import DevicePlan
 from ..errors import InvalidRequest, choices

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..backends.base import Shapes
 from ..bundle.bundle import Facts
 from ..components import safety_checker as safety
+from ..components.base import Shapes
 from ..text.conditioning import shapes_of_conditions
 from .request import Settings
 from .resolver import DECODER

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..backends.base import Array
 from ..bundle.bundle import Facts, TextPart
+from ..components.base import Array
 from ..errors import InvalidModel, InvalidRequest
 
 HIDDEN = "hidden_states."

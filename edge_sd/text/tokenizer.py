@@ -21,7 +21,7 @@ from .prompt import parse
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from ..backends.base import Array, Component
+    from ..components.base import Array, Component
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # OpenAI's pattern: contractions, runs of letters, single digits, runs of anything else.

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from edge_sd import Pipeline, Request
-from edge_sd.backends.base import Array, Component, Device, Shapes
+from edge_sd.backends.base import Device
 from edge_sd.backends.fake import FakeBackend, FakeComponent, fake_bundle
 from edge_sd.bundle.bundle import Artifact, ModelBundle, Variant
+from edge_sd.components.base import Array, Component, Shapes
 from edge_sd.components.edits import NONE, Edits
 from edge_sd.components.fallback import fault
 from edge_sd.devices.choose import choose

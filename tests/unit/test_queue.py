@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge_sd import Pipeline, Queue, Request, Result
-from edge_sd.backends.base import Component, Shapes
+from edge_sd.components.base import Component, Shapes
 from edge_sd.components.batching import Gathering
 from edge_sd.converters.parity import psnr
 from edge_sd.errors import DeviceError, InvalidRequest

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from openvino import opset13 as ops
 
 from edge_sd import Pipeline, Request
-from edge_sd.backends.base import DEEP, Array, last_rows
 from edge_sd.backends.openvino import OpenVINOBackend, loading, reading
 from edge_sd.backends.openvino.graph import (
     fold_upsampling,
@@ -24,6 +23,7 @@ from edge_sd.backends.openvino.graph import (
     split_deep,
 )
 from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.components.base import DEEP, Array, last_rows
 from edge_sd.components.denoiser import Denoiser
 from edge_sd.components.edits import NONE, Edits, Shortcuts
 from edge_sd.errors import InvalidRequest

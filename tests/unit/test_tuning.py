@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from edge_sd import Pipeline
 from edge_sd.backends import AllBackends, Device
-from edge_sd.backends.base import Array, Component
 from edge_sd.backends.fake import FakeBackend, fake_bundle
 from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.components.base import Array, Component
 from edge_sd.components.edits import NONE
 from edge_sd.devices.choose import choose
 from edge_sd.devices.measurements import Measured, Row, measurements_file, remember, remembered

@@ -24,10 +24,11 @@ from ...bundle.assembly import whole_package
 from ...bundle.bundle import Artifact, ModelBundle, Variant
 from ...bundle.library import models_home
 from ...bundle.mlpackage.compiled import COMPILED, interface
+from ...components.base import Array, Shapes, last_rows
 from ...components.edits import NONE, Edits
 from ...errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
 from ...files import hash_file
-from ..base import Array, Device, Shapes, last_rows
+from ..base import Device
 from .edits import edited, known_ids, table_rows
 from .plan import placements
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ...components.base import Array
 from ...components.lora import Difference, Lora
-from ..base import Array
 from .edits import changes_of, layers, misfit, plain_input
 from .graph import GIVEN, parameter
 

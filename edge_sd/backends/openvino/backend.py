@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from ...bundle.bundle import Artifact, ModelBundle, Variant
+from ...components.base import Component, Shapes
 from ...components.edits import NONE, Edits
 from ...errors import MissingExtra
 from ...machine import this_machine
-from ..base import Component, Device, Shapes
+from ..base import Device
 from .loading import Loading
 
 

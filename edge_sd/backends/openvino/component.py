@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ...components.base import DEEP, Array, Shapes, batches, last_rows
 from ...components.edits import NONE, Edits
 from ...errors import DeviceError
-from ..base import DEEP, Array, Shapes, batches, last_rows
 from .adapters import Adapters
 from .mapping import OFTEN, SELDOM, Places, forgetting
 from .reading import first_line

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base import DEEP
+from ...components.base import DEEP
 
 # Below these many tokens averaging them takes longer than it saves.
 MANY_TOKENS = 1024

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle.bundle import Artifact, ModelBundle, Variant
+from ...components.base import Array, Shapes
 from ...components.edits import NONE, Edits
 from ...components.lora import read_lora
 from ...errors import DeviceError, InvalidModel
-from ..base import Array, Device, Shapes
+from ..base import Device
 from . import cache
 from .adapters import Adapters, adapt
 from .component import Graph, OpenVINOComponent

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ...components.base import Shapes
 from ...errors import InvalidModel, InvalidRequest
-from ..base import Shapes
 
 
 def read_model(core: Any, graph: Path, weights: list[Path]) -> Any:
