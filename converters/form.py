@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edge_sd.bundle.bundle import TINY, Parity
+from edge_sd.bundle.bundle import Parity
 from edge_sd.bundle.diffusers import GRAPH, read_json
-from edge_sd.components import safety_checker as safety
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
 from edge_sd.errors import InvalidRequest, choices
 
 from .openvino.link import share_weights
@@ -127,7 +127,7 @@ class OpenVINOForm:
         folder = staging / part
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        if part in (safety.PART, TINY) and recipe.bits < 16:
+        if part in (SAFETY_CHECKER, TINY) and recipe.bits < 16:
             # A picture's verdict is to be the same in every variant; the tiny decoder has nothing to save.
             recipe = RECIPES["fp16"]
         openvino.convert(wrapped, recipe, folder, source.facts, recording)
@@ -151,9 +151,9 @@ class OpenVINOForm:
         for folder in ("scheduler", *tokenizers):
             shutil.copytree(source.folder / folder, staging / folder, dirs_exist_ok=True)
         index = read_json(source.folder / "model_index.json")
-        if safety.PART in source.parts:
+        if SAFETY_CHECKER in source.parts:
             # Other programs would look for torch's weights of it.
-            index |= {safety.PART: [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+            index |= {SAFETY_CHECKER: [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
         (staging / "model_index.json").write_text(json.dumps(index, indent=2), "utf-8")
         for folder in tokenizers:
             openvino.convert_tokenizer(source.folder / folder, staging / folder)

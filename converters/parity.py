@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sd.bundle.bundle import TINY, Facts, Parity
+from edge_sd.bundle.bundle import Facts, Parity
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
 from edge_sd.components import safety_checker as safety
 from edge_sd.components.autoencoder import to_pixels
 from edge_sd.components.base import Component
@@ -116,7 +117,7 @@ def record(
         return component(sample=before["vae_decoder"]["picture"])
     if part == TINY:
         return component(latent_sample=before["unet"]["latents"])
-    if part == safety.PART:
+    if part == SAFETY_CHECKER:
         picture = to_pixels(before["vae_decoder"]["picture"][0])
         for seen in (picture, picture[::-1], 255 - picture):
             component(clip_input=safety.view(np.ascontiguousarray(seen), component.module.side))

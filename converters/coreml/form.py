@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sd.bundle.apple_layout import Arrays, Chain, Layout, call, layout_of, pick
-from edge_sd.bundle.bundle import TINY, Facts, Parity
-from edge_sd.components import safety_checker as safety
+from edge_sd.bundle.bundle import Facts, Parity
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, choices
 from edge_sd.text.conditioning import HIDDEN
 from edge_sd.text.tokenizer import read_vocabulary
@@ -31,7 +31,7 @@ COMPUTE = ("ane", "gpu")
 # several Swift programs know a model for it by the name of an iOS16 operation.
 LOWEST = {"ane": "iOS16", "gpu": "iOS18"}
 # The parts whose shapes depend on the size of pictures, and those that are cut into chunks.
-SIZED = ("unet", "vae_decoder", "vae_encoder", TINY, safety.PART, *CONTROL)
+SIZED = ("unet", "vae_decoder", "vae_encoder", TINY, SAFETY_CHECKER, *CONTROL)
 CHUNKED = ("unet", "controlled_unet")
 # The parts with attention to text, which the Neural Engine wants in its own form.
 SPLIT = ("unet", *CONTROL)
@@ -124,7 +124,7 @@ class CoreMLForm:
         if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
             made = self._write(wrapped, source, recipe, staging, recording, float32=True)
             return replace(made, precision="float32")
-        if wrapped.part in (safety.PART, TINY):
+        if wrapped.part in (SAFETY_CHECKER, TINY):
             # A picture's verdict is to be the same in every variant; the tiny decoder has nothing to save.
             recipe = RECIPES["fp16"]
         made = self._write(wrapped, source, recipe, staging, recording)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sd.bundle.bundle import TINY, Facts, read_manifest
+from edge_sd.bundle.bundle import Facts, read_manifest
 from edge_sd.bundle.diffusers import diffusers_facts, has_checker, read_json
 from edge_sd.bundle.library import MANIFEST, find_model
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
 from edge_sd.bundle.weights import load_module, weight_files
-from edge_sd.components.safety_checker import PART
 from edge_sd.errors import InvalidModel
 from edge_sd.files import hash_file
 from edge_sd.text.tokenizer import read_vocabulary
@@ -25,7 +25,12 @@ PARTS = {
     "vae_encoder": ("diffusers", "AutoencoderKL", "vae", "diffusion_pytorch_model"),
     TINY: ("diffusers", "AutoencoderTiny", "vae_tiny", "diffusion_pytorch_model"),
     "controlnet": ("diffusers", "ControlNetModel", "controlnet", "diffusion_pytorch_model"),
-    PART: ("diffusers.pipelines.stable_diffusion.safety_checker", "StableDiffusionSafetyChecker", PART, "model"),
+    SAFETY_CHECKER: (
+        "diffusers.pipelines.stable_diffusion.safety_checker",
+        "StableDiffusionSafetyChecker",
+        SAFETY_CHECKER,
+        "model",
+    ),
     # The UNet that takes a ControlNet's residuals; its weights are the UNet's.
     "controlled_unet": ("diffusers", "UNet2DConditionModel", "unet", "diffusion_pytorch_model"),
 }
@@ -67,7 +72,7 @@ class Source:
             for part in PARTS
             if (controlled or part not in CONTROL)
             and (part in texts or not part.startswith("text_encoder"))
-            and (checked or part != PART)
+            and (checked or part != SAFETY_CHECKER)
             and (tiny or part != TINY)
         )
 

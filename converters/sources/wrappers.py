@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_sd.bundle.bundle import TINY, Facts
-from edge_sd.components import safety_checker as safety
+from edge_sd.bundle.bundle import Facts
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
 from edge_sd.text.conditioning import shapes_of_conditions
 
 
@@ -226,7 +226,7 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
         TINY: lambda: Wrapped(
             part, TinyDecoder(model), {"latent_sample": latents}, {"latent_sample": (0, 2, 3)}, ("sample",)
         ),
-        safety.PART: lambda: Wrapped(
+        SAFETY_CHECKER: lambda: Wrapped(
             part,
             checker := SafetyChecker(model),
             {"clip_input": torch.zeros(1, 3, checker.side, checker.side)},

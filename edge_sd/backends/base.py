@@ -32,14 +32,6 @@ class Device:
         return self.name.split(".")[0]
 
 
-
-
-
-
-
-
-
-
 class Backend(Protocol):
     """A way to run artifacts: OpenVINO, Core ML, …"""
 
@@ -62,7 +54,3 @@ class Backend(Protocol):
 
         Raises InvalidModel or DeviceError, and InvalidRequest for sizes or edits that this artifact has no place for.
         """
-
-
-
-

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.bundle import TINY, Artifact, ModelBundle, Variant
+from ..bundle.bundle import Artifact, ModelBundle, Variant
 from ..bundle.diffusers import TORCH_CLASSES, read_json
+from ..bundle.parts import SAFETY_CHECKER, TINY
 from ..bundle.weights import load_module
 from ..components.base import Array, Component, Shapes, last_rows
 from ..components.edits import NONE, Edits
-from ..components.safety_checker import PART
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
 from ..text.textual_inversion import FIRST
 from .base import Device
@@ -78,7 +78,7 @@ class TorchBackend:
         library, kind, stem = _class_of(read_json(config), config.parent.name)
         where = device.name.removeprefix("torch-").replace(".", ":")
         # Text steers every step and takes 1 % of the time, and these decoders overflow: they stay as they were.
-        exact = part.startswith("text_encoder") or part == PART or bool(read_json(config).get("force_upcast"))
+        exact = part.startswith("text_encoder") or part == SAFETY_CHECKER or bool(read_json(config).get("force_upcast"))
         dtype = torch.float32 if exact else getattr(torch, DTYPES[variant.precision])
         try:
             with _LOADING, _quiet():
@@ -224,7 +224,7 @@ class TorchComponent:
         if self.part == "vae_encoder":
             moments, quant = self.module.encoder(given["sample"]), self.module.quant_conv
             return {"latent_parameters": moments if quant is None else quant(moments)}
-        if self.part == PART:
+        if self.part == SAFETY_CHECKER:
             return self._check(given["clip_input"])
         return self._denoise(given)
 

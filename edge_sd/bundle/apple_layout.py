@@ -15,9 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..components import safety_checker as safety
 from ..errors import InvalidModel, InvalidRequest
-from .bundle import TINY
+from .parts import SAFETY_CHECKER, TINY
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -48,7 +47,7 @@ LAYOUTS = {
     "vae_encoder": Layout("VAEEncoder", {"sample": "x"}, {"latent_parameters": "latent"}),
     # The runtime blackens pictures itself. Apple's graph asks whether special scores are above zero, diffusers whether
     # they are when rounded to three decimals.
-    safety.PART: Layout(
+    SAFETY_CHECKER: Layout(
         "SafetyChecker",
         {"clip_input": "clip_input"},
         {"adjusted_scores": "concept_scores"},

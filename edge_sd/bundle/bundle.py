@@ -25,8 +25,6 @@ from .library import MANIFEST, find_model
 
 # In a variant's folder: what torch float32 drew of the same weights, with the request inside.
 REFERENCE = "reference.png"
-# The component that decodes at a fraction of the work (AutoencoderTiny), where a model has one.
-TINY = "tiny_decoder"
 FORMAT = 1
 MANIFEST_LIMIT = 8 << 20
 # Facts that manifests of the first versions do not have.

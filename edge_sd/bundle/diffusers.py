@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..components.safety_checker import PART
 from ..errors import InvalidModel
 from ..files import FileRecord
 from ..sampling.names import sampler_of_config
 from ..sampling.schedule import NoiseSchedule
 from .apple_resources import is_resources, open_resources
-from .bundle import TINY, Artifact, Defaults, Facts, LatentSpace, ModelBundle, TextPart, Variant
+from .bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, TextPart, Variant
 from .library import HUB_RECORD, model_name
+from .parts import NET, SAFETY_CHECKER, TINY
 from .weights import sample, weight_files
 
 GRAPH = "openvino_model.xml"
@@ -27,7 +27,6 @@ PIPELINES = (
     "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
     "LatentConsistencyModelPipeline",
 )  # fmt: skip
-NET = "controlnet"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -152,11 +151,16 @@ def _is_turbo(schedule: NoiseSchedule, sampler: str) -> bool:
 
 def has_checker(folder: Path) -> bool:
     """Whether a diffusers folder uses a safety checker, and has it in safetensors."""
-    named = read_json(folder / "model_index.json").get(PART)
-    if not isinstance(named, list) or not named or named[0] is None or not (folder / PART / "config.json").is_file():
+    named = read_json(folder / "model_index.json").get(SAFETY_CHECKER)
+    if (
+        not isinstance(named, list)
+        or not named
+        or named[0] is None
+        or not (folder / SAFETY_CHECKER / "config.json").is_file()
+    ):
         return False
     try:
-        return bool(weight_files(folder / PART, "model")[0])
+        return bool(weight_files(folder / SAFETY_CHECKER, "model")[0])
     except InvalidModel:
         return False
 
@@ -217,7 +221,7 @@ def torch_variants(root: Path, bundle: ModelBundle | None = None) -> dict[str, V
     if nets:
         folders["controlled_unet"] = "unet"
     if has_checker(root):
-        folders[PART] = PART
+        folders[SAFETY_CHECKER] = SAFETY_CHECKER
     if (root / "vae_tiny/config.json").is_file():
         folders[TINY] = "vae_tiny"
     known = {name: record for each in bundle.variants.values() for name, record in each.files.items()} if bundle else {}
@@ -225,7 +229,7 @@ def torch_variants(root: Path, bundle: ModelBundle | None = None) -> dict[str, V
     artifacts: dict[str, Artifact] = {}
     files: dict[str, FileRecord] = {}
     for part, folder in folders.items():
-        stem = "model" if part.startswith("text_encoder") or part == PART else "diffusion_pytorch_model"
+        stem = "model" if part.startswith("text_encoder") or part == SAFETY_CHECKER else "diffusion_pytorch_model"
         paths = weight_files(root / folder, stem)[0]
         names = [path.relative_to(root).as_posix() for path in (root / folder / "config.json", *paths)]
         artifacts[part] = Artifact(names[0], tuple(names[1:]), (), ())

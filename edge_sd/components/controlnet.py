@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.parts import NET
 from ..errors import InvalidRequest, choices
 from ..images.canny import canny
 from ..sampling.schedule import active_timesteps
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 # How a picture becomes what a ControlNet follows: white lines on black, its greys, or its colours.
 READINGS = ("auto", "canny", "scribble", "lines", "grey", "tile")
 MAX_WEIGHT = 2
-# The component of a variant; others are called controlnet_NAME.
-NET = "controlnet"
 # A drawing has hardly any grey: this share of its pixels is nearly black or nearly white.
 DRAWN = 0.9
 

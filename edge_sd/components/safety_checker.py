@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidModel
 
-PART = "safety_checker"
 # CLIP's own mean and deviation of red, green and blue.
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)

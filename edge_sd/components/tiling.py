@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..bundle.bundle import TINY
+from ..bundle.parts import TINY
 from .base import Array, Component, Shapes
 
 # The share of a window that its neighbour has too.

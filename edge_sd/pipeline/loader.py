@@ -12,6 +12,7 @@ from threading import Lock
 
 from ..backends import Backend, Component
 from ..bundle.bundle import ModelBundle
+from ..bundle.parts import home_of
 from ..components.base import Changeable, Resting, Shapes
 from ..components.edits import NONE, Edits
 from ..components.fallback import FAILURES, Guarded, reason
@@ -19,7 +20,6 @@ from ..components.offload import Turn, Turns
 from ..components.tiling import fitted
 from ..devices.plan import DevicePlan
 from ..errors import DeviceError, InvalidRequest, NumericalError
-from .resolver import home_of
 
 
 class Components:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import Component
-from ..bundle.bundle import TINY, ModelBundle
+from ..bundle.bundle import ModelBundle
+from ..bundle.parts import DECODER, SAFETY_CHECKER, TINY
 from ..components import safety_checker as safety
 from ..components.autoencoder import decode, encode
 from ..components.base import Shapes
@@ -40,7 +41,7 @@ from .loader import Components
 from .presets import preset_named
 from .prompting import Wording
 from .request import Request, Settings
-from .resolver import DECODER, Resolver, Source, steps_taken
+from .resolver import Resolver, Source, steps_taken
 from .result import Picture, Result
 from .shapes import is_doubled, latent_shape, shapes_for, shapes_of
 
@@ -128,7 +129,7 @@ class Pipeline:
         """Component -> the shapes of its inputs, for what `settings` need."""
         view = 0
         if settings.safety:
-            artifact = self._resolver.artifacts(safety.PART)[safety.PART]
+            artifact = self._resolver.artifacts(SAFETY_CHECKER)[SAFETY_CHECKER]
             view = safety.side_of(self.bundle.path(artifact.graph))
         return shapes_for(self.bundle.facts, settings, self.wording.count(settings, self.plan.variant), view)
 
@@ -189,8 +190,8 @@ class Pipeline:
 
     def _flagged(self, pixels: NDArray[np.uint8]) -> bool:
         """Whether the model's own checker objects to a finished picture [H, W, 3]."""
-        side = self.components.shapes(safety.PART)["clip_input"][-1]
-        return safety.is_flagged(self.components[safety.PART](clip_input=safety.view(pixels, side)))
+        side = self.components.shapes(SAFETY_CHECKER)["clip_input"][-1]
+        return safety.is_flagged(self.components[SAFETY_CHECKER](clip_input=safety.view(pixels, side)))
 
     def steps(self, request: Request) -> Iterator[Step]:
         """Denoise one picture, a step at a time; the last step's `latents` are what `decode` wants.

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.bundle import TINY, Artifact, ModelBundle
-from ..components import safety_checker as safety
+from ..bundle.bundle import Artifact, ModelBundle
+from ..bundle.parts import NET, SAFETY_CHECKER, TINY, home_of
 from ..components.base import Array
-from ..components.controlnet import NET, read_lines
+from ..components.controlnet import read_lines
 from ..devices.plan import DevicePlan
 from ..errors import InvalidRequest, choices
 from ..images.canvas import Canvas, content_hash, grain, open_picture, open_start
@@ -21,19 +21,8 @@ from ..text.prompt import take_loras
 from .prompting import Wording
 from .request import MAX_SEED, Request, Settings
 
-# Components that are where another is: the autoencoder's halves, the UNet with its ControlNet, one CLIP with another.
-HOMES = {"vae_encoder": "vae_decoder", TINY: "vae_decoder", "controlled_unet": "unet", "text_encoder_2": "text_encoder",
-         safety.PART: "text_encoder"}  # fmt: skip
-
 # Pixels a side that are decoded at once where memory is low.
 LOW_TILE = 256
-# Settings.decoder -> the component.
-DECODER = {"full": "vae_decoder", "tiny": TINY}
-
-
-def home_of(part: str) -> str:
-    """The component that decides where `part` is."""
-    return "unet" if part.startswith(NET) else HOMES.get(part, part)
 
 
 @dataclass(frozen=True)
@@ -123,7 +112,7 @@ class Resolver:
 
     def _safety(self, wish: bool | None) -> bool | None:
         """Whether pictures are checked; None where the model has nothing to check them with."""
-        there = safety.PART in self.artifacts(safety.PART)
+        there = SAFETY_CHECKER in self.artifacts(SAFETY_CHECKER)
         if wish and not there:
             raise InvalidRequest(f"{self.bundle.name} has no safety checker; convert a source that has one")
         return wish is not False if there else None

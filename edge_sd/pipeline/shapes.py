@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from ..bundle.bundle import Facts
-from ..components import safety_checker as safety
+from ..bundle.parts import DECODER, SAFETY_CHECKER
 from ..components.base import Shapes
 from ..text.conditioning import shapes_of_conditions
 from .request import Settings
-from .resolver import DECODER
 
 
 def shapes_of(facts: Facts, width: int, height: int, batch: int) -> dict[str, Shapes]:
@@ -55,7 +54,7 @@ def shapes_for(facts: Facts, settings: Settings, chunks: int, view: int = 0) -> 
     del shapes["vae_decoder"]
     shapes[DECODER[settings.decoder]] = shapes_of(facts, width, height, 1)["vae_decoder"]
     if settings.safety:
-        shapes[safety.PART] = {"clip_input": (1, 3, view, view)}
+        shapes[SAFETY_CHECKER] = {"clip_input": (1, 3, view, view)}
     if settings.image is not None:
         shapes["vae_encoder"] = {"sample": (1, 3, height, width)}
     return shapes

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from edge_sd import ModelBundle, Pipeline, Request
-from edge_sd.bundle.bundle import TINY
+from edge_sd.bundle.parts import TINY
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.sources.parts import composed, find_part
 from edge_sd.errors import InvalidModel, InvalidRequest, ModelNotFound

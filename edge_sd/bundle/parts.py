@@ -1,0 +1,20 @@
+"""The names of components, as manifests and the pipeline know them."""
+
+from __future__ import annotations
+
+# Decodes at a fraction of the work (AutoencoderTiny), where a model has one.
+TINY = "tiny_decoder"
+# Looks at finished pictures, in models that come with one.
+SAFETY_CHECKER = "safety_checker"
+# A ControlNet; others of the same variant are called controlnet_NAME.
+NET = "controlnet"
+# Request.decoder -> the component.
+DECODER = {"full": "vae_decoder", "tiny": TINY}
+# Component -> the component whose device it shares.
+HOMES = {"vae_encoder": "vae_decoder", TINY: "vae_decoder", "controlled_unet": "unet", "text_encoder_2": "text_encoder",
+         SAFETY_CHECKER: "text_encoder"}  # fmt: skip
+
+
+def home_of(part: str) -> str:
+    """The component that decides where `part` is."""
+    return "unet" if part.startswith(NET) else HOMES.get(part, part)
