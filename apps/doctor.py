@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from edge_sd import __version__
 from edge_sd.backends import Device
 from edge_sd.bundle.bundle import ModelBundle
-from edge_sd.bundle.library import models_home
 from edge_sd.devices.choose import choose
 from edge_sd.devices.discovery import Here, discover
 from edge_sd.errors import EdgeSDError
+from edge_sd.paths import models_home
 from edge_sd.pipeline.recorded import read_recorded
 
 PACKAGES = ("numpy", "pillow", "tokenizers", "openvino", "coremltools", "torch", "diffusers", "transformers", "nncf")

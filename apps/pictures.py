@@ -96,7 +96,7 @@ def interpolate(
     import secrets
     from dataclasses import replace
 
-    from edge_sd.images.files import check_output, save, write
+    from edge_sd.images.files import check_output, write
     from edge_sd.images.grids import animation, grid
     from edge_sd.pipeline.pipeline import Pipeline
     from edge_sd.pipeline.request import MAX_SEED, Request
@@ -132,7 +132,7 @@ def interpolate(
     if animated:
         write(animation(images, seconds), output)
     else:
-        save(replace(drawn[0], image=grid(images, columns=frames)), output)
+        replace(drawn[0], image=grid(images, columns=frames)).save(output)
     if not quiet:
         print(output)
 

@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_sd.bundle.bundle import REFERENCE, Artifact, ModelBundle, Parity, Variant, read_manifest
+from edge_sd.bundle.bundle import REFERENCE, ModelBundle, read_manifest
 from edge_sd.bundle.library import MANIFEST
+from edge_sd.bundle.variants import Artifact, Parity, Variant
 from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, ParityError, choices
 from edge_sd.files import FileRecord, record_file, write_atomically
 from edge_sd.text.tokenizer import TextTokenizer, read_vocabulary

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edge_sd.bundle.bundle import Parity
-from edge_sd.bundle.diffusers import GRAPH, read_json
+from edge_sd.bundle.diffusers import GRAPH
 from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.variants import Parity
 from edge_sd.errors import InvalidRequest, choices
+from edge_sd.files import read_json
 
 from .openvino.link import share_weights
 from .parity import Recording

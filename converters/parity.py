@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sd.bundle.bundle import Facts, Parity
+from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.variants import Parity
 from edge_sd.components import safety_checker as safety
 from edge_sd.components.autoencoder import to_pixels
 from edge_sd.components.base import Component
 from edge_sd.components.denoiser import Denoiser
+from edge_sd.components.inpainting import Masked
 from edge_sd.files import write_atomically
 from edge_sd.images import metrics
 from edge_sd.images.canny import canny
-from edge_sd.images.canvas import Masked
 from edge_sd.images.files import encode
 from edge_sd.pipeline.request import Settings
 from edge_sd.pipeline.result import Picture
@@ -171,7 +172,8 @@ def save_reference(image: NDArray[np.float32], facts: Facts, path: Path, source:
     height, width = image.shape[2:]
     settings = Settings(PROMPT, "", width, height, STEPS, facts.defaults.guidance, SEED, SAMPLER, 1)
     pixels = Image.fromarray(to_pixels(image[0]))
-    write_atomically(path, encode(Picture(pixels, settings, facts.name, "torch-fp32", "torch", source), "PNG"))
+    picture = Picture(pixels, settings, facts.name, "torch-fp32", "torch", source)
+    write_atomically(path, encode(pixels, "PNG", *picture.texts()))
 
 
 def measure(run: Runner, recording: Recording) -> Parity:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
+
 if TYPE_CHECKING:
     from .bundle.bundle import ModelBundle as ModelBundle
     from .pipeline.pipeline import Pipeline as Pipeline
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from .pipeline.request import Request as Request
     from .pipeline.result import Result as Result
 
-__version__ = "0.1.0"
 __all__ = ["ModelBundle", "Pipeline", "Queue", "Request", "Result", "__version__"]
 
 _HOMES = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from .errors import InvalidModel
 
@@ -55,3 +57,16 @@ def inside(root: Path, relative: str) -> Path:
             f"{root.name}: the manifest names {relative!r}, which is not a path inside the model's folder"
         )
     return root / pure
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from disk, or InvalidModel saying what is wrong with the file."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidModel(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidModel(f"{path} holds a {type(document).__name__}, not a JSON object")
+    return document

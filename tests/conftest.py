@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edge_sd.bundle.bundle import ModelBundle
-from edge_sd.bundle.library import embedded_models
+from edge_sd.paths import embedded_models
 
 # Before any Hugging Face library is imported: nothing here may look for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"

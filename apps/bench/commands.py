@@ -60,7 +60,7 @@ def _beside(names: list[str] | tuple[str, ...], rounds: int, pictures: int, home
         import openvino_genai  # noqa: F401
     except ImportError as error:
         raise MissingExtra("benchmarks beside other programs", "convert,dev") from error
-    from edge_sd.bundle.library import models_home
+    from edge_sd.paths import models_home
 
     from . import conversion, embedded, large, lora, profile, quality, together
 

@@ -81,9 +81,9 @@ class Row:
 
 def measure(runs: int = 5) -> list[Row]:
     """The embedded model here, in openvino.genai and in diffusers; `runs` rounds after one that is not counted."""
-    from edge_sd.bundle.library import embedded_models
     from edge_sd.converters.build import build
     from edge_sd.converters.recipes import RECIPES
+    from edge_sd.paths import embedded_models
 
     emoji = embedded_models() / "emoji"
     with tempfile.TemporaryDirectory() as scratch:

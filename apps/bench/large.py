@@ -172,7 +172,7 @@ def make_source(folder: Path) -> None:
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from edge_sd.bundle.library import embedded_models
+    from edge_sd.paths import embedded_models
 
     torch.manual_seed(0)
     shutil.rmtree(folder, ignore_errors=True)

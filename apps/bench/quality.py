@@ -107,6 +107,6 @@ def table(rows: list[Row]) -> Table:
 
 
 def _emoji() -> Path:
-    from edge_sd.bundle.library import embedded_models
+    from edge_sd.paths import embedded_models
 
     return embedded_models() / "emoji"

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge_sd.bundle.bundle import ModelBundle
-from edge_sd.bundle.library import embedded_models
 from edge_sd.bundle.safetensors import tensors
 from edge_sd.errors import EdgeSDError
+from edge_sd.paths import embedded_models
 from edge_sd.text.tokenizer import TextTokenizer
 
 Array = NDArray[np.float32]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sd.bundle.apple_layout import Arrays, Chain, Layout, call, layout_of, pick
-from edge_sd.bundle.bundle import Facts, Parity
+from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, choices
 from edge_sd.text.conditioning import HIDDEN
 from edge_sd.text.tokenizer import read_vocabulary

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_sd.bundle.bundle import Facts
+from edge_sd.bundle.facts import Facts
 
 from ..sources.wrappers import residual_shapes
 

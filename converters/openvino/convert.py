@@ -14,8 +14,9 @@ from edge_sd.backends.openvino.loading import LARGE
 from edge_sd.backends.openvino.mapping import forgetting, mapped
 from edge_sd.backends.openvino.reading import read_model
 from edge_sd.backends.openvino.streaming import stream
-from edge_sd.bundle.bundle import Facts, Parity
 from edge_sd.bundle.diffusers import GRAPH
+from edge_sd.bundle.facts import Facts
+from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError
 
 from ..parity import Arrays, Recording, measure

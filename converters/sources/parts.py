@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_sd.bundle.diffusers import read_json
 from edge_sd.bundle.library import MANIFEST, find_model, find_pulled, model_name
 from edge_sd.errors import ConversionError, InvalidModel, InvalidRequest, ModelNotFound
+from edge_sd.files import read_json
 
 # Folder of a source -> the class of what goes there.
 CLASSES = {"vae": "AutoencoderKL", "controlnet": "ControlNetModel", "vae_tiny": "AutoencoderTiny"}

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sd.bundle.bundle import Facts, read_manifest
-from edge_sd.bundle.diffusers import diffusers_facts, has_checker, read_json
+from edge_sd.bundle.bundle import read_manifest
+from edge_sd.bundle.diffusers import diffusers_facts, has_checker
+from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.library import MANIFEST, find_model
 from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
 from edge_sd.bundle.weights import load_module, weight_files
 from edge_sd.errors import InvalidModel
-from edge_sd.files import hash_file
+from edge_sd.files import hash_file, read_json
 from edge_sd.text.tokenizer import read_vocabulary
 
 # part -> (library, class, folder, the weight file's stem)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_sd.bundle.bundle import Facts
+from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
 from edge_sd.text.conditioning import shapes_of_conditions
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edge_sd.bundle.bundle import REFERENCE, Artifact, Defaults, ModelBundle
-from edge_sd.bundle.diffusers import GRAPH, read_json
-from edge_sd.files import FileRecord, record_file
+from edge_sd.bundle.bundle import REFERENCE, ModelBundle
+from edge_sd.bundle.diffusers import GRAPH
+from edge_sd.bundle.facts import Defaults
+from edge_sd.bundle.variants import Artifact
+from edge_sd.files import FileRecord, read_json, record_file
 
 from ..build import build
 from ..coreml.form import CoreMLForm

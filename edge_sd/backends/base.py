@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..bundle.bundle import Artifact, ModelBundle, Variant
+from ..bundle.bundle import ModelBundle
+from ..bundle.variants import Artifact, Variant
 from ..components.base import Component, Shapes
 from ..components.edits import NONE, Edits
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..bundle.bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant
-from ..bundle.library import embedded_models
+from ..bundle.bundle import ModelBundle
+from ..bundle.facts import Defaults, Facts, LatentSpace
+from ..bundle.variants import Artifact, Variant
 from ..components.base import Array, Component, Shapes, last_rows
 from ..components.edits import NONE, Edits
 from ..errors import DeviceError
+from ..paths import embedded_models
 from ..sampling.schedule import NoiseSchedule
 from .base import Device
 

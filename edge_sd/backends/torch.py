@@ -19,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.bundle import Artifact, ModelBundle, Variant
-from ..bundle.diffusers import TORCH_CLASSES, read_json
+from ..bundle.bundle import ModelBundle
+from ..bundle.diffusers import TORCH_CLASSES
 from ..bundle.parts import SAFETY_CHECKER, TINY
+from ..bundle.variants import Artifact, Variant
 from ..bundle.weights import load_module
 from ..components.base import Array, Component, Shapes, last_rows
 from ..components.edits import NONE, Edits
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
+from ..files import read_json
 from ..text.textual_inversion import FIRST
 from .base import Device
 

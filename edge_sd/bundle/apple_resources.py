@@ -15,9 +15,11 @@ from ..errors import InvalidModel
 from ..files import FileRecord
 from ..sampling.schedule import NoiseSchedule
 from .apple_layout import LAYOUTS
-from .bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, Variant
+from .bundle import ModelBundle
+from .facts import Defaults, Facts, LatentSpace
 from .mlpackage.compiled import COMPILED, SUFFIXES, interface
 from .mlpackage.package import Package
+from .variants import Artifact, Variant
 
 VOCABULARY = ("vocab.json", "merges.txt")
 NEEDED = ("text_encoder", "unet", "vae_decoder")

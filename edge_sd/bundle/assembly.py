@@ -30,8 +30,9 @@ import numpy as np
 
 from ..errors import InvalidModel, OutputError
 from ..files import FileRecord, hash_file, inside, record_file
-from .bundle import Artifact, ModelBundle
-from .library import models_home
+from ..paths import models_home
+from .bundle import ModelBundle
+from .variants import Artifact
 
 Piece = tuple[int, int] | tuple[int, int, float]
 

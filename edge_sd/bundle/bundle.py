@@ -16,12 +16,14 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import InvalidModel, VariantNotFound, choices
 from ..files import FileRecord, hash_file, inside, write_atomically
 from ..sampling.schedule import NoiseSchedule
+from .facts import Defaults, Facts, LatentSpace, TextPart
 from .library import MANIFEST, find_model
+from .variants import Artifact, Parity, Variant
 
 # In a variant's folder: what torch float32 drew of the same weights, with the request inside.
 REFERENCE = "reference.png"
@@ -32,164 +34,6 @@ LATER: dict[str, Any] = {"conditioning": "", "pooled_width": 0, "zero_negative":
                          "inpainting": False, "vae_float32": False}  # fmt: skip
 # Up to this size a variant is hashed at every open (about 0.1 s); larger ones when asked.
 ALWAYS_HASHED = 128 << 20
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a request gets that does not say: pixels, steps, guidance scale, sampler."""
-
-    width: int = 512
-    height: int = 512
-    steps: int = 20
-    guidance: float = 7.5
-    sampler: str = "dpmpp_2m"
-    max_side: int = 2048
-
-
-@dataclass(frozen=True)
-class LatentSpace:
-    """z = (encode(x) - shift) * scale, with `channels` values for each `factor` x `factor` pixels."""
-
-    channels: int = 4
-    factor: int = 8
-    scale: float = 0.18215
-    shift: float = 0.0
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How close an artifact is to torch float32 on the same inputs: PSNR in dB against the reference's range."""
-
-    psnr: float
-    max_error: float
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """One converted component: its graph, the files that together are its weights, and the names it speaks.
-
-    The weights of a graph are the bytes of `weights`, one file after the other: usually one `.bin`; in the embedded
-    model the safetensors files that diffusers reads, then the few constants that are not in them. `lora` is a file of
-    low-rank differences that are added to such weights. `pieces` is there where a graph, a Core ML package, comes
-    without its weight file: it tells how that is put together of `weights` (see assembly.py). `chunks` are graphs that
-    follow the first, as one component. `precision` is the component's own, where it has not the variant's.
-    """
-
-    graph: str
-    weights: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    parity: Parity | None = None
-    lora: str | None = None
-    pieces: str | None = None
-    chunks: tuple[str, ...] = ()
-    precision: str = ""
-
-    def files(self) -> tuple[str, ...]:
-        """Every path that is named here."""
-        named = (self.graph, *self.chunks, *self.weights, self.lora, self.pieces)
-        return tuple(name for name in named if name is not None)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One backend's form of the model in one precision.
-
-    source     the hash of the weights that it was made from
-    compute    the device that its arithmetic was arranged for ("ane", "gpu"), where a backend tells them apart
-    defaults   stand in for the model's where they differ, as those of a few-step variant do
-    target     the oldest system that runs it ("iOS18", "macOS13"); "" is any that its backend runs on
-    sample     a hash of parts of its files, where those are large and no manifest has hashed them
-    """
-
-    backend: str
-    precision: str
-    artifacts: dict[str, Artifact]
-    files: dict[str, FileRecord] = field(default_factory=dict)
-    source: str = ""
-    compute: str = ""
-    defaults: Defaults | None = None
-    target: str = ""
-    sample: str = ""
-
-    @property
-    def static(self) -> bool:
-        """Whether the shapes of its components were fixed when it was converted."""
-        return self.backend == "coreml"
-
-    @property
-    def changeable(self) -> bool:
-        """Whether its graphs can be rewritten as they are read, as shortcuts need."""
-        return self.backend not in ("coreml", "torch")
-
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(record.bytes for record in self.files.values())
-
-    def part_size(self, part: str) -> int:
-        """Bytes on disk of one component: its graphs (files, or the folders of packages) and its weights."""
-        artifact = self.artifacts.get(part)
-        if artifact is None:
-            return 0
-        own = {artifact.graph, *artifact.chunks, *artifact.weights, artifact.lora}
-        packages = tuple(f"{graph}/" for graph in (artifact.graph, *artifact.chunks))
-        return sum(r.bytes for name, r in self.files.items() if name in own or name.startswith(packages))
-
-
-@dataclass(frozen=True)
-class TextPart:
-    """One text encoder: its component, the folder of its tokenizer, and the output that the UNet attends to."""
-
-    part: str = "text_encoder"
-    tokenizer: str = "tokenizer"
-    states: str = "last_hidden_state"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is true of the weights whatever runs them.
-
-    text_width      of what the UNet attends to: of all text encoders together
-    texts           the text encoders, where it is not the one called text_encoder
-    conditioning    what a UNet of SDXL is told beside the text: "size", or "aesthetic", which is a refiner
-    pooled_width    of the text_embeds that go with it
-    zero_negative   an empty negative prompt is zeros, not the states of no words
-    guidance_width  of the embedded guidance scale that a latent consistency model takes; 0 is none
-    inpainting      the UNet also takes a mask and the latents of what is outside it
-    vae_float32     the autoencoder overflows in float16
-    """
-
-    name: str
-    family: Literal["sd1", "sd2", "sdxl"]
-    schedule: NoiseSchedule
-    latents: LatentSpace
-    defaults: Defaults
-    tokenizer: str = "tokenizer"
-    max_tokens: int = 77
-    text_width: int = 768
-    license: str = "unknown"
-    texts: tuple[TextPart, ...] = ()
-    conditioning: Literal["", "size", "aesthetic"] = ""
-    pooled_width: int = 0
-    zero_negative: bool = False
-    guidance_width: int = 0
-    inpainting: bool = False
-    vae_float32: bool = False
-
-    @property
-    def encoders(self) -> tuple[TextPart, ...]:
-        """The text encoders in the order in which the UNet attends to them."""
-        return self.texts or (TextPart(tokenizer=self.tokenizer),)
-
-    @property
-    def sample_channels(self) -> int:
-        """Of what goes into the UNet."""
-        return 2 * self.latents.channels + 1 if self.inpainting else self.latents.channels
-
-    @property
-    def time_ids(self) -> int:
-        """How many numbers `conditioning` is."""
-        return {"": 0, "size": 6, "aesthetic": 5}[self.conditioning]
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,20 @@ Core ML packages in Apple's layout are in resources.py.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InvalidModel
-from ..files import FileRecord
+from ..files import FileRecord, read_json
 from ..sampling.names import sampler_of_config
 from ..sampling.schedule import NoiseSchedule
 from .apple_resources import is_resources, open_resources
-from .bundle import Artifact, Defaults, Facts, LatentSpace, ModelBundle, TextPart, Variant
+from .bundle import ModelBundle
+from .facts import Defaults, Facts, LatentSpace, TextPart
 from .library import HUB_RECORD, model_name
 from .parts import NET, SAFETY_CHECKER, TINY
+from .variants import Artifact, Variant
 from .weights import sample, weight_files
 
 GRAPH = "openvino_model.xml"
@@ -27,19 +28,6 @@ PIPELINES = (
     "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
     "LatentConsistencyModelPipeline",
 )  # fmt: skip
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from disk, or InvalidModel saying what is wrong with the file."""
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidModel(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise InvalidModel(f"{path} holds a {type(document).__name__}, not a JSON object")
-    return document
 
 
 def diffusers_facts(folder: Path) -> Facts:

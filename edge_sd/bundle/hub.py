@@ -19,7 +19,8 @@ from typing import Any
 
 from ..errors import HubError, InvalidModel, InvalidRequest, MissingExtra, ModelNotFound, OutputError, choices
 from ..files import hash_file, inside, write_atomically
-from .library import HUB_RECORD, hub_folder, models_home
+from ..paths import models_home
+from .library import HUB_RECORD, hub_folder
 
 # What of a diffusers folder is a component; others hold samples, older weights or other programs' forms.
 FOLDERS = frozenset({"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "vae_tiny",

@@ -5,31 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 from pathlib import Path
 
 from ..errors import ModelNotFound, choices
+from ..paths import embedded_models, models_home
 
 # In the folder of a model: what is true of it (see bundle.py).
 MANIFEST = "edge_sd.json"
 # In the folder of a model that was pulled from the hub: its revision and hashes (see hub.py).
 HUB_RECORD = "hub.json"
-
-
-def embedded_models() -> Path:
-    """The folder of the models that ship in the package."""
-    return Path(__file__).parents[1] / "models"
-
-
-def models_home() -> Path:
-    """Where a person's own models live: $EDGE_SD_MODELS, or the platform's place for data."""
-    if chosen := os.environ.get("EDGE_SD_MODELS"):
-        return Path(chosen)
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Application Support/edge-sd/models"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "edge-sd" / "models"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "edge-sd/models"
 
 
 def installed_models() -> dict[str, Path]:

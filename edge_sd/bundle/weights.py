@@ -95,7 +95,7 @@ def sample(paths: Iterable[Path]) -> str:
 
 def _shards(index: Path) -> list[Path]:
     """The files that an index of shards names, in order. Raises InvalidModel."""
-    from .diffusers import read_json
+    from ..files import read_json
 
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.bundle import LatentSpace
+from ..bundle.facts import LatentSpace
 from ..errors import NumericalError
 from .base import Component
 

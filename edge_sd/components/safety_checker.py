@@ -24,8 +24,8 @@ ADJUSTMENT = 0.01
 
 def side_of(graph: Path) -> int:
     """Pixels a side that a checker looks at: its package says it, or the config.json beside. Raises InvalidModel."""
-    from ..bundle.diffusers import read_json
     from ..bundle.mlpackage.compiled import SUFFIXES, inputs
+    from ..files import read_json
 
     if graph.suffix in SUFFIXES:
         ports = inputs(graph)

@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 
 from ..backends.base import Device
-from ..bundle.bundle import ModelBundle, Variant
+from ..bundle.bundle import ModelBundle
+from ..bundle.variants import Variant
 from ..machine import Machine
 
 PARTS = ("text_encoder", "unet", "vae_decoder")

@@ -17,10 +17,10 @@ from typing import Any
 
 from ..backends.base import Device
 from ..bundle.bundle import ModelBundle
-from ..bundle.library import models_home
 from ..errors import OutputError
 from ..files import write_atomically
 from ..machine import Machine
+from ..paths import models_home
 
 FORMAT = 1
 LIMIT = 4 << 20

@@ -7,21 +7,18 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..components.base import Array, Component
 from ..errors import InvalidRequest
-from ..sampling.samplers import Denoise, Latents
-from ..sampling.schedule import Level
+from ..sampling.samplers import Latents
 from .files import MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..pipeline.request import Request
 
 # An extended picture of up to so many times the model's own number of pixels is drawn at its own size.
 NEAR = 2.25
@@ -87,49 +84,6 @@ class Canvas:
         luma = Image.fromarray(self.pixels).convert("YCbCr").getchannel("Y")
         _, blue, red = Image.fromarray(drawn).convert("YCbCr").split()
         return np.asarray(Image.merge("YCbCr", (luma, blue, red)).convert("RGB"))
-
-
-@dataclass(frozen=True)
-class Inpainting:
-    """A denoiser that knows the picture outside the mask: its x_0 is replaced there by the picture's latents.
-
-    The samplers then keep  x = x_0 + sigma eps  there, with the noise that it began with, at every level.
-
-    known   latents of the picture [1, C, h, w]
-    mask    1 where the model draws, [1, 1, h, w]
-    """
-
-    denoise: Denoise
-    known: Latents
-    mask: Latents
-
-    def __call__(self, x: Latents, level: Level) -> Latents:
-        x_0: Latents = self.mask * self.denoise(x, level) + (1 - self.mask) * self.known
-        return x_0
-
-
-@dataclass(frozen=True)
-class Masked:
-    """A UNet for inpainting, of 2 C + 1 channels: it sees where it is to draw, and the picture around that.
-
-    mask     1 where it draws, [1, 1, h, w]
-    visible  latents of the picture without what is under the mask [1, C, h, w]
-    """
-
-    unet: Component
-    mask: Latents
-    visible: Latents
-
-    def bind(self, **constants: Array) -> None:
-        self.unet.bind(**constants)
-
-    def __call__(self, **inputs: Array) -> dict[str, Array]:
-        sample = inputs.pop("sample")
-        seen = np.concatenate([self.mask, self.visible], axis=1).repeat(len(sample), axis=0)
-        return self.unet(sample=np.concatenate([sample, seen], axis=1), **inputs)
-
-    def close(self) -> None:
-        self.unet.close()
 
 
 def open_picture(source: str | Path | Image, what: str) -> Image:
@@ -204,27 +158,6 @@ class Start:
         return Canvas(pixels, inside, frame)
 
 
-def open_start(request: Request) -> tuple[Start, dict[str, Any]] | None:
-    """What `request` starts from, and its pictures' hashes; None where from nothing. Raises InvalidRequest."""
-    if request.image is None:
-        return None
-    image = open_picture(request.image, "image")
-    hashes: dict[str, Any] = {"image": content_hash(image)}
-    mask = None
-    if request.mask is not None:
-        opened = open_picture(request.mask, "mask")
-        hashes["mask"] = content_hash(opened)
-        mask = opened.convert("L")
-        _check_mask(image, mask)
-    if request.extend is not None:
-        image, mask = extended(image, mask, request.extend)
-    box = None
-    if request.mask_padding is not None:
-        assert mask is not None
-        box = around(mask, request.mask_padding)
-    return Start(image, mask, box, request.extend is not None or box is not None), hashes
-
-
 def extended(image: Image, mask: Image | None, sides: Sequence[int]) -> tuple[Image, Image]:
     """The image with (left, right, top, bottom) pixels more, its edges repeated, and a mask of those and `mask`."""
     from PIL import Image as Images
@@ -260,7 +193,8 @@ def grown(box: Box, ratio: float, size: tuple[int, int]) -> Box:
     return left, top, left + width, top + height
 
 
-def _check_mask(image: Image, mask: Image) -> None:
+def check_mask(image: Image, mask: Image) -> None:
+    """Raise InvalidRequest for a mask of another size than its image, or without white."""
     if mask.size != image.size:
         raise InvalidRequest(f"the mask has {_size(mask)} pixels, the image {_size(image)}; make them equal")
     if np.asarray(mask).max() < 128:
@@ -284,7 +218,7 @@ def make_canvas(image: Image, mask: Image | None, width: int, height: int) -> Ca
     pixels = np.asarray(ImageOps.fit(image, (width, height), Images.Resampling.LANCZOS))
     if mask is None:
         return Canvas(pixels)
-    _check_mask(image, mask.convert("L"))
+    check_mask(image, mask.convert("L"))
     inside = np.asarray(ImageOps.fit(mask.convert("L"), (width, height), Images.Resampling.BILINEAR)) >= 128
     if not inside.any():
         raise InvalidRequest("the mask's white is lost at this size; make it larger, or give --mask-padding")

@@ -23,6 +23,7 @@ from ..components.base import Shapes
 from ..components.controlnet import ControlledUNet
 from ..components.denoiser import Denoiser
 from ..components.edits import NONE
+from ..components.inpainting import Inpainting, Masked
 from ..components.offload import Turns
 from ..components.tiling import fitted
 from ..devices.choose import choose
@@ -30,7 +31,7 @@ from ..devices.discovery import discover
 from ..devices.measurements import remembered
 from ..devices.plan import DevicePlan
 from ..errors import InvalidModel, InvalidRequest
-from ..images.canvas import Canvas, Inpainting, Masked
+from ..images.canvas import Canvas
 from ..sampling.noise import TorchNoise, first_noise
 from ..sampling.samplers import SAMPLERS, Denoise, Latents, Step
 from ..sampling.schedule import Level, active_timesteps

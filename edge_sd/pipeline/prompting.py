@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bundle.bundle import ModelBundle, TextPart
+from ..bundle.bundle import ModelBundle
+from ..bundle.facts import TextPart
 from ..components.edits import NONE, Edits
 from ..components.lora import Lora, find_loras, read_lora
 from ..text.conditioning import HIDDEN, states_of

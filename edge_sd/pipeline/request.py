@@ -19,7 +19,7 @@ from ..text.wildcards import expand
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..bundle.bundle import Defaults
+    from ..bundle.facts import Defaults
     from ..sampling.schedule import NoiseSchedule
 
 MAX_STEPS = 1000

@@ -9,17 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.bundle import Artifact, ModelBundle
+from ..bundle.bundle import ModelBundle
 from ..bundle.parts import NET, SAFETY_CHECKER, TINY, home_of
+from ..bundle.variants import Artifact
 from ..components.base import Array
 from ..components.controlnet import read_lines
 from ..devices.plan import DevicePlan
 from ..errors import InvalidRequest, choices
-from ..images.canvas import Canvas, content_hash, grain, open_picture, open_start
+from ..images.canvas import Canvas, content_hash, grain, open_picture
 from ..sampling.samplers import SAMPLERS
 from ..text.prompt import take_loras
 from .prompting import Wording
 from .request import MAX_SEED, Request, Settings
+from .sources import open_start
 
 # Pixels a side that are decoded at once where memory is low.
 LOW_TILE = 256

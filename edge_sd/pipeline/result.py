@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..images.files import save
+from ..images.grids import grid
+from .metadata import parameters_text, request_json
 from .request import Settings
 
 if TYPE_CHECKING:
@@ -25,9 +28,11 @@ class Picture:
 
     def save(self, path: str | Path) -> Path:
         """Write PNG, JPEG or WebP by the name's ending, with the parameters inside; all or nothing."""
-        from ..images.files import save
+        return save(self.image, Path(path), *self.texts())
 
-        return save(self, Path(path))
+    def texts(self) -> tuple[str, str]:
+        """What the file says: AUTOMATIC1111's text, and the JSON of the exact request."""
+        return parameters_text(self), request_json(self)
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,7 @@ class Result:
 
     def save_grid(self, path: str | Path) -> Path:
         """Write all pictures as one, in rows, with the parameters of the whole inside."""
-        from ..images.files import save
-        from ..images.grids import grid
-
         first = self.pictures[0]
         # A variation's first picture counts its second seed on, so that the count makes all of them again.
         settings = replace(first.settings, count=len(self.pictures))
-        return save(replace(first, image=grid([each.image for each in self.pictures]), settings=settings), Path(path))
+        return replace(first, image=grid([each.image for each in self.pictures]), settings=settings).save(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..bundle.bundle import Facts
+from ..bundle.facts import Facts
 from ..bundle.parts import DECODER, SAFETY_CHECKER
 from ..components.base import Shapes
 from ..text.conditioning import shapes_of_conditions

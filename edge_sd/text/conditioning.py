@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..bundle.bundle import Facts, TextPart
+from ..bundle.facts import Facts, TextPart
 from ..components.base import Array
 from ..errors import InvalidModel, InvalidRequest
 

@@ -63,7 +63,7 @@ class TextTokenizer:
 
     def _pad_id(self, folder: Path) -> int:
         """SD 1 fills up with the end token, SD 2 with "!"; tokenizer_config.json or special_tokens_map.json says."""
-        from ..bundle.diffusers import read_json
+        from ..files import read_json
 
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             if (folder / name).is_file():
@@ -178,7 +178,7 @@ def _any_of(words: Sequence[str]) -> re.Pattern[str]:
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Token -> id, and the merges in order, from either form. Raises InvalidModel."""
-    from ..bundle.diffusers import read_json
+    from ..files import read_json
 
     try:
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():

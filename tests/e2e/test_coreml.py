@@ -50,7 +50,7 @@ def test_packages_without_weights_draw_the_same_picture(
     coreml_bundle: ModelBundle, shallow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the embedded model ships them: weights are those of the diffusers folder, here the UNet's in two shards."""
-    from edge_sd.bundle.bundle import Variant
+    from edge_sd.bundle.variants import Variant
     from edge_sd.converters.sources.source import Source
     from edge_sd.converters.training.publish import COREML, link_coreml, records
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from edge_sd.backends import Device
 from edge_sd.backends.fake import fake_bundle
-from edge_sd.bundle.bundle import Artifact, Defaults, ModelBundle, Variant
+from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.facts import Defaults
+from edge_sd.bundle.variants import Artifact, Variant
 from edge_sd.files import FileRecord
 from edge_sd.machine import Machine
 

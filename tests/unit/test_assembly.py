@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from edge_sd.backends.coreml.backend import CoreMLBackend
 from edge_sd.bundle.assembly import Assembly, whole_package
-from edge_sd.bundle.bundle import Artifact, ModelBundle, Variant
+from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.variants import Artifact, Variant
 from edge_sd.errors import ConversionError, InvalidModel, OutputError
 from edge_sd.files import FileRecord, record_file
 

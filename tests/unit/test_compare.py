@@ -24,7 +24,9 @@ from edge_sd.apps.compare.verdict import missed, pareto, parse_gates, recommend,
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.backends.openvino import OpenVINOBackend
 from edge_sd.backends.openvino.loading import Loading
-from edge_sd.bundle.bundle import Artifact, Defaults, ModelBundle, Variant
+from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.facts import Defaults
+from edge_sd.bundle.variants import Artifact, Variant
 from edge_sd.errors import InvalidRequest, MissingExtra, VariantNotFound
 from edge_sd.files import FileRecord
 

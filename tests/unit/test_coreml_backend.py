@@ -16,7 +16,8 @@ import pytest
 
 from edge_sd.backends.coreml.backend import CoreMLBackend, CoreMLComponent
 from edge_sd.bundle.apple_layout import LAYOUTS, Arrays, Chain, call, pick
-from edge_sd.bundle.bundle import Artifact, ModelBundle, Variant
+from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.variants import Artifact, Variant
 from edge_sd.components.safety_checker import is_flagged, side_of
 from edge_sd.devices.choose import choose
 from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError

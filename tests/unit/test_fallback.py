@@ -11,7 +11,8 @@ import pytest
 from edge_sd import Pipeline, Request
 from edge_sd.backends.base import Device
 from edge_sd.backends.fake import FakeBackend, FakeComponent, fake_bundle
-from edge_sd.bundle.bundle import Artifact, ModelBundle, Variant
+from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.variants import Artifact, Variant
 from edge_sd.components.base import Array, Component, Shapes
 from edge_sd.components.edits import NONE, Edits
 from edge_sd.components.fallback import fault

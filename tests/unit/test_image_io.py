@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge_sd.errors import InvalidRequest, OutputError
-from edge_sd.images.files import check_output, parameters_text, save
+from edge_sd.images.files import check_output
+from edge_sd.pipeline.metadata import parameters_text
 from edge_sd.pipeline.recorded import read_recorded
 from edge_sd.pipeline.request import Settings
 from edge_sd.pipeline.result import Picture
@@ -36,7 +37,7 @@ def picture(prompt: str = "a cat", negative: str = "") -> Picture:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_field_comes_back(tmp_path: Path, ending: str, prompt: str, negative: str) -> None:
     drawn = picture(prompt, negative)
-    recorded = read_recorded(save(drawn, tmp_path / f"x{ending}"))
+    recorded = read_recorded(drawn.save(tmp_path / f"x{ending}"))
     assert Settings(**recorded.settings) == drawn.settings
     assert recorded.exact
     assert recorded.model_hash == "0123456789"
@@ -44,7 +45,7 @@ def test_every_field_comes_back(tmp_path: Path, ending: str, prompt: str, negati
 
 
 def test_pixels_of_a_png_are_what_was_drawn(tmp_path: Path) -> None:
-    path = save(picture("käse 🧀"), tmp_path / "x.png")
+    path = picture("käse 🧀").save(tmp_path / "x.png")
     with Image.open(path) as image:
         assert np.array_equal(np.asarray(image), np.asarray(picture().image))
         assert image.info["parameters"] == parameters_text(picture("käse 🧀"))
@@ -58,7 +59,7 @@ def test_parameters_are_in_automatic1111s_form() -> None:
 
 
 def test_exif_user_comment_is_unicode(tmp_path: Path) -> None:
-    with Image.open(save(picture("käse 🧀"), tmp_path / "x.jpg")) as image:
+    with Image.open(picture("käse 🧀").save(tmp_path / "x.jpg")) as image:
         comment = image.getexif().get_ifd(0x8769)[0x9286]
     assert comment[:8] == b"UNICODE\0"
     assert comment[8:].decode("utf-16-be") == parameters_text(picture("käse 🧀"))
@@ -82,7 +83,7 @@ def test_a_missing_folder_and_a_folder_in_the_way_are_named(tmp_path: Path) -> N
 def test_a_full_disk_leaves_the_older_picture_and_no_debris(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    path = save(picture(), tmp_path / "x.png")
+    path = picture().save(tmp_path / "x.png")
     before = path.read_bytes()
 
     def full(*_: object) -> None:
@@ -90,6 +91,6 @@ def test_a_full_disk_leaves_the_older_picture_and_no_debris(
 
     monkeypatch.setattr(os, failing, full)
     with pytest.raises(OutputError, match="No space left on device"):
-        save(picture("another"), path)
+        picture("another").save(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["x.png"]

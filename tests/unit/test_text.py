@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sd.bundle.library import embedded_models
 from edge_sd.errors import InvalidModel, InvalidRequest
+from edge_sd.paths import embedded_models
 from edge_sd.text.tokenizer import TextTokenizer, weighted
 
 FOLDER = embedded_models() / "emoji/tokenizer"

@@ -21,13 +21,14 @@ import numpy as np
 
 from ...bundle.apple_layout import Chain, Layout, call, layout_of, pick
 from ...bundle.assembly import whole_package
-from ...bundle.bundle import Artifact, ModelBundle, Variant
-from ...bundle.library import models_home
+from ...bundle.bundle import ModelBundle
 from ...bundle.mlpackage.compiled import COMPILED, interface
+from ...bundle.variants import Artifact, Variant
 from ...components.base import Array, Shapes, last_rows
 from ...components.edits import NONE, Edits
 from ...errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
 from ...files import hash_file
+from ...paths import models_home
 from ..base import Device
 from .edits import edited, known_ids, table_rows
 from .plan import placements

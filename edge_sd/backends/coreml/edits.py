@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...bundle.library import models_home
 from ...bundle.mlpackage.constexpr import Constants
 from ...bundle.mlpackage.package import Function, Package
 from ...bundle.mlpackage.rewrite import rewrite
@@ -29,6 +28,7 @@ from ...components.edits import Edits
 from ...components.lora import Difference, Lora
 from ...errors import InvalidModel, InvalidRequest, OutputError
 from ...files import FileRecord, record_file
+from ...paths import models_home
 from ...text.conditioning import HIDDEN
 from ...text.textual_inversion import FIRST
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle.bundle import Artifact, ModelBundle, Variant
+from ...bundle.bundle import ModelBundle
+from ...bundle.variants import Artifact, Variant
 from ...components.base import Component, Shapes
 from ...components.edits import NONE, Edits
 from ...errors import MissingExtra

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...bundle.library import models_home
+from ...paths import models_home
 
 Bytes = NDArray[np.uint8]
 # Bytes that all entries may take together; the newest stays in any case.

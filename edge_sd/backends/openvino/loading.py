@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...bundle.bundle import Artifact, ModelBundle, Variant
+from ...bundle.bundle import ModelBundle
+from ...bundle.variants import Artifact, Variant
 from ...components.base import Array, Shapes
 from ...components.edits import NONE, Edits
 from ...components.lora import read_lora

@@ -1,0 +1,86 @@
+"""Facts: what is true of a model's weights, whatever runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..sampling.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a request gets that does not say: pixels, steps, guidance scale, sampler."""
+
+    width: int = 512
+    height: int = 512
+    steps: int = 20
+    guidance: float = 7.5
+    sampler: str = "dpmpp_2m"
+    max_side: int = 2048
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """z = (encode(x) - shift) * scale, with `channels` values for each `factor` x `factor` pixels."""
+
+    channels: int = 4
+    factor: int = 8
+    scale: float = 0.18215
+    shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """One text encoder: its component, the folder of its tokenizer, and the output that the UNet attends to."""
+
+    part: str = "text_encoder"
+    tokenizer: str = "tokenizer"
+    states: str = "last_hidden_state"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is true of the weights whatever runs them.
+
+    text_width      of what the UNet attends to: of all text encoders together
+    texts           the text encoders, where it is not the one called text_encoder
+    conditioning    what a UNet of SDXL is told beside the text: "size", or "aesthetic", which is a refiner
+    pooled_width    of the text_embeds that go with it
+    zero_negative   an empty negative prompt is zeros, not the states of no words
+    guidance_width  of the embedded guidance scale that a latent consistency model takes; 0 is none
+    inpainting      the UNet also takes a mask and the latents of what is outside it
+    vae_float32     the autoencoder overflows in float16
+    """
+
+    name: str
+    family: Literal["sd1", "sd2", "sdxl"]
+    schedule: NoiseSchedule
+    latents: LatentSpace
+    defaults: Defaults
+    tokenizer: str = "tokenizer"
+    max_tokens: int = 77
+    text_width: int = 768
+    license: str = "unknown"
+    texts: tuple[TextPart, ...] = ()
+    conditioning: Literal["", "size", "aesthetic"] = ""
+    pooled_width: int = 0
+    zero_negative: bool = False
+    guidance_width: int = 0
+    inpainting: bool = False
+    vae_float32: bool = False
+
+    @property
+    def encoders(self) -> tuple[TextPart, ...]:
+        """The text encoders in the order in which the UNet attends to them."""
+        return self.texts or (TextPart(tokenizer=self.tokenizer),)
+
+    @property
+    def sample_channels(self) -> int:
+        """Of what goes into the UNet."""
+        return 2 * self.latents.channels + 1 if self.inpainting else self.latents.channels
+
+    @property
+    def time_ids(self) -> int:
+        """How many numbers `conditioning` is."""
+        return {"": 0, "size": 6, "aesthetic": 5}[self.conditioning]

@@ -1,0 +1,54 @@
+"""The two texts inside a picture's file: AUTOMATIC1111's, and our JSON, the exact request."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from .._version import __version__
+from ..sampling.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    from .result import Picture
+
+
+def parameters_text(picture: Picture) -> str:
+    """AUTOMATIC1111's text; values hold no ":" or ",", which its readers stumble over."""
+    settings = picture.settings
+    lines = [settings.prompt + "".join(f" <lora:{name}:{weight:g}>" for name, (weight, _) in settings.loras.items())]
+    if settings.negative:
+        lines.append(f"Negative prompt: {settings.negative}")
+    sampler = SAMPLERS[settings.sampler].title
+    if settings.sigmas is not None:
+        sampler += f" {settings.sigmas.replace('_', ' ').title().replace('Sgm', 'SGM')}"
+    values = {
+        "Steps": settings.steps,
+        "Sampler": sampler,
+        "CFG scale": f"{settings.guidance:g}",
+        "Seed": settings.seed,
+        "Size": f"{settings.width}x{settings.height}",
+        **({} if settings.clip_skip == 1 else {"Clip skip": settings.clip_skip}),
+        **({"Safety checker": "off"} if settings.safety is False else {}),
+        **({} if settings.strength is None else {"Denoising strength": f"{settings.strength:g}"}),
+        **({} if settings.mask_blur is None else {"Mask blur": f"{settings.mask_blur:g}"}),
+        "Model hash": picture.model_hash,
+        "Model": re.sub(r"[:,\s]+", " ", picture.model),
+    }
+    lines.append(", ".join(f"{key}: {value}" for key, value in values.items()))
+    return "\n".join(lines)
+
+
+def request_json(picture: Picture) -> str:
+    """Everything that makes the picture again, ASCII only."""
+    return json.dumps(
+        {
+            "version": __version__,
+            "request": asdict(picture.settings),
+            "model": picture.model,
+            "model_hash": picture.model_hash,
+            "variant": picture.variant,
+            "device": picture.device,
+        }
+    )
