@@ -28,8 +28,7 @@ def hush_hub(bars: bool) -> None:
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """Every model that can be used by name."""
-    from edge_sd.bundle.bundle import read_manifest
-    from edge_sd.bundle.diffusers import open_foreign
+    from edge_sd.bundle.bundle import open_foreign, read_manifest
     from edge_sd.bundle.library import installed_models, pulled_models
     from edge_sd.errors import ModelError
 

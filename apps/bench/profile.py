@@ -101,7 +101,7 @@ class Profile:
 def of_unet(bundle: ModelBundle, name: str, width: int, height: int) -> Profile:
     """The UNet of an OpenVINO variant on the CPU, drawing `width` x `height` pixels."""
     from edge_sd.backends.openvino import OpenVINOBackend
-    from edge_sd.pipeline.shapes import shapes_of
+    from edge_sd.components.shapes import shapes_of
 
     backend, variant = OpenVINOBackend(), bundle.variant(name)
     shapes = shapes_of(bundle.facts, width, height, ROWS)["unet"]

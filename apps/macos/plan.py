@@ -5,8 +5,8 @@ from __future__ import annotations
 from edge_sd.backends.coreml import CoreMLBackend
 from edge_sd.backends.coreml.plan import ENGINES
 from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.components.shapes import shapes_of
 from edge_sd.errors import DeviceError, InvalidRequest, choices
-from edge_sd.pipeline.shapes import shapes_of
 
 
 def table(model: str, device: str, variant: str | None = None) -> str:

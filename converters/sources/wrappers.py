@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
-from edge_sd.text.conditioning import shapes_of_conditions
+from edge_sd.components.shapes import shapes_of_conditions
 
 
 @dataclass(frozen=True)

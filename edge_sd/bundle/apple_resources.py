@@ -15,7 +15,6 @@ from ..errors import InvalidModel
 from ..files import FileRecord
 from ..sampling.schedule import NoiseSchedule
 from .apple_layout import LAYOUTS
-from .bundle import ModelBundle
 from .facts import Defaults, Facts, LatentSpace
 from .mlpackage.compiled import COMPILED, SUFFIXES, interface
 from .mlpackage.package import Package
@@ -47,8 +46,11 @@ def is_resources(root: Path) -> bool:
     return any((root / f"{name}{suffix}").is_dir() for name in ("Unet", "UnetChunk1") for suffix in SUFFIXES)
 
 
-def open_resources(root: Path) -> ModelBundle:
-    """The folder as a bundle of one variant, without hashes. Raises InvalidModel naming what is missing or strange."""
+def read_resources(root: Path) -> tuple[Facts, dict[str, Variant]]:
+    """The facts and the one variant of the folder, without hashes.
+
+    Raises InvalidModel naming what is missing or strange.
+    """
     for name in VOCABULARY:
         if not (root / name).is_file():
             raise InvalidModel(f"{root} has no {name}, which Apple's layout has beside the packages")
@@ -69,7 +71,7 @@ def open_resources(root: Path) -> ModelBundle:
             files |= {path.relative_to(root).as_posix(): FileRecord(path.stat().st_size, "") for path in each}
     compute = "ane" if models["unet"].split else "gpu"
     variant = Variant("coreml", "as converted", artifacts, files, compute=compute)
-    return ModelBundle(root, _facts(root, models), {f"coreml-{compute}": variant})
+    return _facts(root, models), {f"coreml-{compute}": variant}
 
 
 def _find(root: Path, name: str) -> tuple[Path, ...]:

@@ -14,13 +14,15 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidModel, VariantNotFound, choices
 from ..files import FileRecord, hash_file, inside, write_atomically
 from ..sampling.schedule import NoiseSchedule
+from .apple_resources import is_resources, read_resources
+from .diffusers import diffusers_facts, exported_variants, torch_variants
 from .facts import Defaults, Facts, LatentSpace, TextPart
 from .library import MANIFEST, find_model
 from .variants import Artifact, Parity, Variant
@@ -60,8 +62,6 @@ class ModelBundle:
         Raises ModelNotFound, or InvalidModel when the folder is damaged or no model.
         """
         root = find_model(model)
-        from .diffusers import open_foreign, with_torch
-
         return with_torch(read_manifest(root)) if (root / MANIFEST).is_file() else open_foreign(root)
 
     def defaults_of(self, variant: str) -> Defaults:
@@ -120,6 +120,24 @@ class ModelBundle:
             "variants": {name: asdict(each) for name, each in sorted(self.variants.items()) if each.backend != "torch"},
         }
         write_atomically(self.root / MANIFEST, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def open_foreign(root: Path) -> ModelBundle:
+    """An optimum-intel export, torch weights as diffusers saves them, or Apple's `Resources/`, without hashes."""
+    for folder in (root, root / "Resources"):
+        if is_resources(folder):
+            return ModelBundle(folder, *read_resources(folder))
+    facts = diffusers_facts(root)
+    return ModelBundle(root, facts, exported_variants(root, facts) or torch_variants(root))
+
+
+def with_torch(bundle: ModelBundle) -> ModelBundle:
+    """`bundle` with the torch weights that lie in its folder, if they do, as variants."""
+    known = {name: record for each in bundle.variants.values() for name, record in each.files.items()}
+    try:
+        return replace(bundle, variants={**bundle.variants, **torch_variants(bundle.root, known)})
+    except InvalidModel:
+        return bundle
 
 
 def _problem(path: Path, name: str, record: FileRecord, thorough: bool) -> str | None:

@@ -1,11 +1,8 @@
-"""Folders that other programs wrote: facts of a diffusers folder; OpenVINO exports and torch weights as bundles.
-
-Core ML packages in Apple's layout are in resources.py.
-"""
+"""Folders that diffusers and optimum-intel write: the facts in their configs, and what can be run of them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +10,6 @@ from ..errors import InvalidModel
 from ..files import FileRecord, read_json
 from ..sampling.names import sampler_of_config
 from ..sampling.schedule import NoiseSchedule
-from .apple_resources import is_resources, open_resources
-from .bundle import ModelBundle
 from .facts import Defaults, Facts, LatentSpace, TextPart
 from .library import HUB_RECORD, model_name
 from .parts import NET, SAFETY_CHECKER, TINY
@@ -153,16 +148,12 @@ def has_checker(folder: Path) -> bool:
         return False
 
 
-def open_foreign(root: Path) -> ModelBundle:
-    """An optimum-intel export, torch weights as diffusers saves them, or Apple's `Resources/`, without hashes."""
-    for folder in (root, root / "Resources"):
-        if is_resources(folder):
-            return open_resources(folder)
-    facts = diffusers_facts(root)
+def exported_variants(root: Path, facts: Facts) -> dict[str, Variant]:
+    """The variant of an optimum-intel export, without hashes; none where the folder has no graphs."""
     needed = (*(text.part for text in facts.encoders), "unet", "vae_decoder")
     present = {part: root / part / GRAPH for part in (*needed, "vae_encoder") if (root / part / GRAPH).is_file()}
     if not present:
-        return ModelBundle(root, facts, torch_variants(root))
+        return {}
     missing = [part for part in needed if part not in present]
     if missing:
         raise InvalidModel(f"{root} has no {missing[0]}/{GRAPH}")
@@ -175,7 +166,7 @@ def open_foreign(root: Path) -> ModelBundle:
         names = [f"{part}/{graph.name}", f"{part}/{weights.name}"]
         artifacts[part] = Artifact(names[0], (names[1],), (), ())
         files |= {name: FileRecord((root / name).stat().st_size, "") for name in names}
-    return ModelBundle(root, facts, {"openvino": Variant("openvino", "as exported", artifacts, files)})
+    return {"openvino": Variant("openvino", "as exported", artifacts, files)}
 
 
 # Classes that the torch backend runs -> their library and the weight file's stem.
@@ -190,16 +181,8 @@ TORCH_CLASSES = {
 TORCH_VARIANTS = {"torch": "fp32", "torch-bf16": "bf16", "torch-fp16": "fp16"}
 
 
-def with_torch(bundle: ModelBundle) -> ModelBundle:
-    """`bundle` with the torch weights that lie in its folder, if they do, as variants."""
-    try:
-        return replace(bundle, variants={**bundle.variants, **torch_variants(bundle.root, bundle)})
-    except InvalidModel:
-        return bundle
-
-
-def torch_variants(root: Path, bundle: ModelBundle | None = None) -> dict[str, Variant]:
-    """The torch weights in a diffusers folder, in each type; files that `bundle` knows keep their hashes.
+def torch_variants(root: Path, known: Mapping[str, FileRecord] | None = None) -> dict[str, Variant]:
+    """The torch weights in a diffusers folder, in each type; `known` files keep their hashes.
 
     Raises InvalidModel where a component has no safetensors.
     """
@@ -212,8 +195,7 @@ def torch_variants(root: Path, bundle: ModelBundle | None = None) -> dict[str, V
         folders[SAFETY_CHECKER] = SAFETY_CHECKER
     if (root / "vae_tiny/config.json").is_file():
         folders[TINY] = "vae_tiny"
-    known = {name: record for each in bundle.variants.values() for name, record in each.files.items()} if bundle else {}
-    known |= _pulled(root)
+    known = {**(known or {}), **_pulled(root)}
     artifacts: dict[str, Artifact] = {}
     files: dict[str, FileRecord] = {}
     for part, folder in folders.items():

@@ -22,8 +22,8 @@ from ..backends import AllBackends, Backend, Component, Device
 from ..bundle.bundle import ModelBundle
 from ..components.base import Array
 from ..components.fallback import FAILURES, fault, reason
+from ..components.shapes import shapes_of
 from ..errors import InvalidRequest
-from ..pipeline.shapes import shapes_of
 from ..sampling.noise import TorchNoise
 from ..text.conditioning import conditions
 from ..text.tokenizer import TextTokenizer

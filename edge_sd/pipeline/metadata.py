@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,11 @@ from .._version import __version__
 from ..sampling.samplers import SAMPLERS
 
 if TYPE_CHECKING:
-    from .result import Picture
+    from .request import Settings
 
 
-def parameters_text(picture: Picture) -> str:
+def parameters_text(settings: Settings, model: str, model_hash: str) -> str:
     """AUTOMATIC1111's text; values hold no ":" or ",", which its readers stumble over."""
-    settings = picture.settings
     lines = [settings.prompt + "".join(f" <lora:{name}:{weight:g}>" for name, (weight, _) in settings.loras.items())]
     if settings.negative:
         lines.append(f"Negative prompt: {settings.negative}")
@@ -33,22 +33,13 @@ def parameters_text(picture: Picture) -> str:
         **({"Safety checker": "off"} if settings.safety is False else {}),
         **({} if settings.strength is None else {"Denoising strength": f"{settings.strength:g}"}),
         **({} if settings.mask_blur is None else {"Mask blur": f"{settings.mask_blur:g}"}),
-        "Model hash": picture.model_hash,
-        "Model": re.sub(r"[:,\s]+", " ", picture.model),
+        "Model hash": model_hash,
+        "Model": re.sub(r"[:,\s]+", " ", model),
     }
     lines.append(", ".join(f"{key}: {value}" for key, value in values.items()))
     return "\n".join(lines)
 
 
-def request_json(picture: Picture) -> str:
-    """Everything that makes the picture again, ASCII only."""
-    return json.dumps(
-        {
-            "version": __version__,
-            "request": asdict(picture.settings),
-            "model": picture.model,
-            "model_hash": picture.model_hash,
-            "variant": picture.variant,
-            "device": picture.device,
-        }
-    )
+def request_json(settings: Settings, about: Mapping[str, str]) -> str:
+    """Everything that makes the picture again, ASCII only; `about`: model, model_hash, variant, device."""
+    return json.dumps({"version": __version__, "request": asdict(settings), **about})

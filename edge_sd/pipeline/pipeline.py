@@ -25,6 +25,7 @@ from ..components.denoiser import Denoiser
 from ..components.edits import NONE
 from ..components.inpainting import Inpainting, Masked
 from ..components.offload import Turns
+from ..components.shapes import shapes_of
 from ..components.tiling import fitted
 from ..devices.choose import choose
 from ..devices.discovery import discover
@@ -44,7 +45,7 @@ from .prompting import Wording
 from .request import Request, Settings
 from .resolver import Resolver, Source, steps_taken
 from .result import Picture, Result
-from .shapes import is_doubled, latent_shape, shapes_for, shapes_of
+from .shapes import is_doubled, latent_shape, shapes_for
 
 # Bytes of a UNet that keeps all cores busy with one picture.
 LARGE = 256 << 20

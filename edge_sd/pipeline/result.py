@@ -32,7 +32,8 @@ class Picture:
 
     def texts(self) -> tuple[str, str]:
         """What the file says: AUTOMATIC1111's text, and the JSON of the exact request."""
-        return parameters_text(self), request_json(self)
+        about = {name: getattr(self, name) for name in ("model", "model_hash", "variant", "device")}
+        return parameters_text(self.settings, self.model, self.model_hash), request_json(self.settings, about)
 
 
 @dataclass(frozen=True)

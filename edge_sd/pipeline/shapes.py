@@ -5,23 +5,8 @@ from __future__ import annotations
 from ..bundle.facts import Facts
 from ..bundle.parts import DECODER, SAFETY_CHECKER
 from ..components.base import Shapes
-from ..text.conditioning import shapes_of_conditions
+from ..components.shapes import shapes_of
 from .request import Settings
-
-
-def shapes_of(facts: Facts, width: int, height: int, batch: int) -> dict[str, Shapes]:
-    """The inputs of each component for a picture of width x height pixels; `batch` is 2 with guidance."""
-    space, tokens = facts.latents, facts.max_tokens
-    h, w = height // space.factor, width // space.factor
-    return {
-        **{text.part: {"input_ids": (batch, tokens)} for text in facts.encoders},
-        "unet": {
-            "sample": (batch, facts.sample_channels, h, w),
-            "timestep": (1,),
-            **shapes_of_conditions(facts, batch),
-        },
-        "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
-    }
 
 
 def is_doubled(facts: Facts, settings: Settings) -> bool:

@@ -33,16 +33,6 @@ def states_of(text: TextPart, clip_skip: int = 1) -> str:
     return f"{HIDDEN}{layer}"
 
 
-def shapes_of_conditions(facts: Facts, batch: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of what `conditions` returns, for prompts of one chunk."""
-    shapes: dict[str, tuple[int, ...]] = {"encoder_hidden_states": (batch, facts.max_tokens, facts.text_width)}
-    if facts.conditioning:
-        shapes |= {"text_embeds": (batch, facts.pooled_width), "time_ids": (batch, facts.time_ids)}
-    if facts.guidance_width:
-        shapes["timestep_cond"] = (batch, facts.guidance_width)
-    return shapes
-
-
 def conditions(
     facts: Facts, encoded: Mapping[str, Mapping[str, Array]], width: int, height: int, guidance: float,
     clip_skip: int = 1,

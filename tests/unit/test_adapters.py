@@ -19,8 +19,8 @@ from edge_sd.backends.openvino.edits import add_loras
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.components.edits import Edits, Shortcuts
 from edge_sd.components.lora import Lora, read_lora
+from edge_sd.components.shapes import shapes_of
 from edge_sd.errors import InvalidRequest
-from edge_sd.pipeline.shapes import shapes_of
 
 RNG = np.random.default_rng(0)
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"

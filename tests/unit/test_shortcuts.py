@@ -26,9 +26,9 @@ from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.components.base import DEEP, Array, last_rows
 from edge_sd.components.denoiser import Denoiser
 from edge_sd.components.edits import NONE, Edits, Shortcuts
+from edge_sd.components.shapes import shapes_of
 from edge_sd.errors import InvalidRequest
 from edge_sd.pipeline.presets import PRESETS, preset_named
-from edge_sd.pipeline.shapes import shapes_of
 from edge_sd.sampling.schedule import Level, active_timesteps
 
 RNG = np.random.default_rng(0)
