@@ -273,10 +273,10 @@ def convert(
 ) -> None:
     """Convert a model's weights, measure them against torch, and add them to a bundle."""
     from edge_sd.converters.build import build, require_extra, variant_name
-    from edge_sd.converters.form import form_named
     from edge_sd.converters.recipes import recipe_named
     from edge_sd.converters.sources.checkpoint import unpacked
     from edge_sd.converters.sources.parts import composed
+    from edge_sd.converters.targets import form_named
 
     sizes = tuple(parse_size(each) for each in size.split(",")) if size else None
     form = form_named(to, compute=compute, target=target, sizes=sizes, batch=batch, chunks=chunks or None)

@@ -30,10 +30,11 @@ from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, Parity
 from edge_sd.files import FileRecord, record_file, write_atomically
 from edge_sd.text.tokenizer import TextTokenizer, read_vocabulary
 
-from .form import Form, Made, form_named
+from .form import Form, Made
 from .parity import CALIBRATION_STEPS, PROMPTS, STEPS, Arrays
 from .recipes import QuantRecipe
 from .sources.source import CONTROL, Source
+from .targets import form_named
 
 Report = Callable[[str, float], None]
 

@@ -134,8 +134,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> ModelBu
 def coreml_bundle(tmp_path_factory: pytest.TempPathFactory, shallow: Path) -> ModelBundle:
     """The shallow miniature for the Neural Engine in fp16."""
     from edge_sd.converters.build import build
-    from edge_sd.converters.form import form_named
     from edge_sd.converters.recipes import RECIPES
+    from edge_sd.converters.targets import form_named
 
     target = tmp_path_factory.mktemp("coreml") / "shallow"
     return build(shallow, target, form_named("coreml"), RECIPES["fp16"], lambda what, share: None)

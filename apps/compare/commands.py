@@ -138,7 +138,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print the table of a report."""
-    from .report import read_report, text
+    from .report import read_report
+    from .text import text
 
     report = read_report(folder)
     print(json.dumps(report, indent=1, ensure_ascii=False) if as_json else text(report))
@@ -160,7 +161,8 @@ def _compare(
 ) -> None:
     from .measure import measure
     from .plan import plan, read_prompts
-    from .report import make_report, text, write_report
+    from .report import make_report, write_report
+    from .text import text
     from .verdict import missed, parse_gates
 
     gates = parse_gates(fail_under or [])

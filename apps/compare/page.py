@@ -10,8 +10,8 @@ from typing import Any
 
 from .pictures import DIFFERENCE, SHOTS, data_uri, shown_rows, shown_shots
 from .plots import Plot, svg
-from .report import failures, floors, plots, sizes, swaps, table, where
 from .score import WORST
+from .tables import failures, floors, plots, sizes, swaps, table, where
 
 HERE = Path(__file__).parent
 

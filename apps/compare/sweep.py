@@ -8,8 +8,9 @@ from pathlib import Path
 
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.converters.build import build, require_extra, variant_name
-from edge_sd.converters.form import Form, form_named
+from edge_sd.converters.form import Form
 from edge_sd.converters.recipes import RECIPES, QuantRecipe
+from edge_sd.converters.targets import form_named
 from edge_sd.errors import ConversionError, InvalidRequest, choices
 
 from ..libraries import hush_libraries

@@ -1,14 +1,107 @@
-"""What the runtime may load: never torch or a converter's library, and nothing at all for --help."""
+"""What may import what: the order of the rooms, no circle, and what the runtime may load."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "transformers", "coremltools", "nncf", "optimum")
+# Each room may import from those in lines above its own, and from itself.
+ORDER = (
+    ("errors", "_version", "paths", "machine"),
+    ("files",),
+    ("sampling",),
+    ("images", "bundle"),
+    ("components",),
+    ("text",),
+    ("backends",),
+    ("devices",),
+    ("pipeline",),
+    # The lazy face, and what stands above the runtime.
+    ("__init__", "__main__"),
+    ("converters",),
+    ("apps",),
+)
+FLOOR = {room: n for n, rooms in enumerate(ORDER) for room in rooms}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, as they are imported when installed."""
+    found = {}
+    for folder, name in (("edge_sd", ""), ("converters", "edge_sd."), ("apps", "edge_sd.")):
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[name + ".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str, path: Path) -> Iterator[str]:
+    """The modules of ours that a file names in imports, wherever they stand in it."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*up, *([node.module] if node.module else [])])
+            named = [f"{base}.{alias.name}" for alias in node.names]
+            yield from {each if each in MODULES else base for each in named} & {*MODULES}
+
+
+GRAPH = {name: {*imports(name, path)} - {name} for name, path in MODULES.items()}
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def test_every_room_has_its_floor() -> None:
+    assert {room(name) for name in MODULES} - {"models"} == {*FLOOR}
+
+
+def test_a_room_imports_only_what_stands_before_it() -> None:
+    # `from edge_sd import Pipeline` is the public face, for what stands above the runtime.
+    upward = [
+        f"{name} imports {target}"
+        for name, targets in GRAPH.items()
+        for target in targets
+        if room(name) != room(target) and room(name) not in ("__init__", "__main__")
+        if FLOOR[room(target)] >= FLOOR[room(name)]
+    ]
+    assert not upward
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for each in GRAPH[waiting.pop()] - seen:
+                seen.add(each)
+                waiting.append(each)
+        return seen
+
+    # A package's face imports its rooms lazily; what is inside them does not count as a circle of files.
+    assert not [name for name in GRAPH if name != "edge_sd" and name in reached(name)]
+
+
+def test_every_folder_with_python_files_is_packaged() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {".".join(path.relative_to(ROOT).parent.parts) for top in ("edge_sd", "converters", "apps")
+               for path in (ROOT / top).rglob("*.py")}  # fmt: skip
+    wanted = {name if name.startswith("edge_sd") else f"edge_sd.{name}" for name in folders}
+    assert {*packages} == wanted
 
 
 def loaded_after(code: str) -> set[str]:
@@ -31,12 +124,3 @@ def test_the_runtime_never_loads_a_converters_library(code: str) -> None:
 
 def test_help_loads_neither_numpy_nor_a_backend() -> None:
     assert not loaded_after("import edge_sd.apps.cli") & {*HEAVY, "numpy", "openvino", "tokenizers", "PIL"}
-
-
-def test_the_runtime_imports_neither_apps_nor_converters() -> None:
-    root = Path(__file__).parents[2] / "edge_sd"
-    for path in root.rglob("*.py"):
-        if path.name != "__main__.py":
-            text = path.read_text("utf-8")
-            assert "converters" not in "".join(line for line in text.splitlines() if "import" in line), path
-            assert "apps" not in "".join(line for line in text.splitlines() if "import" in line), path

@@ -123,8 +123,8 @@ def test_a_failed_core_ml_variant_leaves_the_bundle_as_it_was(
 ) -> None:
     from edge_sd.converters.build import build
     from edge_sd.converters.coreml import convert as conversion
-    from edge_sd.converters.form import form_named
     from edge_sd.converters.recipes import RECIPES
+    from edge_sd.converters.targets import form_named
     from edge_sd.errors import ConversionError
 
     target = tmp_path / "b"

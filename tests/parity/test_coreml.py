@@ -205,8 +205,8 @@ def test_a_mask_of_infinities_survives_a_palette(tmp_path: Path) -> None:
 def make_text_encoder(miniature: Path, recipe: str, staging: Path) -> dict[str, Any]:
     """The miniature's text encoder, as `build` makes and measures it; its row."""
     from edge_sd.converters.build import _make_part
-    from edge_sd.converters.form import form_named
     from edge_sd.converters.sources.source import Source
+    from edge_sd.converters.targets import form_named
     from edge_sd.text.tokenizer import TextTokenizer
 
     source = Source.open(miniature)
@@ -244,8 +244,9 @@ def test_a_component_that_overflows_float16_is_kept_in_float32(
 
 def test_an_overflow_that_is_met_while_measuring_is_an_error(coreml_bundle: ModelBundle) -> None:
     """Never a figure made of infinities."""
-    from edge_sd.converters.form import Made, form_named
+    from edge_sd.converters.form import Made
     from edge_sd.converters.parity import Recording
+    from edge_sd.converters.targets import form_named
 
     made = Made((), "VAEDecoder.mlpackage", (), (), ())
     z = {"latent_sample": np.full((1, 4, 8, 8), 6e4, np.float32)}
@@ -258,7 +259,7 @@ def test_an_overflow_that_is_met_while_measuring_is_an_error(coreml_bundle: Mode
 def several(tmp_path_factory: pytest.TempPathFactory, shallow: Path) -> ModelBundle:
     """Two sizes, a UNet in two chunks of batch 1, weights of 8 bits, for the GPU."""
     from edge_sd.converters.build import build
-    from edge_sd.converters.form import form_named
+    from edge_sd.converters.targets import form_named
 
     form = form_named("coreml", compute="gpu", sizes=((16, 16), (24, 16)), batch=1, chunks=True)
     folder = tmp_path_factory.mktemp("several")
@@ -402,7 +403,7 @@ def test_a_wish_that_cannot_be_is_refused_before_any_work(
     miniature: Path, tmp_path: Path, wishes: dict[str, Any], recipe: str, message: str
 ) -> None:
     from edge_sd.converters.build import build
-    from edge_sd.converters.form import form_named
+    from edge_sd.converters.targets import form_named
 
     with pytest.raises(InvalidRequest, match=message):
         build(miniature, tmp_path / "b", form_named("coreml", **wishes), RECIPES[recipe], lambda what, share: None)

@@ -206,8 +206,8 @@ def test_an_sdxl_bundle_draws_what_diffusers_draws(
     """Two text encoders, sizes and pooled text, and an autoencoder in float32."""
     from edge_sd import Pipeline, Request
     from edge_sd.converters.build import build
-    from edge_sd.converters.form import form_named
     from edge_sd.converters.recipes import RECIPES
+    from edge_sd.converters.targets import form_named
 
     from ..families import save_family
     from .test_families import theirs
@@ -241,8 +241,8 @@ def test_an_inpainting_unet_sees_the_mask(emoji: Path, tmp_path: Path, monkeypat
     """Nine channels; computed in float32, so that the difference is what the conversion lost."""
     from edge_sd import Pipeline, Request
     from edge_sd.converters.build import build
-    from edge_sd.converters.form import form_named
     from edge_sd.converters.recipes import RECIPES
+    from edge_sd.converters.targets import form_named
 
     from ..families import save_family
     from .test_families import half, picture, theirs

@@ -61,10 +61,10 @@ def test_a_tiny_decoder_beside_the_others_decodes_as_torch_does(resources: Path,
     from diffusers import AutoencoderTiny
 
     from edge_sd.converters.build import _make_part
-    from edge_sd.converters.form import form_named
     from edge_sd.converters.recipes import RECIPES
     from edge_sd.converters.sources.parts import composed
     from edge_sd.converters.sources.source import Source
+    from edge_sd.converters.targets import form_named
 
     torch.manual_seed(1)
     tiny = AutoencoderTiny(

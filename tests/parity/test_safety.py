@@ -184,9 +184,9 @@ def test_on_core_ml_it_is_a_package_of_apples_layout_and_says_the_same(
     import torch
 
     from edge_sd.converters.build import _make_part
-    from edge_sd.converters.form import form_named
     from edge_sd.converters.recipes import RECIPES
     from edge_sd.converters.sources.source import Source
+    from edge_sd.converters.targets import form_named
 
     folder = tmp_path / "Resources"
     shutil.copytree(coreml_bundle.root / "coreml-ane-fp16", folder)

@@ -17,9 +17,9 @@ from edge_sd.apps.compare.energy import consumed, joules
 from edge_sd.apps.compare.judge import Judge
 from edge_sd.apps.compare.plan import OTHER_SEEDS, TORCH, Artist, Shot, component_bytes, plan, read_prompts
 from edge_sd.apps.compare.plots import FONT, HEIGHT, WIDTH, Plot, Point, Series, lay_out, save_png, svg, ticks
-from edge_sd.apps.compare.report import failures, label
 from edge_sd.apps.compare.score import CEILING, decibels, spread, summary
 from edge_sd.apps.compare.sweep import Sweep
+from edge_sd.apps.compare.tables import failures, label
 from edge_sd.apps.compare.verdict import missed, pareto, parse_gates, recommend, sentence
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.backends.openvino import OpenVINOBackend

@@ -1,0 +1,92 @@
+"""OpenVINOForm: graphs in the layout of optimum-intel, for any device and any size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_sd.bundle.diffusers import GRAPH
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.variants import Parity
+from edge_sd.files import read_json
+
+from ..form import Made
+from ..parity import Recording
+from ..recipes import RECIPES, QuantRecipe
+from ..sources.source import PARTS, Source
+from .link import share_weights
+
+if TYPE_CHECKING:
+    from ..sources.wrappers import Wrapped
+
+# Random-weight models of 512 pixels would take minutes here; the arithmetic is the same on fewer pixels.
+LARGEST_SIDE = 32
+# Of a model that takes seconds for a step.
+SIDE_OF_LARGE = 16
+
+
+@dataclass(frozen=True)
+class OpenVINOForm:
+    """The layout of optimum-intel; shapes stay open."""
+
+    backend: str = "openvino"
+    name: str = "openvino"
+    compute: str = ""
+    lowest: str = ""
+    halves: bool = True
+    parts: tuple[str, ...] = tuple(PARTS)
+    recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "w8a8", "hybrid", "int4", "int4g64", "int4g128")
+
+    def check(self, source: Source, recipe: QuantRecipe) -> None:
+        return
+
+    def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
+        facts = source.facts
+        # Ranges of activations are those of larger pictures.
+        side = LARGEST_SIDE if recipe.activations or not source.is_large("unet") else SIDE_OF_LARGE
+        height, width = (min(pixels // facts.latents.factor, side)
+                         for pixels in (facts.defaults.height, facts.defaults.width))  # fmt: skip
+        return [(height, width)]
+
+    def convert(
+        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
+    ) -> Made:
+        from . import convert as openvino
+
+        part = wrapped.part
+        folder = staging / part
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        if part in (SAFETY_CHECKER, TINY) and recipe.bits < 16:
+            # A picture's verdict is to be the same in every variant; the tiny decoder has nothing to save.
+            recipe = RECIPES["fp16"]
+        openvino.convert(wrapped, recipe, folder, source.facts, recording)
+        (folder / "config.json").write_text(json.dumps(source.config(part), indent=2), "utf-8")
+        weights = [f"{part}/{Path(GRAPH).stem}.bin"]
+        if part == "controlled_unet":
+            weights = [f"unet/{weights[0].split('/')[1]}", f"{part}/{Path(GRAPH).stem}.constants"]
+            share_weights(folder / GRAPH, staging / "unet" / GRAPH, staging / weights[1])
+        return Made((part,), f"{part}/{GRAPH}", tuple(weights), tuple(wrapped.example), wrapped.outputs)
+
+    def measure(self, part: str, made: Made, staging: Path, recording: Recording) -> Parity:
+        from . import convert as openvino
+
+        return openvino.measure_parity(staging / made.graph, [staging / name for name in made.weights], recording)
+
+    def finish(self, source: Source, staging: Path) -> None:
+        """The index, the scheduler, the tokenizer in two forms."""
+        from . import convert as openvino
+
+        tokenizers = [text.tokenizer for text in source.facts.encoders]
+        for folder in ("scheduler", *tokenizers):
+            shutil.copytree(source.folder / folder, staging / folder, dirs_exist_ok=True)
+        index = read_json(source.folder / "model_index.json")
+        if SAFETY_CHECKER in source.parts:
+            # Other programs would look for torch's weights of it.
+            index |= {SAFETY_CHECKER: [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+        (staging / "model_index.json").write_text(json.dumps(index, indent=2), "utf-8")
+        for folder in tokenizers:
+            openvino.convert_tokenizer(source.folder / folder, staging / folder)
