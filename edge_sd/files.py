@@ -11,6 +11,8 @@ from typing import Any
 
 from .errors import InvalidModel
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -42,6 +44,17 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise InvalidModel where `path` holds a Git LFS pointer: the line that a clone without LFS has for the file."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except OSError:
+        return  # Whoever opens it next says what is wrong.
+    if start == _POINTER:
+        raise InvalidModel(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned")
 
 
 def inside(root: Path, relative: str) -> Path:

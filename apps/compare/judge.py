@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge_sd.bundle.bundle import ModelBundle
-from edge_sd.bundle.safetensors import tensors
+from edge_sd.bundle.safetensors import parse
 from edge_sd.errors import EdgeSDError
 from edge_sd.paths import embedded_models
 from edge_sd.text.tokenizer import TextTokenizer
@@ -42,7 +42,8 @@ class Judge:
         self.labels: list[str] = config["labels"]
         path = folder / "model.safetensors"
         self.weights = {
-            name: tensor.astype(np.float32) for name, tensor in tensors(np.fromfile(path, np.uint8), str(path)).items()
+            name: tensor.astype(np.float32)
+            for name, tensor in parse(np.fromfile(path, np.uint8), str(path)).tensors.items()
         }
 
     def look(self, picture: Image.Image) -> Opinion:

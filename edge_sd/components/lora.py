@@ -5,15 +5,13 @@
     LoKr   (Yeh et al. 2024, arXiv:2309.14859)      W + s kron(w1, w2)                either may be w_a w_b
     full                                            W + diff
 
-s is alpha / rank, or 1 where a file has no alpha. Keys are kohya's (`lora_unet_….lora_down.weight`, LyCORIS' alike),
-diffusers' old and new ones, and peft's. They are compared with a model's names after `.` has become `_`, since kohya's
-do not tell the two apart; SDXL's original names are translated.
+s is alpha / rank: alpha is a tensor of the file, or stands in its config (lora_strength.py); without either s is 1. The
+keys are read in lora_names.py.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,25 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.safetensors import read_tensors
+from ..bundle.safetensors import read
 from ..errors import InvalidModel, InvalidRequest, choices
 from ..files import hash_file
+from .lora_names import Key, flat, refused_form, split
+from .lora_strength import CONFIG_FILE, Strength, config_strength, header_strengths
 
 Array = NDArray[np.float32]
-# How a key ends -> which tensor of a difference it is. What is in neither form is unknown.
-_ENDS = {
-    r"\.lora_A(?:\.\w+)?\.weight|[._]lora[._]down\.weight|\.lora_linear_layer\.down\.weight": "down",
-    r"\.lora_B(?:\.\w+)?\.weight|[._]lora[._]up\.weight|\.lora_linear_layer\.up\.weight": "up",
-    r"\.lora_mid\.weight": "mid",
-    r"\.alpha": "alpha",
-    r"\.(hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|diff)": "",
-}
-_PREFIXES = {
-    "lora_unet_": "unet", "lycoris_": "unet", "unet.": "unet", "base_model.model.": "unet",
-    "model.diffusion_model.": "unet", "diffusion_model.": "unet",
-    "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te_": "text_encoder",
-    "text_encoder_2.": "text_encoder_2", "text_encoder.": "text_encoder",
-}  # fmt: skip
 # Parts that share their weights' names: a UNet that takes control is a UNet.
 SAME = {"controlled_unet": "unet"}
 
@@ -57,21 +43,22 @@ class Difference:
 
         Raises ValueError for another's.
         """
+        # As many numbers in another order would be another model's weight. Nothing is multiplied before this is known.
+        if (made_shape := product_shape(self.tensors)) != (shape[0], math.prod(shape[1:])):
+            raise ValueError(f"{list(made_shape)} where the weight is {list(shape)}")
         t, thin = self.tensors, self.factors(factor)
         factor *= self.scale
         if "diff" in t:
             made = t["diff"]
         elif "mid" in t:
-            made = np.einsum("or,rskl,si->oikl", t["up"][:, :, 0, 0], t["mid"], t["down"][:, :, 0, 0])
+            up, down = (t[name].reshape(len(t[name]), -1) for name in ("up", "down"))
+            made = np.einsum("or,rskl,si->oikl", up, t["mid"], down)
         elif thin is not None:
             made, factor = thin[1] @ thin[0], 1.0
         elif "hada_w1_a" in t:
             made = _hada(t, "1") * _hada(t, "2")
         else:
             made = _kron(t, shape)
-        # As many numbers in another order would be another model's weight.
-        if made.shape[0] != shape[0] or made.size != math.prod(shape):
-            raise ValueError(f"{list(made.shape)} where the weight is {list(shape)}")
         made = made.reshape(shape)
         return np.asarray(made if factor == 1 else made * np.float32(factor), np.float32)
 
@@ -112,6 +99,7 @@ class Lora:
 
     modules   (part, name of a module with "_" for ".") -> its difference
     unknown   keys that are in none of the forms above
+    remarks   what was assumed of it, as notes
     unplaced  part -> modules that a component of that name did not have, once it was loaded
     """
 
@@ -119,6 +107,7 @@ class Lora:
     sha256: str
     modules: Mapping[tuple[str, str], Difference] = field(compare=False, repr=False)
     unknown: tuple[str, ...] = field(default=(), compare=False)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
     unplaced: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
     def check(self, text_width: int) -> None:
@@ -139,7 +128,7 @@ class Lora:
     def differences(self, part: str, names: Iterable[str]) -> dict[str, Difference]:
         """Those for the modules `names` of a component; what has no place is kept in `unplaced`."""
         part = SAME.get(part, part)
-        known = {_flat(name): name for name in names}
+        known = {flat(name): name for name in names}
         mine = {module: each for (where, module), each in self.modules.items() if where == part}
         self.unplaced[part] = tuple(sorted(set(mine) - set(known)))
         return {known[module]: each for module, each in mine.items() if module in known}
@@ -149,9 +138,12 @@ class Lora:
         absent = [f"{part} {module}" for part, module in self.modules if part not in parts]
         missing = [*self.unknown, *(module for modules in self.unplaced.values() for module in modules), *absent]
         if not missing:
-            return []
+            return list(self.remarks)
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        return [f"the LoRA {self.name!r} has what this model has no place for: {', '.join(missing[:3])}{more}"]
+        return [
+            *self.remarks,
+            f"the LoRA {self.name!r} has what this model has no place for: {', '.join(missing[:3])}{more}",
+        ]
 
 
 def find_loras(given: Mapping[str | Path, float], named: Mapping[str, float], folder: Path | None) -> dict[Path, float]:
@@ -173,34 +165,123 @@ def find_loras(given: Mapping[str | Path, float], named: Mapping[str, float], fo
 
 
 def read_lora(path: Path) -> Lora:
-    """Raises InvalidRequest (no such file) or InvalidModel (damaged, or nothing of a LoRA in it)."""
-    groups: dict[tuple[str, str], dict[str, NDArray[Any]]] = {}
+    """Raises InvalidRequest (no such file) or InvalidModel (damaged, of a form not offered, or no LoRA)."""
+    stored = read(path)
+    if refused := refused_form(stored.tensors):
+        raise InvalidModel(
+            f"{path.name} is {_a(refused[0])} ({refused[1]}), which is not offered; LoRA, LoHa and LoKr are"
+        )
+    strengths, part, notes = _strengths(path, stored.metadata, stored.tensors)
+    groups: dict[tuple[str, str], tuple[Key, dict[str, NDArray[Any]]]] = {}
     unknown = []
-    for key, value in read_tensors(path).items():
-        if (found := _split(key)) is None:
-            unknown.append(key)
+    for name, value in stored.tensors.items():
+        if (key := split(name, part)) is None:
+            unknown.append(name)
         else:
-            part, module, kind = found
-            groups.setdefault((part, module), {})[kind] = value
+            groups.setdefault((key.part, key.module), (key, {}))[1][key.kind] = value
     modules = {}
-    for (part, module), tensors in groups.items():
-        if kinds := _incomplete(tensors):
-            raise InvalidModel(f"{path.name}: {module} has {', '.join(sorted(tensors))}, but no {kinds}")
-        if any(not np.isfinite(value).all() for value in tensors.values()):
-            raise InvalidModel(f"{path.name} is damaged: {module} holds NaN or infinity")
-        modules[part, module] = _difference(tensors)
+    for place, (key, tensors) in groups.items():
+        strength = strengths.get(key.part, strengths.get(""))
+        try:
+            modules[place] = _difference(tensors, strength, key.dotted)
+        except ValueError as error:
+            raise InvalidModel(f"{path.name} is damaged: {key.dotted} {error}") from error
     if not modules:
         raise InvalidModel(f"{path.name} is no LoRA: it holds {', '.join(sorted(unknown)[:3]) or 'nothing'}")
-    if decomposed := [key for key in unknown if key.endswith((".dora_scale", ".lora_magnitude_vector"))]:
-        raise InvalidModel(f"{path.name} is a DoRA ({decomposed[0]}), which is not offered; LoRA, LoHa and LoKr are")
-    return Lora(path.stem, hash_file(path), modules, tuple(unknown))
+    return Lora(path.stem, hash_file(path), modules, tuple(unknown), notes)
 
 
-def _difference(tensors: Mapping[str, NDArray[Any]]) -> Difference:
+def _a(name: str) -> str:
+    return f"an {name}" if name[0] in "AO" else f"a {name}"
+
+
+def _strengths(
+    path: Path, metadata: Mapping[str, str], keys: Iterable[str]
+) -> tuple[dict[str, Strength], str, tuple[str, ...]]:
+    """Part -> its strength, of the header or the config beside; the part of keys that do not say it; notes."""
+    if found := header_strengths(metadata, path.name):
+        return found, "unet", ()
+    names = [key for key in keys if key.startswith("base_model.model.")]
+    if not names:
+        return {}, "unet", ()
+    if beside := config_strength(path):
+        return {"": beside[0]}, beside[1], ()
+    if any(name.endswith(".alpha") for name in names):
+        return {}, "unet", ()
+    return {}, "unet", (f"the LoRA {path.stem!r} has no {CONFIG_FILE} beside it: alpha is taken to be its rank",)
+
+
+def _difference(tensors: Mapping[str, NDArray[Any]], strength: Strength | None, module: str) -> Difference:
+    """Raises ValueError for tensors that are incomplete, do not multiply, or are no numbers of a LoRA."""
+    if kinds := _incomplete(tensors):
+        raise ValueError(f"has {', '.join(sorted(tensors))}, but no {kinds}")
+    if whole := [kind for kind, value in tensors.items() if kind != "alpha" and value.dtype.kind != "f"]:
+        raise ValueError(f"has a {whole[0]} of whole numbers ({tensors[whole[0]].dtype}), which needs a scale")
+    if any(not np.isfinite(value).all() for value in tensors.values()):
+        raise ValueError("holds NaN or infinity")
     single = {kind: np.asarray(value, np.float32) for kind, value in tensors.items()}
     alpha = single.pop("alpha", None)
+    product_shape(single)
     rank = next((len(single[kind]) for kind in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if kind in single), 0)
-    return Difference(single, float(alpha.ravel()[0]) / rank if alpha is not None and rank else 1.0)
+    told = None if strength is None or "diff" in single else strength.factor(module, rank)
+    if alpha is None or not rank:
+        return Difference(single, 1.0 if told is None else told)
+    if alpha.size != 1:
+        raise ValueError(f"has {alpha.size} numbers for its alpha")
+    own = float(alpha.ravel()[0]) / rank
+    if told is not None and not math.isclose(own, told, rel_tol=1e-3):
+        raise ValueError(f"has alpha / rank {own:g} as a tensor, and {told:g} by its config")
+    return Difference(single, own)
+
+
+def product_shape(t: Mapping[str, Array]) -> tuple[int, int]:
+    """Rows of the difference that tensors make, and numbers in a row; nothing is multiplied.
+
+    Raises ValueError where they do not fit each other.
+    """
+    shape = {kind: value.shape for kind, value in t.items()}
+    if scalars := [kind for kind, each in shape.items() if len(each) < 2 and kind != "diff"]:
+        raise ValueError(f"has a {scalars[0]} of the shape {list(shape[scalars[0]])}")
+    if "diff" in t:
+        rows, *rest = shape["diff"] or (1,)
+        return rows, math.prod(rest)
+    if "up" in t:
+        up, down = ((len(t[kind]), math.prod(shape[kind][1:])) for kind in ("up", "down"))
+        if "mid" not in t:
+            return _chain(shape, "up", up, "down", down)
+        mid = shape["mid"]
+        outer = _chain(shape, "up", up, "mid", (mid[0], math.prod(mid[1:])))
+        _chain(shape, "mid", (mid[0], mid[1]), "down", down)
+        return outer[0], down[1] * math.prod(mid[2:])
+    if "hada_w1_a" in t:
+        first, second = _rebuilt(shape, "hada_w1", "hada_t1"), _rebuilt(shape, "hada_w2", "hada_t2")
+        if first != second:
+            raise ValueError(f"has products of the shapes {list(first)} and {list(second)}")
+        return first
+    (a, b), (c, d) = _rebuilt(shape, "lokr_w1", "lokr_t1"), _rebuilt(shape, "lokr_w2", "lokr_t2")
+    return a * c, b * d
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _rebuilt(shape: Shapes, name: str, core: str) -> tuple[int, int]:
+    """Rows and row of a matrix that is whole, or a product of two, perhaps with a core of small kernels between."""
+    if name in shape:
+        return shape[name][0], math.prod(shape[name][1:])
+    a, b = shape[f"{name}_a"], shape[f"{name}_b"]
+    if core not in shape:
+        return _chain(shape, f"{name}_a", (a[0], math.prod(a[1:])), f"{name}_b", (b[0], math.prod(b[1:])))
+    t = shape[core]
+    if (t[0], t[1]) != (a[0], b[0]) or len(a) != 2 or len(b) != 2:
+        raise ValueError(f"has {core} {list(t)}, {name}_a {list(a)} and {name}_b {list(b)}, which do not multiply")
+    return a[1], b[1] * math.prod(t[2:])
+
+
+def _chain(shape: Shapes, left: str, first: tuple[int, int], right: str, second: tuple[int, int]) -> tuple[int, int]:
+    if first[1] != second[0]:
+        raise ValueError(f"has {left} {list(shape[left])} and {right} {list(shape[right])}, which do not multiply")
+    return first[0], second[1]
 
 
 def _incomplete(tensors: Mapping[str, Any]) -> str:
@@ -217,58 +298,3 @@ def _incomplete(tensors: Mapping[str, Any]) -> str:
     else:
         wanted = {"diff"}
     return ", ".join(sorted(wanted - kinds))
-
-
-def _split(key: str) -> tuple[str, str, str] | None:
-    """Part, module and tensor of a key; None where it is in no form that is known."""
-    for pattern, kind in _ENDS.items():
-        if end := re.search(f"(?:{pattern})$", key):
-            body, kind = key[: end.start()], kind or str(end[1])
-            prefix = next((each for each in _PREFIXES if body.startswith(each)), "")
-            return _PREFIXES.get(prefix, "unet"), _module(body[len(prefix) :]), kind
-    return None
-
-
-def _flat(name: str) -> str:
-    return name.replace(".", "_").removeprefix("text_model_")
-
-
-def _module(name: str) -> str:
-    """A module's name as a model has it, with "_" for ".": diffusers', whatever the file's are."""
-    name = _flat(name.replace(".processor", ""))
-    name = re.sub(r"self_attn_to_(q|k|v)$", r"self_attn_\1_proj", name)
-    name = re.sub(r"self_attn_to_out$", "self_attn_out_proj", name)
-    name = re.sub(r"(attn[12]_to_out)$", r"\1_0", name)
-    return _original(name) if re.match(r"(input|middle|output)_block|time_embed_|label_emb|out_", name) else name
-
-
-_RESNET = {
-    "in_layers_0": "norm1", "in_layers_2": "conv1", "emb_layers_1": "time_emb_proj",
-    "out_layers_0": "norm2", "out_layers_3": "conv2", "skip_connection": "conv_shortcut",
-}  # fmt: skip
-_OUTSIDE = {
-    "time_embed_0": "time_embedding_linear_1", "time_embed_2": "time_embedding_linear_2",
-    "label_emb_0_0": "add_embedding_linear_1", "label_emb_0_2": "add_embedding_linear_2",
-    "input_blocks_0_0": "conv_in", "out_0": "conv_norm_out", "out_2": "conv_out",
-}  # fmt: skip
-
-
-def _original(name: str, layers: int = 2) -> str:
-    """Stability's name of a module -> diffusers', for UNets of `layers` layers in a block, which all of theirs have."""
-    if name in _OUTSIDE:
-        return _OUTSIDE[name]
-    if middle := re.fullmatch(r"middle_block_(\d)_(.+)", name):
-        n, rest = int(middle[1]), middle[2]
-        return f"mid_block_attentions_0_{rest}" if n == 1 else f"mid_block_resnets_{n // 2}_{_RESNET.get(rest, rest)}"
-    found = re.fullmatch(r"(input|output)_blocks_(\d+)_(\d)_(.+)", name)
-    if found is None:
-        return name
-    down, n, place, rest = found[1] == "input", int(found[2]), int(found[3]), found[4]
-    # Input blocks begin with conv_in, and each of their downsamplers counts as a layer; an output block has one more.
-    block, layer = divmod(n - 1 if down else n, layers + 1)
-    side = "down" if down else "up"
-    if rest in ("op", "conv"):
-        return f"{side}_blocks_{block}_{side}samplers_0_conv"
-    if place == 0:
-        return f"{side}_blocks_{block}_resnets_{layer}_{_RESNET.get(rest, rest)}"
-    return f"{side}_blocks_{block}_attentions_{layer}_{rest}"

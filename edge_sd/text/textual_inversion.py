@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.safetensors import read_tensors
+from ..bundle.safetensors import read
 from ..errors import InvalidModel, InvalidRequest
 from ..files import hash_file
 
@@ -61,7 +61,7 @@ def read_embedding(path: Path, word: str | None = None) -> Embedding:
 
     Raises InvalidRequest (no such file, no possible word) or InvalidModel (not in one of the forms above).
     """
-    found = read_tensors(path)
+    found = read(path).tensors
     if set(found) == set(PARTS):
         vectors, own = {part: _rows(found[key], path) for key, part in PARTS.items()}, None
     elif len(found) == 1:

@@ -85,7 +85,17 @@ def test_lokr_is_a_kronecker_product(tmp_path: Path) -> None:
     [
         (f"{FLAT}.lora_down.weight", ("unet", Q)),
         (f"unet.{Q}.lora_A.weight", ("unet", Q)),
-        (f"base_model.model.{Q}.lora_A.default.weight", ("unet", Q)),
+        ("base_model.model.text_model.encoder.layers.0.mlp.fc1.lora_A.default.weight",
+         ("text_encoder", "text_model.encoder.layers.0.mlp.fc1")),
+        ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.v_proj.lora_down.weight",
+         ("text_encoder", "text_model.encoder.layers.0.self_attn.v_proj")),
+        ("text_encoders.clip_g.transformer.text_model.encoder.layers.0.self_attn.v_proj.lora_down.weight",
+         ("text_encoder_2", "text_model.encoder.layers.0.self_attn.v_proj")),
+        ("clip_l.text_model.encoder.layers.0.mlp.fc1.lora_down.weight",
+         ("text_encoder", "text_model.encoder.layers.0.mlp.fc1")),
+        ("clip_g.text_model.encoder.layers.0.mlp.fc1.lora_down.weight",
+         ("text_encoder_2", "text_model.encoder.layers.0.mlp.fc1")),
+        (f"lora_unet_{FLAT}.lora_down.weight", ("unet", Q)),
         (f"unet.{Q}.lora.down.weight", ("unet", Q)),
         (f"unet.{Q.replace('to_q', 'processor.to_q')}_lora.down.weight", ("unet", Q)),
         (f"{Q.replace('to_q', 'processor.to_out')}_lora.down.weight", ("unet", Q.replace("to_q", "to_out.0"))),
@@ -113,7 +123,7 @@ def test_every_programs_names_are_the_models(tmp_path: Path, key: str, place: tu
     lora = read_lora(saved(tmp_path, {key: random(2, 5), up: random(6, 2)}))
     part, name = place
     assert list(lora.differences(part, [name, "another.module"])) == [name]
-    assert lora.notes([part]) == []
+    assert not [note for note in lora.notes([part]) if "no place" in note]
 
 
 def half(name: str = Q, width: int = 5) -> dict[str, Any]:
@@ -127,11 +137,34 @@ def half(name: str = Q, width: int = 5) -> dict[str, Any]:
         ({"a": random(2)}, "is no LoRA: it holds a"),
         ({f"unet.{Q}.lora_A.weight": random(2, 5) * torch.nan, f"unet.{Q}.lora_B.weight": random(6, 2)}, "NaN"),
         ({**half(), f"unet.{Q}.dora_scale": random(6)}, "is a DoRA"),
+        ({f"{FLAT}.oft_blocks": random(2, 4, 4)}, "is an OFT"),
+        ({f"base_model.model.{Q}.boft_R": random(2, 4, 4, 4)}, "is a BOFT"),
+        ({f"{FLAT}.{name}.weight": random(4, 6) for name in ("a1", "a2", "b1", "b2")}, "is a GLoRA"),
+        ({"unet:0:down": random(2, 5), "unet:0:up": random(6, 2)}, "form of cloneofsimo/lora"),
+        ({**half(), f"unet.{Q}.lora_A.scale_weight": random(1)}, "scaled float8"),
+        ({f"unet.{Q}.lora_A.weight": random(2, 5), f"unet.{Q}.lora_B.weight": random(6, 3)}, "do not multiply"),
+        ({f"unet.{Q}.lora_A.weight": random(2, 5).char(), f"unet.{Q}.lora_B.weight": random(6, 2)}, "whole numbers"),
+        ({f"unet.{Q}.lora_A.weight": random(2), f"unet.{Q}.lora_B.weight": random(6, 2)}, r"of the shape \[2\]"),
     ],
 )
 def test_what_is_no_lora_is_said(tmp_path: Path, tensors: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidModel, match=message):
         read_lora(saved(tmp_path, tensors))
+
+
+def test_eight_bits_are_read_and_what_is_no_tensor_of_a_lora_is_named(tmp_path: Path) -> None:
+    down, up = random(2, 5).to(torch.float8_e4m3fn), random(6, 2).to(torch.float8_e5m2)
+    path = saved(tmp_path, {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up, "step": torch.tensor(9)})
+    torch.testing.assert_close(only(path, (6, 5)), up.float() @ down.float())
+    assert "step" in read_lora(path).notes(["unet"])[0]
+
+
+def test_nothing_is_multiplied_for_another_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, {f"unet.{Q}.lora_A.weight": random(1, 50_000), f"unet.{Q}.lora_B.weight": random(50_000, 1)})
+    (difference,) = read_lora(path).modules.values()
+    monkeypatch.setattr(type(difference), "factors", None)  # The product would be made of these.
+    with pytest.raises(ValueError, match=r"\[50000, 50000\] where the weight is \[6, 5\]"):
+        difference.of((6, 5))
 
 
 @pytest.mark.parametrize("size", [0, 4, 8, 60])
