@@ -35,6 +35,7 @@ from .drawing import (
 from .libraries import hush_libraries
 from .macos import commands as macos
 from .options import AsJson, Quiet
+from .server.commands import serve
 
 app = typer.Typer(
     name="edge-sd",
@@ -49,6 +50,7 @@ app.add_typer(compare.app, name="compare")
 app.add_typer(macos.app, name="macos")
 for command in (
     pictures.upscale, pictures.interpolate, pictures.info, machine.devices, machine.tune, machine.doctor, bench,
+    serve,
 ):  # fmt: skip
     app.command()(command)
 

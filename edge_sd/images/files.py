@@ -37,8 +37,11 @@ def check_output(path: Path) -> None:
         raise InvalidRequest(f"the output folder {str(folder)!r} cannot be written to")
 
 
-def encode(image: Image, kind: str, text: str = "", request: str = "") -> bytes:
-    """The bytes of a PNG, JPEG or WEBP file with both texts inside, where they are not ""; `request` is ASCII."""
+def encode(image: Image, kind: str, text: str = "", request: str = "", quality: int = 95) -> bytes:
+    """The bytes of a PNG, JPEG or WEBP file with both texts inside, where they are not ""; `request` is ASCII.
+
+    quality   1 to 100, of JPEG and WebP
+    """
     from PIL.Image import Exif
     from PIL.PngImagePlugin import PngInfo
 
@@ -58,7 +61,7 @@ def encode(image: Image, kind: str, text: str = "", request: str = "") -> bytes:
             exif[IMAGE_DESCRIPTION] = request
         if text:
             exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
-        image.save(buffer, kind, exif=exif, quality=95)
+        image.save(buffer, kind, exif=exif, quality=quality)
     return buffer.getvalue()
 
 

@@ -38,6 +38,7 @@ class _Waiting:
     request: Request
     on_step: OnStep | None
     future: Future[Result]
+    on_start: Callable[[], None] | None = None
 
 
 class Queue:
@@ -52,12 +53,15 @@ class Queue:
         self._thread = threading.Thread(target=self._work, name="edge-sd-queue", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, on_step: OnStep | None = None) -> Future[Result]:
+    def submit(
+        self, request: Request, on_step: OnStep | None = None, on_start: Callable[[], None] | None = None
+    ) -> Future[Result]:
         """A picture to come; `on_step` as in `Pipeline.generate`, in the queue's threads. Cancel it while it waits.
 
-        The future raises what `Pipeline.generate` raises. Raises RuntimeError after `close`.
+        `on_start` is called in the queue's thread before anything is loaded for it. The future raises what
+        `Pipeline.generate` raises. Raises RuntimeError after `close`.
         """
-        waiting = _Waiting(request, on_step, Future())
+        waiting = _Waiting(request, on_step, Future(), on_start)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the queue is closed")
@@ -85,6 +89,9 @@ class Queue:
     def _work(self) -> None:
         while group := self._next():
             group = [each for each in group if each.future.set_running_or_notify_cancel()]
+            for each in group:
+                if each.on_start is not None:
+                    each.on_start()
             while group:
                 count = next((n for n in NUMBERS if n <= len(group)), 1)
                 self._draw(group[:count])

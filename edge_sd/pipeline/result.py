@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..images.files import save
+from ..images.files import encode, save
 from ..images.grids import grid
 from .metadata import parameters_text, request_json
 from .request import Settings
@@ -29,6 +29,10 @@ class Picture:
     def save(self, path: str | Path) -> Path:
         """Write PNG, JPEG or WebP by the name's ending, with the parameters inside; all or nothing."""
         return save(self.image, Path(path), *self.texts())
+
+    def encode(self, kind: str = "PNG", quality: int = 95) -> bytes:
+        """The bytes of a PNG, JPEG or WEBP file with the parameters inside; `quality`, 1 to 100, is of the last two."""
+        return encode(self.image, kind, *self.texts(), quality=quality)
 
     def texts(self) -> tuple[str, str]:
         """What the file says: AUTOMATIC1111's text, and the JSON of the exact request."""

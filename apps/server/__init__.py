@@ -1,0 +1,1 @@
+"""The local HTTP service: one engine, three APIs, one page."""

@@ -1,0 +1,127 @@
+"""Answers: errors in the shape of the API that was called, and waiting for jobs with an eye on the client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from .failure import Failure, describe, public
+from .guard import Refusal
+from .job import Job
+from .service import Service, check_alive
+
+LOG = logging.getLogger("edge_sd.server")
+# Seconds between looks whether a client is still there.
+LOOK = 0.1
+RETRY_AFTER = {"retry-after": "5"}
+
+
+class Problem(BaseModel):
+    """An error of the own API."""
+
+    detail: str
+    kind: str
+
+
+class OpenAIError(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class OpenAIProblem(BaseModel):
+    """An error of the OpenAI API."""
+
+    error: OpenAIError
+
+
+class A1111Problem(BaseModel):
+    """An error of the AUTOMATIC1111 API."""
+
+    error: str
+    detail: str
+    body: str = ""
+    errors: str
+
+
+def problems(model: type[BaseModel], statuses: Sequence[int] = ()) -> dict[int | str, dict[str, Any]]:
+    """The errors that any route of an API may answer, for its schema."""
+    every = (400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 500, 501, 503, 507, *statuses)
+    return {status: {"model": model, "description": "an error"} for status in every}
+
+
+def error_response(
+    path: str, failure: Failure, param: str | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    """An error as the API under `path` words it."""
+    headers = {**(RETRY_AFTER if failure.status == 429 else {}), **(headers or {})}
+    content: dict[str, Any]
+    if path.startswith("/v1/"):
+        kind = "invalid_request_error" if failure.status < 500 else "server_error"
+        kind = "rate_limit_error" if failure.status == 429 else kind
+        kind = "authentication_error" if failure.status == 401 else kind
+        content = {"error": {"message": failure.message, "type": kind, "param": param, "code": failure.kind}}
+    elif path.startswith("/sdapi/"):
+        content = {"error": failure.kind, "detail": failure.message, "body": "", "errors": failure.message}
+    else:
+        content = {"detail": failure.message, "kind": failure.kind}
+    return JSONResponse(content, failure.status, headers)
+
+
+def refuse(path: str, refusal: Refusal) -> Response:
+    """What the guard answers."""
+    kinds = {401: "unauthorized", 403: "forbidden", 408: "too_slow", 413: "too_large"}
+    failure = Failure(refusal.status, kinds.get(refusal.status, "invalid_request"), refusal.message)
+    return error_response(path, failure, headers=refusal.headers)
+
+
+async def on_error(request: HttpRequest, error: Exception) -> Response:
+    """Any exception of a route."""
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+        param = public(".".join(where))[:100] or None
+        unknown = first["type"] == "extra_forbidden"
+        what = "is not a field of this request" if unknown else first["msg"]
+        message = public(f"{param}: {what}" if param else what)
+        failure = Failure(400 if request.url.path.startswith("/v1/") else 422, "invalid_request", message)
+        return error_response(request.url.path, failure, param)
+    if isinstance(error, HTTPException):
+        kinds = {404: "not_found", 405: "method_not_allowed"}
+        failure = Failure(error.status_code, kinds.get(error.status_code, "invalid_request"), public(str(error.detail)))
+        return error_response(request.url.path, failure, headers=dict(error.headers or {}))
+    failure = describe(error)
+    if failure.status == 500 and failure.kind == "error":
+        LOG.error("%s %s", request.method, request.url.path, exc_info=error)
+    return error_response(request.url.path, failure, getattr(error, "param", None))
+
+
+async def finished(request: HttpRequest, service: Service, job: Job) -> None:
+    """Wait for a job whose pictures only this client can have: cancelled when it goes. Raises what the job did."""
+    ended = asyncio.ensure_future(asyncio.wrap_future(job.ended))
+    try:
+        while not ended.done():
+            await asyncio.wait({ended}, timeout=LOOK)
+            if not ended.done() and await request.is_disconnected():
+                service.cancel(job)
+    finally:
+        if not ended.done():
+            service.cancel(job)
+    check_alive(job)
+
+
+def sse(data: dict[str, Any], event: str | None = None) -> bytes:
+    """One server-sent event."""
+    head = f"event: {event}\n" if event else ""
+    return f"{head}data: {json.dumps(data)}\n\n".encode()

@@ -1,0 +1,62 @@
+"""What a client is told of an error: a status and one line. No traceback and no path of this machine leaves it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from edge_sd.errors import (
+    DeviceError,
+    EdgeSDError,
+    InvalidModel,
+    InvalidRequest,
+    MissingExtra,
+    ModelNotFound,
+    NumericalError,
+    OutputError,
+    VariantNotFound,
+)
+
+# An absolute path of POSIX or Windows, of at least two names.
+PATHS = re.compile(r"(?<![\w:/.])(?:/[^\s/'\":;,()]+){2,}/?|\b[A-Za-z]:\\[^\s'\":;,()]+")
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]+")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """status   of HTTP
+    kind     a word for programs, such as "invalid_request"
+    """
+
+    status: int
+    kind: str
+    message: str
+
+
+def public(message: str) -> str:
+    """A message in one line, without paths and control characters."""
+    return CONTROLS.sub(" ", PATHS.sub("(a path of the server)", message)).strip()[:1000]
+
+
+def describe(error: BaseException) -> Failure:
+    """What is told of `error`; nothing but that it happened of one that only a bug can cause."""
+    from .service import JobCancelled, QueueFull, Stopping
+
+    kinds: list[tuple[type[Exception], int, str]] = [
+        (QueueFull, 429, "queue_full"),
+        (Stopping, 503, "stopping"),
+        (JobCancelled, 409, "cancelled"),
+        (InvalidRequest, 400, "invalid_request"),
+        (ModelNotFound, 404, "model_not_found"),
+        (VariantNotFound, 404, "variant_not_found"),
+        (MissingExtra, 501, "not_installed"),
+        (NumericalError, 500, "numerical_error"),
+        (DeviceError, 500, "device_error"),
+        (InvalidModel, 500, "invalid_model"),
+        (OutputError, 507, "not_written"),
+        (EdgeSDError, 500, "error"),
+    ]
+    for kind, status, word in kinds:
+        if isinstance(error, kind):
+            return Failure(status, word, public(str(error)))
+    return Failure(500, "error", "the server made a mistake; its log says more")

@@ -1,0 +1,275 @@
+"""The own API: the queue, its events, the history, and what there is to draw with. The page uses it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from edge_sd.pipeline.presets import PRESETS
+from edge_sd.sampling.names import SIGMAS
+from edge_sd.sampling.samplers import SAMPLERS
+
+from .answers import Problem, problems, sse
+from .job import Job
+from .recall import recall
+from .service import Event, Service
+from .wish import Base64, Wish, as_base64, decode_base64, loras_in
+
+# Events that a slow listener may fall behind; after that it is told to read everything anew.
+BACKLOG = 1000
+# Seconds between comments that keep a silent stream open.
+BEAT = 15.0
+
+Id = Annotated[str, Path(pattern=r"^[0-9a-f]{24}$")]
+
+
+class JobView(BaseModel):
+    """A job as clients see it; `place` is how many come before it, `left` seconds to its end."""
+
+    id: str
+    state: Literal["waiting", "loading", "drawing", "done", "failed", "cancelled"]
+    door: str
+    wish: dict[str, Any]
+    given: list[str]
+    count: int
+    done: int
+    step: int
+    total: int
+    share: float
+    left: float | None
+    created: float
+    started: float
+    finished: float
+    seconds: float
+    plan: str
+    notes: list[str]
+    error: str
+    pictures: list[int]
+    settings: list[dict[str, Any]]
+    deleted: bool
+    place: int
+
+
+class JobList(BaseModel):
+    """Newest first; `more` says whether there are older ones."""
+
+    jobs: list[JobView]
+    more: bool
+
+
+class VariantView(BaseModel):
+    name: str
+    backend: str
+    precision: str
+    bytes: int
+    static: bool
+
+
+class ModelView(BaseModel):
+    name: str
+    family: str
+    license: str
+    defaults: dict[str, Any]
+    variants: list[VariantView]
+    controlnet: bool
+    inpainting: bool
+
+
+class Offer(BaseModel):
+    """All there is to choose from."""
+
+    version: str
+    models: list[ModelView]
+    devices: list[dict[str, str]]
+    samplers: list[dict[str, str]]
+    sigmas: list[str]
+    presets: list[str]
+    loras: list[str]
+
+
+class Plan(BaseModel):
+    """Where a model would be drawn, and why."""
+
+    summary: str
+    explanation: str
+
+
+class Picture(BaseModel):
+    """A picture to read."""
+
+    image: Base64
+
+
+class Recorded(BaseModel):
+    """What a picture says of how it was made: `wish` holds the fields that can be asked for again."""
+
+    exact: bool
+    model: str
+    variant: str
+    text: str
+    wish: dict[str, Any]
+    left_out: Annotated[list[str], Field(description="what it was made with and has to be given anew")]
+
+
+def router(service: Service) -> APIRouter:
+    """The routes under /api."""
+    routes = APIRouter(prefix="/api", tags=["jobs"], responses=problems(Problem))
+
+    def view(job: Job) -> JobView:
+        return JobView(**job.view(), place=service.place(job))
+
+    def known(id_: str) -> Job:
+        job = service.get(id_)
+        if job is None:
+            raise HTTPException(404, "no such job")
+        return job
+
+    @routes.post("/jobs", status_code=202)
+    def submit(wish: Wish) -> JobView:
+        """Put a wish into the queue. It is drawn after a restart of the server too."""
+        return view(service.submit(wish))
+
+    @routes.get("/jobs")
+    def jobs(
+        search: Annotated[str, Query(max_length=200, description="words of the prompt")] = "",
+        before: Annotated[str, Query(pattern=r"^([0-9a-f]{24})?$", description="older than this id")] = "",
+        limit: Annotated[int, Query(ge=1, le=500)] = 60,
+        open_only: bool = False,
+    ) -> JobList:
+        """The queue and the history."""
+        words = search.lower().split()
+        found = [
+            job for job in reversed(service.jobs())
+            if job.keep and not job.deleted and not (before and job.id >= before)
+            and not (open_only and job.ended.done()) and all(word in job.wish.prompt.lower() for word in words)
+        ]  # fmt: skip
+        return JobList(jobs=[view(job) for job in found[:limit]], more=len(found) > limit)
+
+    @routes.get("/jobs/{id_}")
+    def job(id_: Id) -> JobView:
+        """One job."""
+        return view(known(id_))
+
+    @routes.post("/jobs/{id_}/cancel")
+    def cancel(id_: Id) -> JobView:
+        """Stop a job: at once where it waits, within one step where it is drawn."""
+        service.cancel(known(id_))
+        return view(known(id_))
+
+    @routes.delete("/jobs/{id_}")
+    def delete(id_: Id) -> JobView:
+        """Take a job and its pictures out of the history; for a day it can be restored."""
+        service.delete(known(id_))
+        return view(known(id_))
+
+    @routes.post("/jobs/{id_}/restore")
+    def restore(id_: Id) -> JobView:
+        """Undo a deletion."""
+        service.restore(known(id_))
+        return view(known(id_))
+
+    @routes.get("/jobs/{id_}/pictures/{n}", response_class=FileResponse, responses=_PNG)
+    def picture(id_: Id, n: Annotated[int, Path(ge=0, le=999)], download: bool = False) -> Response:
+        """A picture, with its parameters inside."""
+        path = service.store.picture(known(id_), n)
+        if path is None:
+            raise HTTPException(404, "no such picture")
+        name = f"edge-sd-{id_}-{n}.png" if download else None
+        return FileResponse(
+            path, media_type="image/png", filename=name, headers={"cache-control": "private, max-age=86400"}
+        )
+
+    @routes.get("/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
+    async def events(previews: bool = False) -> Response:
+        """Server-sent events of all jobs: state, step, picture, gone, and preview with a JPEG in base64."""
+        return StreamingResponse(_events(service, view, previews), media_type="text/event-stream")
+
+    @routes.get("/offer")
+    def offer() -> Offer:
+        """Models, devices, samplers, presets and LoRAs."""
+        return _offer(service)
+
+    @routes.get("/plan")
+    def plan(
+        model: Annotated[str, Query(max_length=200)] = "",
+        variant: Annotated[str | None, Query(max_length=200)] = None,
+        device: Annotated[str, Query(max_length=40)] = "auto",
+        preset: Annotated[str, Query(max_length=40)] = "exact",
+    ) -> Plan:
+        """Where and why."""
+        summary, explanation = service.engines.plan((model, variant or None, device, preset))
+        return Plan(summary=summary, explanation=explanation)
+
+    @routes.post("/recorded")
+    def recorded(picture: Picture) -> Recorded:
+        """Read the parameters inside a picture."""
+        return Recorded(**recall(decode_base64(picture.image, "image")))
+
+    return routes
+
+
+_PNG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+
+async def _events(service: Service, view: Any, previews: bool) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    def heard(event: Event | None) -> None:
+        if event is None or queue.qsize() < BACKLOG:
+            loop.call_soon_threadsafe(queue.put_nowait, event)
+
+    with service.listening(heard, previews):
+        yield b": listening\n\n"
+        while True:
+            try:
+                event = await asyncio.wait_for(queue.get(), BEAT)
+            except asyncio.TimeoutError:
+                yield b": still here\n\n"
+                continue
+            if event is None:
+                return
+            if event.kind == "preview":
+                if previews:
+                    yield sse({"id": event.job.id, "n": event.index, "jpeg": as_base64(event.image)}, "preview")
+            else:
+                yield sse({"n": event.index, "job": view(event.job).model_dump()}, event.kind)
+
+
+def _offer(service: Service) -> Offer:
+    from edge_sd import __version__
+    from edge_sd.devices.discovery import discover
+
+    models = []
+    for name in service.engines.offered:
+        bundle = service.engines.bundle(name)
+        defaults = bundle.defaults
+        variants = [
+            VariantView(name=key, backend=each.backend, precision=each.precision, bytes=each.size(), static=each.static)
+            for key, each in bundle.variants.items()
+        ]
+        models.append(
+            ModelView(
+                name=name, family=bundle.facts.family, license=bundle.facts.license, variants=variants,
+                defaults={"width": defaults.width, "height": defaults.height, "steps": defaults.steps,
+                          "guidance": defaults.guidance, "sampler": defaults.sampler, "max_side": defaults.max_side},
+                controlnet=any("controlnet" in each.artifacts for each in bundle.variants.values()),
+                inpainting=bundle.facts.inpainting,
+            )
+        )  # fmt: skip
+    devices = [
+        {"name": each.name, "description": each.description, "backend": each.backend} for each in discover().devices
+    ]
+    return Offer(
+        version=__version__, models=models, devices=devices,
+        samplers=[{"name": name, "title": each.title} for name, each in SAMPLERS.items()],
+        sigmas=list(SIGMAS), presets=list(PRESETS), loras=list(loras_in(service.lora_folder)),
+    )  # fmt: skip
