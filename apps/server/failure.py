@@ -22,6 +22,18 @@ PATHS = re.compile(r"(?<![\w:/.])(?:/[^\s/'\":;,()]+){2,}/?|\b[A-Za-z]:\\[^\s'\"
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]+")
 
 
+class QueueFull(EdgeSDError):
+    """As many jobs wait as the server takes."""
+
+
+class Stopping(EdgeSDError):
+    """The server is being stopped."""
+
+
+class JobCancelled(EdgeSDError):
+    """The job was cancelled before it was done."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """status   of HTTP
@@ -40,8 +52,6 @@ def public(message: str) -> str:
 
 def describe(error: BaseException) -> Failure:
     """What is told of `error`; nothing but that it happened of one that only a bug can cause."""
-    from .service import JobCancelled, QueueFull, Stopping
-
     kinds: list[tuple[type[Exception], int, str]] = [
         (QueueFull, 429, "queue_full"),
         (Stopping, 503, "stopping"),

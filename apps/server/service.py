@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from edge_sd.errors import EdgeSDError, InvalidRequest, OutputError
 
 from .engines import Engine, Engines
+from .failure import JobCancelled, QueueFull, Stopping, describe
 from .job import OPEN, Job, State
 from .preview import Previews
 from .store import Store
@@ -35,18 +36,6 @@ LOG = logging.getLogger("edge_sd.server")
 AHEAD = 8
 # Jobs of the two foreign APIs that are remembered after their end, for whoever still asks.
 REMEMBERED = 64
-
-
-class QueueFull(EdgeSDError):
-    """As many jobs wait as the server takes."""
-
-
-class Stopping(EdgeSDError):
-    """The server is being stopped."""
-
-
-class JobCancelled(EdgeSDError):
-    """The job was cancelled before it was done."""
 
 
 class _Stop(Exception):
@@ -304,8 +293,6 @@ class Service:
             job.state, job.finished = state, time.time()
             job.seconds = job.finished - job.started if job.started else 0.0
             if job.failure is not None:
-                from .failure import describe
-
                 job.error = describe(job.failure).message
             self._flying.pop(job.id, None)
             self._save(job)
