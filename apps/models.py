@@ -57,18 +57,36 @@ def pull(
         False
     ),
     file: Annotated[str | None, typer.Option(help="Of several checkpoints, which.")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(help="Of several forms, which: torch, openvino, checkpoint or coreml, in this order."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Download a model's safetensors, at an exact revision; one that was stopped goes on."""
+    """Download a model at an exact revision: safetensors or graphs, never pickles. One that was stopped goes on."""
     from edge_sd.bundle import hub
+    from edge_sd.bundle.repository import FORMS
+    from edge_sd.errors import InvalidRequest, choices
 
+    if form is not None and form not in FORMS:
+        raise InvalidRequest(f"form {form!r} is unknown; valid: {choices(FORMS)}")
     hush_hub(bars=not quiet and sys.stderr.isatty())
-    folder = hub.pull(name, revision, half=half, file=file)
+    folder = hub.pull(name, revision, half=half, file=file, forms=FORMS if form is None else (form,))
     if not quiet:
         found = hub.recorded(folder)
         total = sum(row["bytes"] for row in found["files"].values())
         print(f"{name} at {found['revision']}: {len(found['files'])} files, {total / 1e6:.1f} MB", file=sys.stderr)
+        print(f"next: {next_command(name, found.get('form', 'torch'))}", file=sys.stderr)
     print(folder)
+
+
+def next_command(name: str, form: str) -> str:
+    """What a person does with a model that was pulled: draw with it, or convert it first."""
+    from importlib.util import find_spec
+
+    if form == "checkpoint" or (form == "torch" and find_spec("torch") is None):
+        return f"edge-sd convert {name} {name.split('/')[1].lower()}"
+    return f'edge-sd generate "a red apple" --model {name}'
 
 
 @app.command("show")

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import getpass
-import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -27,7 +24,7 @@ from edge_sd.bundle.bundle import REFERENCE, ModelBundle, read_manifest
 from edge_sd.bundle.library import MANIFEST
 from edge_sd.bundle.variants import Artifact, Parity, Variant
 from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, ParityError, choices
-from edge_sd.files import FileRecord, record_file, write_atomically
+from edge_sd.files import FileRecord, locked, record_file, write_atomically
 from edge_sd.text.tokenizer import TextTokenizer, read_vocabulary
 
 from .form import Form, Made
@@ -43,7 +40,7 @@ def require_extra() -> None:
     """Raise MissingExtra unless all that conversion imports is installed."""
     from importlib.util import find_spec
 
-    if not all(find_spec(name) for name in ("torch", "diffusers", "transformers", "safetensors", "nncf", "filelock")):
+    if not all(find_spec(name) for name in ("torch", "diffusers", "transformers", "safetensors", "nncf")):
         raise MissingExtra("converting models", "convert")
 
 
@@ -118,15 +115,11 @@ def _translate_os_errors(target: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
     """One conversion into a bundle at a time; a second waits, and then finds the work done."""
-    from filelock import FileLock
-
     if target.exists() and not target.is_dir():
         raise InvalidRequest(f"{target} is a file; give a folder for the bundle")
     if not target.absolute().parent.is_dir():
         raise InvalidRequest(f"the folder {str(target.absolute().parent)!r}, where the bundle would go, does not exist")
-    # Not beside the bundle, where it would be debris; removing a lock that others wait for would break it.
-    key = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
-    with FileLock(Path(tempfile.gettempdir()) / f"edge-sd-{getpass.getuser()}-{key}.lock"):
+    with locked(target):
         yield
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -55,6 +59,21 @@ def refuse_pointer(path: Path) -> None:
         return  # Whoever opens it next says what is wrong.
     if start == _POINTER:
         raise InvalidModel(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time change `path`, as far as the system can lock files.
+
+    Nothing may rest on it but work that would be done twice: the lock is a file in the folder for temporary ones,
+    since beside `path` it would be debris, and removing a lock that others wait for would break it.
+    """
+    from filelock import FileLock
+
+    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    with FileLock(Path(tempfile.gettempdir()) / f"edge-sd-{user}-{key}.lock"):
+        yield
 
 
 def inside(root: Path, relative: str) -> Path:

@@ -22,6 +22,7 @@ class Hub:
     """What the server serves, does, and was asked.
 
     cut      bytes after which the connection for a weight file is closed, once; later ones are refused until it is 0
+    busy     "info", or the name of a file -> how often the server answers 503 before it serves that
     lie      a file whose bytes are not what its hash says
     asked    method, path and Range header of each request for a file
     """
@@ -31,6 +32,7 @@ class Hub:
     url: str = ""
     cut: int = 0
     lie: str = ""
+    busy: dict[str, int] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
 
     def names(self) -> list[str]:
@@ -71,6 +73,8 @@ def serving(folder: Path, name: str) -> Iterator[Hub]:
         def do_GET(self) -> None:
             path = urlsplit(self.path).path
             if found := re.fullmatch(rf"/api/models/{name}(?:/revision/(.+))?", path):
+                if self.is_busy("info"):
+                    return None
                 if found[1] in (None, "main", "v1", COMMIT):
                     return self.answer(200, json.dumps(hub.info()).encode(), {"Content-Type": "application/json"})
                 return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
@@ -78,7 +82,16 @@ def serving(folder: Path, name: str) -> Iterator[Hub]:
                 return self.file(found[1])
             return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
+        def is_busy(self, what: str) -> bool:
+            if not hub.busy.get(what):
+                return False
+            hub.busy[what] -= 1
+            self.answer(503, b"{}", {"Retry-After": "0"})
+            return True
+
         def file(self, path: str) -> None:
+            if self.is_busy(path):
+                return None
             span = self.headers.get("Range", "")
             hub.asked.append((self.command, path, span))
             data = (folder / path).read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from pathlib import Path
 
 from ..errors import ModelNotFound, choices
@@ -29,7 +30,12 @@ def pulled_models() -> dict[str, Path]:
     """ORG/NAME -> folder of every model that was pulled from the hub."""
     home = models_home()
     folders = sorted(home.iterdir()) if home.is_dir() else []
-    return {each.name.replace("--", "/", 1): each for each in folders if (each / HUB_RECORD).is_file()}
+    return {each.name.replace("--", "/", 1): each for each in folders if is_pull(each)}
+
+
+def is_pull(folder: Path) -> bool:
+    """Whether a folder of models_home() is a whole pull; one that is under way has a hidden name."""
+    return not folder.name.startswith(".") and (folder / HUB_RECORD).is_file()
 
 
 def hub_folder(name: str) -> Path:
@@ -37,12 +43,26 @@ def hub_folder(name: str) -> Path:
     return models_home() / name.replace("/", "--")
 
 
+def aside(folder: Path) -> Path:
+    """Where the older pull of a model is while a newer one takes its name."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def recover(folder: Path) -> None:
+    """Undo or finish an exchange of two pulls that was stopped between its two renames. Raises OSError."""
+    older = aside(folder)
+    if older.is_dir() and not folder.exists():
+        os.replace(older, folder)
+    shutil.rmtree(older, ignore_errors=True)
+
+
 def find_pulled(name: str) -> Path | None:
     """The hub's model ORG/NAME on this disk: pulled here, or a snapshot in the cache of Hugging Face's libraries."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return None
-    if hub_folder(name).is_dir():
-        return hub_folder(name)
+    for folder in (hub_folder(name), aside(hub_folder(name))):
+        if folder.is_dir():
+            return folder
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{name.replace('/', '--')}"
     try:

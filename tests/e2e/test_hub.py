@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from edge_sd import ModelBundle
-from edge_sd.bundle.hub import Remote, select
 from edge_sd.bundle.library import find_model
+from edge_sd.bundle.repository import Remote, Wish, select
 from edge_sd.errors import InvalidModel, InvalidRequest
 
 from ..hub import COMMIT, Hub, serving
@@ -101,6 +101,63 @@ def test_a_pull_that_was_cut_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> N
     assert (home / "some-org--tiny.sd" / UNET).read_bytes() == (hub.folder / UNET).read_bytes()
 
 
+def test_a_busy_hub_is_asked_again(hub: Hub, tmp_path: Path) -> None:
+    hub.busy = {"info": 2, UNET: 1}
+    done = pull(tmp_path / "models", hub)
+    assert done.returncode == 0, done.stderr
+    assert hub.busy == {"info": 0, UNET: 0}
+
+
+def test_after_half_the_whole_set_is_pulled(hub: Hub, tmp_path: Path) -> None:
+    home = tmp_path / "models"
+    half = "unet/diffusion_pytorch_model.fp16.safetensors"
+    assert pull(home, hub, NAME, "--half").returncode == 0
+    assert half in hub.gets()
+    assert UNET not in hub.gets()
+    hub.asked.clear()
+    assert pull(home, hub).returncode == 0
+    assert hub.gets() == {UNET}, "what both have in common is not pulled again"
+    assert not (home / "some-org--tiny.sd" / half).exists()
+
+
+def test_an_update_that_is_stopped_anywhere_leaves_a_model(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rename of an update fails in turn, as if the process had ended there."""
+    from edge_sd.bundle import hub as pulling
+
+    home = tmp_path / "models"
+    assert pull(home, hub).returncode == 0
+    monkeypatch.setenv("EDGE_SD_MODELS", str(home))
+    files = [Remote(each["rfilename"], each["size"], (each.get("lfs") or {}).get("sha256", ""), each["blobId"])
+             for each in hub.info()["siblings"]]  # fmt: skip
+    real = os.replace
+    stopped = 0
+    for nth in range(1, 6):
+        repository = pulling.Repository(NAME, f"{nth:040d}", tuple(files))
+        calls = 0
+
+        def replace(source: str, target: str, nth: int = nth) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == nth:
+                raise KeyboardInterrupt
+            real(source, target)
+
+        monkeypatch.setattr(os, "replace", replace)
+        try:
+            pulling.take(repository, select(NAME, files))
+        except KeyboardInterrupt:
+            stopped += 1
+        finally:
+            monkeypatch.setattr(os, "replace", real)
+        bundle = ModelBundle.open(NAME)
+        assert bundle.verify() == []
+    assert stopped >= 3, "the record, the old folder and the new one are renamed"
+    assert pulling.take(repository, select(NAME, files)) == home / "some-org--tiny.sd"
+    assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
+
+
 def test_other_bytes_than_the_hub_says_are_refused(hub: Hub, tmp_path: Path) -> None:
     hub.lie = UNET
     failed(pull(tmp_path / "models", hub), f"{UNET} is not what the hub says it is (its hash differs)")
@@ -156,23 +213,73 @@ def remote(*names: str) -> list[Remote]:
 
 def test_what_of_a_repository_is_pulled() -> None:
     def taken(*names: str, **wishes: bool) -> set[str]:
-        return {each.name for each in select(NAME, remote("model_index.json", *names), **wishes)}
+        return {each.name for each in select(NAME, remote("model_index.json", *names), Wish(**wishes)).files}
+
+    def alone(*names: str) -> list[str]:
+        return [each.name for each in select(NAME, remote(*names)).files]
 
     both = ("unet/x.safetensors", "unet/x.fp16.safetensors", "unet/config.json", "vae_1_0/x.safetensors")
     assert taken(*both) == {"model_index.json", "unet/x.safetensors", "unet/config.json"}
     assert taken(*both, half=True) == {"model_index.json", "unet/x.fp16.safetensors", "unet/config.json"}
-    assert taken("vae/x.fp16.safetensors") == {"model_index.json", "vae/x.fp16.safetensors"}
+    assert taken("unet/x.fp16.safetensors") == {"model_index.json", "unet/x.fp16.safetensors"}
     shards = ("unet/x-1-of-2.safetensors", "unet/x-2-of-2.safetensors", "unet/x.safetensors.index.json")
     assert taken(*shards, "unet/x.bin.index.json") == {"model_index.json", *shards}
-    with pytest.raises(InvalidModel, match=r"no safetensors in unet: it has unet/x.bin, a pickle"):
-        taken("unet/x.bin", "unet/config.json")
-    assert [each.name for each in select(NAME, remote("a.safetensors", "README.md"))] == ["a.safetensors"]
-    alone = {"config.json", "diffusion_pytorch_model.safetensors"}
+    with pytest.raises(InvalidModel, match=r"no safetensors in unet: it has unet/diffusion_pytorch_model.bin, a pick"):
+        taken("unet/diffusion_pytorch_model.bin", "unet/config.json")
+    assert alone("a.safetensors", "README.md") == ["a.safetensors"]
+    part = {"config.json", "diffusion_pytorch_model.safetensors"}
     beside = ("sdxl_vae.safetensors", "diffusion_pytorch_model.bin", "README.md", "samples/a.json")
-    assert {each.name for each in select(NAME, remote(*alone, *beside))} == alone
+    assert set(alone(*part, *beside)) == part
     clip = {"config.json", "model.safetensors", "vocab.json", "merges.txt"}
-    assert {each.name for each in select(NAME, remote(*clip, "pytorch_model.bin", "tf_model.h5"))} == clip
+    assert set(alone(*clip, "pytorch_model.bin", "tf_model.h5")) == clip
     with pytest.raises(InvalidRequest, match=r"several checkpoints; give --file with one of: a.safetensors, b"):
-        select(NAME, remote("a.safetensors", "b.safetensors"))
+        alone("a.safetensors", "b.safetensors")
     with pytest.raises(InvalidModel, match=r"no safetensors: it has only a.ckpt, a pickle"):
-        select(NAME, remote("a.ckpt"))
+        alone("a.ckpt")
+    with pytest.raises(InvalidModel, match=r"only model_compiled.zip, an archive: unpack it yourself"):
+        alone("README.md", "model_compiled.zip")
+
+
+GRAPHS = [f"{part}/{name}" for part in ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+          for name in ("openvino_model.xml", "openvino_model.bin", "config.json")]  # fmt: skip
+EXPORT = ["model_index.json", *GRAPHS, "scheduler/scheduler_config.json", "tokenizer/vocab.json",
+          "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"]  # fmt: skip
+
+
+def test_an_export_of_optimum_intel_is_pulled_with_its_weights() -> None:
+    beside = ["README.md", "openvino_config.json", "tokenizer/openvino_tokenizer.bin", "sample.png"]
+    found = select(NAME, remote(*EXPORT, *beside))
+    assert (found.form, {each.name for each in found.files}) == ("openvino", set(EXPORT))
+    # In a folder of a repository, beside the weights of torch.
+    weights = ["unet/diffusion_pytorch_model.safetensors", "unet/config.json"]
+    mixed = remote("model_index.json", *weights, *(f"openvino/{name}" for name in EXPORT))
+    assert select(NAME, mixed).form == "torch"
+    found = select(NAME, mixed, Wish(forms=("openvino", "torch")))
+    assert {each.at for each in found.files} == set(EXPORT)
+    with pytest.raises(InvalidModel, match=r"no unet/openvino_model\.bin"):
+        select(NAME, remote(*(name for name in EXPORT if name != "unet/openvino_model.bin")))
+
+
+def test_of_core_ml_repositories_one_layout_is_pulled_under_apples_names() -> None:
+    prefix = "Stable_Diffusion_version_org_model_"
+    files = ["README.md"]
+    for layout in ("original", "split_einsum"):
+        for title in ("TextEncoder", "Unet", "UnetChunk1", "UnetChunk2", "VAEDecoder", "SafetyChecker"):
+            files += [f"{layout}/compiled/{title}.mlmodelc/{rest}" for rest in ("model.mil", "weights/weight.bin")]
+        files += [f"{layout}/compiled/{name}" for name in ("vocab.json", "merges.txt")]
+        for part in ("text_encoder", "unet", "vae_decoder", "vae_encoder"):
+            files += [f"{layout}/packages/{prefix}{part}.mlpackage/{rest}"
+                      for rest in ("Manifest.json", "Data/com.apple.CoreML/weights/weight.bin")]  # fmt: skip
+    packages = select(NAME, remote(*files))
+    assert packages.form == "coreml"
+    assert {each.at.split("/")[0] for each in packages.files} == {
+        "TextEncoder.mlpackage", "Unet.mlpackage", "VAEDecoder.mlpackage", "VAEEncoder.mlpackage", "vocab.json",
+        "merges.txt",
+    }  # fmt: skip
+    assert all(each.name.startswith("split_einsum/") for each in packages.files)
+    compiled = select(NAME, remote(*files), Wish(compiled=True, layouts=("original",)))
+    assert {each.at.split("/")[0] for each in compiled.files} == {
+        "TextEncoder.mlmodelc", "Unet.mlmodelc", "VAEDecoder.mlmodelc", "SafetyChecker.mlmodelc", "vocab.json",
+        "merges.txt",
+    }  # fmt: skip
+    assert all(each.name.startswith("original/compiled/") for each in compiled.files)
