@@ -44,7 +44,7 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
 # dependencies: it asks for torchvision, whose wheel does not load beside a CPU build of torch, and runs without it.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[convert,train,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[convert,train,coreai,dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps optimum optimum-intel open_clip_torch
 	touch $@ $(VENV)/.runtime
 

@@ -176,7 +176,7 @@ def generate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = None,
     model: Annotated[str | None, typer.Option(help="A name (edge-sd models list) or a folder. Default: emoji.")] = None,
     variant: Annotated[str | None, typer.Option(help="A variant of the model (edge-sd models show).")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, ane, coreml-reference, …")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, ane, coreai-reference, …")] = "auto",
     prefer: machine.Prefer = "speed",
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="One component in memory at a time, weights in their files: slower.")
@@ -247,16 +247,16 @@ def convert(
         str, typer.Argument(help="A diffusers folder, a .safetensors checkpoint, an installed model, or ORG/NAME.")
     ],
     bundle: Annotated[Path, typer.Argument(help="The bundle to make, or to add the variant to.")],
-    to: Annotated[str, typer.Option(help="openvino, coreml")] = "openvino",
+    to: Annotated[str, typer.Option(help="openvino, coreml, coreai")] = "openvino",
     precision: Annotated[
         str, typer.Option(help="How weights are stored: fp32, fp16, int8, int4; Core ML: fp16, int8, p8, p6, p4, …")
     ] = "fp16",
-    compute: Annotated[str | None, typer.Option(help="Core ML: ane (Neural Engine) or gpu.")] = None,
+    compute: Annotated[str | None, typer.Option(help="Core ML, Core AI: ane (Neural Engine) or gpu.")] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="N|WxH[,…]", help="Core ML: pixels, fixed; one or several."),
+        typer.Option(metavar="N|WxH[,…]", help="Core ML, Core AI: pixels, fixed; one or several."),
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Core ML: rows of the UNet, 1 or 2.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Core ML, Core AI: rows of the UNet, 1 or 2.")] = None,
     chunks: Annotated[bool, typer.Option("--chunks", help="Core ML: the UNet in two packages.")] = False,
     target: Annotated[str | None, typer.Option(help="Core ML: the oldest system to run on, iOS16 or macOS13 …")] = None,
     tokenizer: Annotated[

@@ -31,7 +31,8 @@ from edge_sd.errors import EdgeSDError
 from edge_sd.paths import models_home
 from edge_sd.pipeline.recorded import read_recorded
 
-PACKAGES = ("numpy", "pillow", "tokenizers", "openvino", "coremltools", "torch", "diffusers", "transformers", "nncf")
+PACKAGES = ("numpy", "pillow", "tokenizers", "openvino", "coremltools", "coreai-core", "torch", "diffusers",
+            "transformers", "nncf")  # fmt: skip
 # Errors of components add up over a picture, so it may be this far, in dB, from what its worst component has.
 SHARE = 0.6
 

@@ -9,7 +9,7 @@ from edge_sd.errors import InvalidRequest, choices
 from .form import Form
 from .openvino.form import OpenVINOForm
 
-TARGETS = ("openvino", "coreml")
+TARGETS = ("openvino", "coreml", "coreai")
 
 
 def form_named(name: str, **wishes: Any) -> Form:
@@ -22,4 +22,11 @@ def form_named(name: str, **wishes: Any) -> Form:
         from .coreml.form import CoreMLForm
 
         return CoreMLForm(**{key: value for key, value in wishes.items() if value is not None})
+    if name == "coreai":
+        from .coreai.form import CoreAIForm
+
+        foreign = {"target", "chunks"} & {key for key, value in wishes.items() if value is not None}
+        if foreign:
+            raise InvalidRequest(f"coreai takes no {', '.join(sorted(foreign))}; valid: compute, sizes, batch")
+        return CoreAIForm(**{key: value for key, value in wishes.items() if value is not None})
     raise InvalidRequest(f"unknown target {name!r}; valid: {choices(TARGETS)}")

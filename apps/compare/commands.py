@@ -92,7 +92,7 @@ def run(
 @app.command("sweep")
 def sweep(
     model: Annotated[str, typer.Argument(help="A diffusers folder with safetensors, or an installed model.")],
-    to: Annotated[str, typer.Option(help="openvino, coreml")] = "openvino",
+    to: Annotated[str, typer.Option(help="openvino, coreml, coreai")] = "openvino",
     bits: Annotated[str | None, typer.Option(metavar="N,N", help="Of 32, 16, 8, 6, 4, 2, 1. Default: all.")] = None,
     group_size: Annotated[str | None, typer.Option(metavar="N,N", help="Where weights have groups.")] = None,
     method: Annotated[

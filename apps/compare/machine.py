@@ -8,7 +8,7 @@ from typing import Any
 
 from edge_sd.machine import this_machine
 
-LIBRARIES = ("edge-sd", "numpy", "openvino", "coremltools", "torch", "diffusers")
+LIBRARIES = ("edge-sd", "numpy", "openvino", "coremltools", "coreai-core", "torch", "diffusers")
 
 
 def machine() -> dict[str, Any]:

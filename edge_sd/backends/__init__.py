@@ -9,7 +9,7 @@ from ..components.edits import NONE, Edits
 from ..errors import DeviceError, MissingExtra, choices
 from .base import Backend, Device
 
-NAMES = ("openvino", "coreml", "torch")
+NAMES = ("openvino", "coreml", "coreai", "torch")
 
 __all__ = ["AllBackends", "Backend", "Component", "Device", "NAMES", "backend"]
 
@@ -24,6 +24,10 @@ def backend(name: str) -> Backend:
         from .coreml import CoreMLBackend
 
         return CoreMLBackend()
+    if name == "coreai":
+        from .coreai import CoreAIBackend
+
+        return CoreAIBackend()
     if name == "torch":
         from .torch import TorchBackend
 

@@ -67,12 +67,12 @@ class Variant:
     @property
     def static(self) -> bool:
         """Whether the shapes of its components were fixed when it was converted."""
-        return self.backend == "coreml"
+        return self.backend in ("coreml", "coreai")
 
     @property
     def changeable(self) -> bool:
         """Whether its graphs can be rewritten as they are read, as shortcuts need."""
-        return self.backend not in ("coreml", "torch")
+        return self.backend not in ("coreml", "coreai", "torch")
 
     def size(self) -> int:
         """Bytes on disk."""

@@ -39,7 +39,11 @@ LOADING = {
     ("openvino", "cpu"): (0.15, 1.5e9), ("openvino", "gpu"): (3.0, 3e8), ("openvino", "npu"): (8.0, 1.5e8),
     ("torch", "torch-cpu"): (2.0, 1e9), ("torch", "torch-cuda"): (2.0, 2e9), ("torch", "torch-mps"): (2.0, 1e9),
     ("coreml", "cpu"): (0.3, 1e9), ("coreml", "gpu"): (1.0, 1e9), ("coreml", "ane"): (2.0, 3e8),
+    ("coreai", "cpu"): (0.3, 1e9), ("coreai", "gpu"): (1.0, 1e9), ("coreai", "ane"): (2.0, 3e8),
+    # A program is lowered anew at each load: the embedded UNet of 27 MB took 6 s.
+    ("coreai", "coreai-reference"): (0.5, 5e6),
 }  # fmt: skip
+APPLE = ("coreml", "coreai")
 # Watts while it computes, of a laptop.
 WATTS = {"cpu": 25.0, "gpu": 20.0, "npu": 6.0, "ane": 4.0,
          "torch-cpu": 25.0, "torch-cuda": 150.0, "torch-mps": 20.0}  # fmt: skip
@@ -109,6 +113,10 @@ def arithmetic_of(variant: Variant, part: str, device: Device, machine: Machine)
         return "f32" if part == "text_encoder" else {"fp16": "f16", "bf16": "bf16"}.get(variant.precision, "f32")
     if device.backend == "coreml":
         return "f16"
+    if device.backend == "coreai":
+        artifact = variant.artifacts.get(part)
+        exact = artifact is not None and artifact.precision == "float32"
+        return "f32" if exact or variant.precision == "fp32" else "f16"
     if device.kind == "npu":
         return "f16"
     if variant.precision == "fp32" or part == "text_encoder":
@@ -131,11 +139,11 @@ def flops_per_second(device: Device, machine: Machine, arithmetic: str) -> float
     if device.kind == "npu":
         architecture = max((int(f) for f in device.features if re.fullmatch(r"\d{4}", f)), default=0)
         return 8e12 if architecture >= 5000 else 6e12 if architecture >= 4000 else 1.5e12
-    if device.backend == "coreml" and device.kind == "ane":
+    if device.backend in APPLE and device.kind == "ane":
         return {1: 1.5e12, 2: 2e12, 3: 2.3e12}.get(machine.apple_generation, 3.5e12)
     if device.kind == "torch-cuda":
         return 10e12 * (0.5 if arithmetic == "f32" else 2.0)
-    if (device.kind == "gpu" and device.backend == "coreml") or device.kind == "torch-mps":
+    if (device.kind == "gpu" and device.backend in APPLE) or device.kind == "torch-mps":
         generation = {0: 0.5, 1: 1.0, 2: 1.3, 3: 1.5, 4: 1.8}.get(machine.apple_generation, 4.0)
         size = next((n for word, n in (("Pro", 2), ("Max", 4), ("Ultra", 7)) if word in machine.apple_chip), 1)
         return generation * size * 1e12

@@ -10,7 +10,8 @@ from ..bundle.bundle import ModelBundle
 from ..machine import Machine
 from .estimates import arithmetic_of, has_bfloat16
 
-REFERENCE = "coreml-reference"
+# Devices that check what a Mac would draw, and how they compute.
+REFERENCES = {"coreml-reference": "in torch", "coreai-reference": "by Apple's runtime on the CPU"}
 # The macOS of the same year as a target of Core ML.
 MACOS_OF = {"iOS16": 13, "iOS17": 14, "iOS18": 15, "iOS26": 26}
 
@@ -44,13 +45,15 @@ def objections(bundle: ModelBundle, name: str, part: str, device: Device, machin
     """
     variant = bundle.variant(name)
     needed, version = macos_needed(variant.target), machine.os_version
-    if machine.system == "Darwin" and needed and version and version[0] < needed:
+    here = machine.system == "Darwin" and device.name not in REFERENCES
+    if here and needed and version and version[0] < needed:
         yield Objection(f"needs macOS {needed}, this is {machine.version}", final=True)
     if device.kind == "ane" and machine.system == "Darwin" and machine.arch == "x86_64":
         yield Objection("Macs with Intel processors have no Neural Engine", final=True)
-    if device.name == REFERENCE:
-        why = f"computes in torch to check what a Mac would draw, slowly; ask for it: --device {REFERENCE}"
-        yield Objection(why, unless=(REFERENCE,))
+    if device.name in REFERENCES:
+        how = REFERENCES[device.name]
+        why = f"computes {how} to check what a Mac would draw, slowly; ask for it: --device {device.name}"
+        yield Objection(why, unless=(device.name,))
     if variant.backend == "torch" and device.name == "torch-cpu":
         if variant.precision == "fp16":
             yield Objection("CPUs compute float16 slowly; torch-cpu is for float32", unless=(name,))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "diffusers", "transformers", "coremltools", "nncf", "optimum")
+HEAVY = ("torch", "diffusers", "transformers", "coremltools", "coreai", "coreai_torch", "coreai_opt", "nncf", "optimum")
 # Each room may import from those in lines above its own, and from itself.
 ORDER = (
     ("errors", "_version", "paths", "machine"),

@@ -1,0 +1,189 @@
+"""CoreAIForm: `.aimodel`s in Apple's layout, for the GPU or the Neural Engine, measured by Apple's own runtime."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_sd.backends.coreai.runtime import Arrays, Asset, Loop, array, check_finite
+from edge_sd.bundle.apple_layout import Layout
+from edge_sd.bundle.coreai_layout import layout_of, outputs_of, pick, runs
+from edge_sd.bundle.facts import Facts
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.variants import Parity
+from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, NumericalError, choices
+from edge_sd.text.conditioning import HIDDEN
+
+from ..form import Made
+from ..parity import Recording, measure
+from ..recipes import RECIPES, QuantRecipe
+from ..sources.source import CONTROL, PARTS, Source
+
+if TYPE_CHECKING:
+    from ..sources.wrappers import Wrapped
+
+COMPUTE = ("gpu", "ane")
+# The parts whose shapes depend on the size of pictures.
+SIZED = ("unet", "vae_decoder", "vae_encoder", TINY, *CONTROL)
+# The parts with attention to text, which the Neural Engine wants in its own form.
+SPLIT = ("unet", *CONTROL)
+NEEDED = ("coreai", "coreai_torch", "coreai_opt")
+
+
+@dataclass(frozen=True)
+class CoreAIForm:
+    """Static shapes, for the GPU or the Neural Engine of macOS 27.
+
+    sizes   (width, height) in pixels; none is the model's own. Of several, the first is the function `main`, which
+            Apple's loader asks for, and each other one a function of the same asset, with weights in common
+    batch   rows of the UNet: 2 is guidance in one call, as Apple's pipeline calls it
+    """
+
+    compute: str = "gpu"
+    sizes: tuple[tuple[int, int], ...] = ()
+    batch: int = 2
+    backend: str = "coreai"
+    lowest: str = "macOS27"
+    halves: bool = False
+    parts: tuple[str, ...] = tuple(PARTS)
+    recipes: tuple[str, ...] = ("fp32", "fp16")
+
+    def __post_init__(self) -> None:
+        if self.compute not in COMPUTE:
+            raise InvalidRequest(f"unknown compute {self.compute!r}; valid: {choices(COMPUTE)}")
+        if self.batch not in (1, 2):
+            raise InvalidRequest(f"batch {self.batch} is neither 1 nor 2 (guidance in one call)")
+
+    @property
+    def name(self) -> str:
+        """coreai-gpu; sizes that were asked for are part of it, and whatever else is not the usual."""
+        wishes = [f"{width}x{height}" for width, height in self.sizes]
+        wishes += [f"b{self.batch}"] if self.batch != 2 else []
+        return "-".join(["coreai", self.compute, *wishes])
+
+    def check(self, source: Source, recipe: QuantRecipe) -> None:
+        from importlib.util import find_spec
+
+        if not all(find_spec(name) for name in NEEDED):
+            raise MissingExtra("converting to Core AI", "coreai")
+        factor = source.facts.latents.factor * 2 ** (len(source.config("unet")["block_out_channels"]) - 1)
+        for width, height in self._pixels(source.facts):
+            for name, side in (("width", width), ("height", height)):
+                if side < factor or side % factor:
+                    raise InvalidRequest(f"{name} {side} is not a multiple of {factor}, as this model's UNet needs")
+
+    def _pixels(self, facts: Facts) -> tuple[tuple[int, int], ...]:
+        return self.sizes or ((facts.defaults.width, facts.defaults.height),)
+
+    def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
+        factor = source.facts.latents.factor
+        return [(height // factor, width // factor) for width, height in self._pixels(source.facts)]
+
+    def convert(
+        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
+    ) -> Made:
+        from ..coreml import ane
+
+        if self.compute == "ane" and wrapped.part in SPLIT:
+            ane.rewrite(wrapped.module)
+        if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
+            return replace(self._write(wrapped, source, RECIPES["fp32"], staging), precision="float32")
+        if wrapped.part in (SAFETY_CHECKER, TINY) and recipe.bits < 16:
+            # A picture's verdict is to be the same in every variant; the tiny decoder has nothing to save.
+            recipe = RECIPES["fp16"]
+        made = self._write(wrapped, source, recipe, staging)
+        if recipe.bits == 32 or not _overflows(wrapped.part, made, staging, recording):
+            return made
+        # As SDXL's autoencoder: float16 does not hold its values.
+        return replace(self._write(wrapped, source, RECIPES["fp32"], staging), precision="float32")
+
+    def _write(self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path) -> Made:
+        """Convert for all sizes and save one asset."""
+        import torch
+
+        from . import convert
+        from .wrappers import Sizes, wrap
+
+        part = wrapped.part
+        pixels = self._pixels(source.facts) if part in SIZED else self._pixels(source.facts)[:1]
+        sizes = [Sizes(height, width, self.batch) for width, height in pixels]
+        dtype = torch.float32 if recipe.bits == 32 else torch.float16
+        module = wrapped.module.to(dtype)
+        component = wrap(part, module, source.facts, sizes, dtype, self.compute == "ane" and part in SPLIT)
+        program = convert.convert(component)
+        graph = f"{component.name}.aimodel"
+        shutil.rmtree(staging / graph, ignore_errors=True)
+        told = f"{source.facts.name}, {part} of Stable Diffusion for {self.compute}, weights {recipe.name}"
+        convert.save(program, staging / graph, told, source.facts.license)
+        main = component.functions[0]
+        return Made((graph,), graph, (f"{graph}/main.mlirb",), tuple(main.example), main.outputs)
+
+    def measure(self, part: str, made: Made, staging: Path, recording: Recording) -> Parity:
+        try:
+            with _Runner(part, made, staging, recording) as run:
+                return measure(run, recording)
+        except NumericalError as error:
+            raise ConversionError(f"{error}; nothing was added to the bundle") from error
+        except DeviceError as error:
+            raise ConversionError(f"{made.graph} cannot be measured: {error}") from error
+
+    def finish(self, source: Source, staging: Path) -> None:
+        """What Apple's loader reads beside the assets."""
+        from .bundle import write_bundle
+
+        write_bundle(source, staging, self._pixels(source.facts)[0], self.batch, self.name)
+
+
+class _Runner:
+    """A written component by Apple's runtime, called by our names at any of its sizes."""
+
+    def __init__(self, part: str, made: Made, staging: Path, recording: Recording) -> None:
+        self.name = made.graph
+        self.layout = _layout(part, (*made.inputs, *made.outputs), recording)
+        self.asset = Asset(staging / made.graph, Loop())
+
+    def __enter__(self) -> _Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.asset.close()
+
+    def __call__(self, given: Arrays) -> Arrays:
+        given = {name: value for name, value in given.items() if name in self.layout.inputs}
+        function = pick(self.name, self.asset.functions, self.layout, _shapes(given), 1)
+        ports = self.asset.functions[function]
+        total = max(len(value) for value in given.values())
+        called = []
+        for run in runs(total, min(ports[theirs].shape[0] for theirs in self.layout.inputs.values())):
+            named = {self.layout.inputs[name]: value for name, value in given.items()}
+            arrays = {name: array(run.of(value, ports[name].dtype)) for name, value in named.items()}
+            called.append(self.asset.call(function, arrays))
+        outputs = outputs_of(self.layout, called, total)
+        check_finite(self.name, outputs)
+        return outputs
+
+
+def _layout(part: str, names: Iterable[str], recording: Recording) -> Layout:
+    """The layout of a part; of a text encoder's states that were recorded, those before the last layer."""
+    count = sum(name.startswith(HIDDEN) for name in recording.outputs[0])
+    return layout_of(part, names, f"{HIDDEN}{count - 2}")
+
+
+def _shapes(given: Arrays) -> Mapping[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in given.items()}
+
+
+def _overflows(part: str, made: Made, staging: Path, recording: Recording) -> bool:
+    """Whether float16 does not hold what will be measured. Raises ConversionError."""
+    try:
+        with _Runner(part, made, staging, recording) as run:
+            for given in recording.inputs:
+                run(given)
+    except NumericalError:
+        return True
+    except DeviceError as error:
+        raise ConversionError(f"{made.graph} cannot be measured: {error}") from error
+    return False
