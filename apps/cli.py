@@ -36,6 +36,7 @@ from .libraries import hush_libraries
 from .macos import commands as macos
 from .options import AsJson, Quiet
 from .server.commands import serve
+from .terminal import say
 
 app = typer.Typer(
     name="edge-sd",
@@ -81,7 +82,7 @@ def main() -> None:
 
 def _fail(message: str, code: int = 2) -> None:
     line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
-    print(f"edge-sd: {line}", file=sys.stderr)
+    say(f"edge-sd: {line}", error=True)
     sys.exit(code)
 
 
@@ -225,7 +226,7 @@ def generate(
 
     def tell(line: str) -> None:
         if not silent:
-            print(line, file=sys.stderr)
+            say(line, error=True)
 
     if recorded is None:
         opened = Pipeline.open(model or "emoji", device, variant, prefer, tell, preset or "exact", low_memory)
@@ -235,6 +236,8 @@ def generate(
         settings = pipeline.resolve(request)  # A mistake is told before anything else is.
         if recorded is not None:
             recorded.check(settings)
+            for note in recorded.notes(given):
+                tell(f"note: {note}")
         tell(pipeline.plan.explain() if verbose else pipeline.plan.summary())
         with progress(request, silent) as on_step:
             result = pipeline.generate(request, on_step)
@@ -307,7 +310,7 @@ def convert(
             kept = " in float32: it overflows float16" if row["precision"] == "float32" else ""
             print(f"{part:13} {row['psnr']:6.1f} dB against torch float32{kept}", file=sys.stderr)
         print(f"{name}: {variant.size() / 1e6:.1f} MB", file=sys.stderr)
-        print(bundle)
+        say(bundle)
 
 
 @contextmanager

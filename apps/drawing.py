@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sd.errors import InvalidRequest
+
+from .terminal import say
 
 if TYPE_CHECKING:
     from edge_sd.pipeline.request import Request
@@ -124,7 +125,7 @@ def deliver(result: Result, path: Path, grid: bool, as_json: bool, quiet: bool) 
         print(json.dumps(_report(result, paths), indent=2))
     elif not quiet:
         for note in result.notes:
-            print(f"note: {note}", file=sys.stderr)
+            say(f"note: {note}", error=True)
         for written in dict.fromkeys(paths):
             print(written)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
 
 from .options import AsJson
+from .terminal import say
 
 if TYPE_CHECKING:
     from edge_sd.bundle.bundle import ModelBundle
@@ -46,8 +46,8 @@ def devices(
         plans = {"model": bundle.name, "plan": plan.as_dict() if plan else None, "why": why}
         print(json.dumps({**here.as_dict(), **plans}, indent=2))
         return
-    print("\n".join(here.lines()))
-    print(f"\n{bundle.name}: {plan.explain() if plan else why}")
+    say("\n".join(here.lines()))
+    say(f"\n{bundle.name}: {plan.explain() if plan else why}")
 
 
 def _plan(bundle: ModelBundle, here: Here, device: str, variant: str | None, prefer: str) -> DevicePlan:
@@ -56,7 +56,7 @@ def _plan(bundle: ModelBundle, here: Here, device: str, variant: str | None, pre
 
     measured, note = remembered(bundle, here.devices, here.machine)
     if note:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", error=True)
     return choose(bundle, here.devices, device, variant, machine=here.machine, preference=prefer, measured=measured)
 
 
@@ -95,7 +95,7 @@ def tune(
         return
     for row in found.left:
         print(f"{' '.join(row):60} not reached in {seconds:g} s; it stays an estimate")
-    print(f"\n{bundle.name}: {plan.summary()}")
+    say(f"\n{bundle.name}: {plan.summary()}")
 
 
 def _figures(measured: Measured) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .options import AsJson, Quiet
+from .terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="The models on this machine.")
 
@@ -46,7 +47,7 @@ def list_models(as_json: AsJson = False) -> None:
         print(json.dumps(rows, indent=2))
         return
     for row in rows:
-        print(f"{row['name']}  {', '.join(row['variants'])}  ({row['license']})")
+        say(f"{row['name']}  {', '.join(row['variants'])}  ({row['license']})")
 
 
 @app.command("pull")
@@ -75,9 +76,9 @@ def pull(
     if not quiet:
         found = hub.recorded(folder)
         total = sum(row["bytes"] for row in found["files"].values())
-        print(f"{name} at {found['revision']}: {len(found['files'])} files, {total / 1e6:.1f} MB", file=sys.stderr)
-        print(f"next: {next_command(name, found.get('form', 'torch'))}", file=sys.stderr)
-    print(folder)
+        say(f"{name} at {found['revision']}: {len(found['files'])} files, {total / 1e6:.1f} MB", error=True)
+        say(f"next: {next_command(name, found.get('form', 'torch'))}", error=True)
+    say(folder)
 
 
 def next_command(name: str, form: str) -> str:
@@ -102,17 +103,17 @@ def show(model: Annotated[str, typer.Argument(help="A name or a folder.")], as_j
         print(json.dumps({"folder": str(bundle.root), **asdict(bundle.facts), "variants": variants}, indent=2))
         return
     defaults = bundle.defaults
-    print(f"{bundle.name}: {bundle.facts.family}, {bundle.facts.schedule.prediction_type}, {bundle.facts.license}")
-    print(f"folder    {bundle.root}")
-    print(
+    say(f"{bundle.name}: {bundle.facts.family}, {bundle.facts.schedule.prediction_type}, {bundle.facts.license}")
+    say(f"folder    {bundle.root}")
+    say(
         f"defaults  {defaults.width}x{defaults.height}, {defaults.steps} steps, guidance {defaults.guidance:g}, "
         f"sampler {defaults.sampler}"
     )
     for name, variant in sorted(bundle.variants.items()):
-        print(f"{name}  {variant.size() / 1e6:.1f} MB")
+        say(f"{name}  {variant.size() / 1e6:.1f} MB")
         for part, artifact in variant.artifacts.items():
             measured = f"{artifact.parity.psnr:.1f} dB against torch float32" if artifact.parity else "not measured"
-            print(f"  {part:13} {measured}")
+            say(f"  {part:13} {measured}")
 
 
 @app.command("verify")
@@ -123,8 +124,8 @@ def verify(model: Annotated[str, typer.Argument(help="A name or a folder.")]) ->
     bundle = ModelBundle.open(model)
     problems = bundle.verify()
     for problem in problems:
-        print(problem)
+        say(problem)
     if problems:
         raise typer.Exit(1)
     count = len(bundle.files) + sum(len(variant.files) for variant in bundle.variants.values())
-    print(f"{bundle.name}: {count} files as the manifest says")
+    say(f"{bundle.name}: {count} files as the manifest says")

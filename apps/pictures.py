@@ -14,6 +14,7 @@ from edge_sd.errors import InvalidRequest
 from . import machine
 from .drawing import deliver, parse_size, progress
 from .options import AsJson
+from .terminal import plain, say
 
 # What a picture is said to show that says nothing of itself.
 ANYTHING = "a detailed picture, sharp focus"
@@ -145,16 +146,17 @@ def info(
     image: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP picture.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say how a picture was made: by edge-sd, or by a program that writes AUTOMATIC1111's text."""
+    """Say how a picture was made, by edge-sd or by another program."""
     from edge_sd.pipeline.recorded import read_recorded
 
     recorded = read_recorded(image)
     if as_json:
         print(json.dumps(recorded.as_dict(), indent=2))
         return
-    maker = f"edge-sd {recorded.version}" if recorded.exact else "another program"
+    maker = f"edge-sd {recorded.version}" if recorded.exact else recorded.program
     about = {name: getattr(recorded, name) for name in ("model", "model_hash", "variant", "device")}
-    rows = {"drawn by": maker, **recorded.settings, **about, **recorded.others}
+    waiting = {**recorded.for_image, **recorded.for_mask}
+    rows = {"drawn by": maker, **recorded.settings, **waiting, **about, **recorded.others}
     for name, value in rows.items():
         if value not in (None, ""):
-            print(f"{name.replace('_', ' '):16}  {value}")
+            say(f"{plain(name.replace('_', ' ')):16}  {value}")

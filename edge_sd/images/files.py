@@ -7,12 +7,14 @@ JPEG/WebP  EXIF UserComment with the same text, EXIF ImageDescription with the J
 from __future__ import annotations
 
 import os
+import struct
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidRequest, OutputError, choices
 from ..files import write_atomically
+from .metadata import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 # Decoders of a few kilobytes of PNG can ask for gigabytes.
 MAX_PIXELS = 100_000_000
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-USER_COMMENT, IMAGE_DESCRIPTION, EXIF_IFD = 0x9286, 0x010E, 0x8769
+# Types of EXIF's fields.
+BYTE, UNDEFINED = 1, 7
 
 
 def check_output(path: Path) -> None:
@@ -42,7 +45,6 @@ def encode(image: Image, kind: str, text: str = "", request: str = "", quality: 
 
     quality   1 to 100, of JPEG and WebP
     """
-    from PIL.Image import Exif
     from PIL.PngImagePlugin import PngInfo
 
     buffer = BytesIO()
@@ -56,13 +58,29 @@ def encode(image: Image, kind: str, text: str = "", request: str = "", quality: 
             chunks.add_text("edge_sd", request)
         image.save(buffer, "PNG", pnginfo=chunks)
     else:
-        exif = Exif()
-        if request:
-            exif[IMAGE_DESCRIPTION] = request
-        if text:
-            exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
-        image.save(buffer, kind, exif=exif, quality=quality)
+        image.save(buffer, kind, exif=_exif(request, text), quality=quality)
     return buffer.getvalue()
+
+
+def _exif(description: str, comment: str) -> bytes:
+    """EXIF with an ASCII description and a comment in UTF-16, each where it is not "".
+
+    Pillow gives every field of bytes the type BYTE. The standard has UNDEFINED for UserComment, and readers of
+    AUTOMATIC1111's files fail on others. Both types count bytes, so that the type's own number is all that changes.
+    """
+    from PIL.Image import Exif
+
+    exif = Exif()
+    if description:
+        exif[IMAGE_DESCRIPTION] = description
+    if not comment:
+        return exif.tobytes()
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
+    data = exif.tobytes()
+    order = "<" if data[6:8] == b"II" else ">"
+    entry = struct.pack(f"{order}HH", USER_COMMENT, BYTE)
+    # The description before it is ASCII, which the entry's bytes are not.
+    return data.replace(entry, struct.pack(f"{order}HH", USER_COMMENT, UNDEFINED), 1)
 
 
 def save(image: Image, path: Path, text: str = "", request: str = "") -> Path:

@@ -1,22 +1,24 @@
 """Recorded: what a picture's file says about how it was made, and the request that makes it again.
 
-Read are our own JSON (see image_io.py) and AUTOMATIC1111's text, which many programs write: a PNG's `parameters`, or
-the EXIF UserComment of a JPEG or WebP. Others' text has no exact request; what it names is taken over.
+Read are our own JSON and the records of other programs (programs.py). Those have no exact request: what they name is
+taken over, and what is not is said. A picture comes from anyone: it may name settings, models and files by name and
+hash, and no path in it is ever opened.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bundle.library import installed_models
 from ..errors import DeviceError, InvalidRequest, MissingExtra, ModelNotFound, VariantNotFound
-from ..images.files import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT
-from ..sampling.names import find_sigmas
+from ..images.metadata import Texts, read_texts
+from .infotext import Infotext, take
+from .programs import read_program
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -24,14 +26,10 @@ if TYPE_CHECKING:
 
 # Files that a picture was made from; it holds the hashes of their pixels.
 SOURCES = ("image", "mask", "control")
-# AUTOMATIC1111's values hold commas only in quotes.
-PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-NUMBERS = {
-    "Steps": ("steps", int),
-    "CFG scale": ("guidance", float),
-    "Seed": ("seed", int),
-    "Clip skip": ("clip_skip", int),
-}
+# The one setting that holds the name of a model.
+REFINER = "refiner"
+# What other programs call settings.
+TITLES = {"strength": "Denoising strength", "mask_blur": "Mask blur", "mask_padding": "Masked area padding"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,9 @@ class Recorded:
     settings   names and values of request.Settings; of other programs' pictures those that their text names
     exact      whether edge-sd made it, so that `settings` are all there is
     text       AUTOMATIC1111's text, "" where there is none
+    program    what wrote the record, where that was not edge-sd
+    for_image, for_mask   settings of other programs that take part once an image or a mask is given
+    unmet      what another program's record names and no request can, as notes
     """
 
     path: Path
@@ -53,6 +54,10 @@ class Recorded:
     device: str = ""
     version: str = ""
     others: dict[str, str] = field(default_factory=dict)
+    program: str = ""
+    for_image: dict[str, Any] = field(default_factory=dict)
+    for_mask: dict[str, Any] = field(default_factory=dict)
+    unmet: tuple[str, ...] = ()
 
     def request(self, **given: Any) -> Request:
         """What makes the picture again; `given` goes before what was recorded.
@@ -74,18 +79,45 @@ class Recorded:
                     f"{self.path} was made with the {kind} {name!r} whose file hashes to {digest[:10]}; "
                     f"give that again{weight}"
                 )
-        known = {each.name for each in fields(Request)}
-        if unknown := set(self.settings) - known:
-            raise InvalidRequest(
-                f"{self.path} was made by edge-sd {self.version} with {min(unknown)!r}, which this version lacks"
-            )
+        self._check_names(given)
         try:
             again = {name: value for name, value in self.settings.items() if name not in ("embeddings", "loras")}
-            return Request(**{**again, **given})
+            return Request(**{**again, **self._awaited(given), **given})
         except InvalidRequest:
             raise  # It is a ValueError too.
         except (TypeError, ValueError, AttributeError) as error:
             raise InvalidRequest(f"{self.path} holds parameters that are damaged ({error})") from error
+
+    def _check_names(self, given: Mapping[str, Any]) -> None:
+        """Refuse settings that this version lacks, or that would have files read which the caller did not name."""
+        from .request import Settings
+
+        if unknown := set(self.settings) - {each.name for each in fields(Settings)}:
+            raise InvalidRequest(
+                f"{self.path} was made by edge-sd {self.version} with {min(unknown)!r}, which this version lacks"
+            )
+        refiner = self.settings.get(REFINER)
+        if refiner is not None and REFINER not in given and refiner not in list(installed_models()):
+            raise InvalidRequest(
+                f"{self.path} was made with the refiner {str(refiner)[:80]!r}, which is not installed under that name; "
+                "give its folder"
+            )
+
+    def _awaited(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that an image or a mask among `given` makes room for."""
+        found = self.for_image if given.get("image") is not None else {}
+        return {**found, **(self.for_mask if given.get("mask") is not None else {})}
+
+    def notes(self, given: Mapping[str, Any]) -> list[str]:
+        """What of another program's record the request made with `given` does not hold, a line each."""
+        if self.exact:
+            return []
+        awaited = {**self.for_image, **self.for_mask}
+        lacking = {name: value for name, value in awaited.items() if name not in {*self._awaited(given), *given}}
+        told = ", ".join(f"{TITLES.get(name, name)} {value}" for name, value in lacking.items())
+        what = "a mask" if given.get("image") is not None else "an image"
+        notes = [f"{told}: {what} took part, which the file does not hold"] if told else []
+        return [f"{self.path.name}, by {self.program}: {note}" for note in [*notes, *self.unmet]]
 
     def open(
         self,
@@ -101,7 +133,6 @@ class Recorded:
         Arguments are those of Pipeline.open and go before what was recorded. Raises what that raises, and
         ModelNotFound where the model has no such name here.
         """
-        from ..bundle.library import installed_models
         from .pipeline import Pipeline
 
         if not self.exact:
@@ -153,8 +184,13 @@ class Recorded:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: what is known, under the names of the request."""
-        about = {name: getattr(self, name) for name in ("version", "model", "model_hash", "variant", "device")}
-        return {"exact": self.exact, "request": self.settings, **about, "others": self.others, "text": self.text}
+        about = {
+            name: getattr(self, name) for name in ("program", "version", "model", "model_hash", "variant", "device")
+        }
+        return {
+            "exact": self.exact, "request": self.settings, **about, "others": self.others,
+            "with_image": {**self.for_image, **self.for_mask}, "notes": list(self.unmet), "text": self.text,
+        }  # fmt: skip
 
 
 def _files(settings: dict[str, Any]) -> dict[tuple[str, str], str]:
@@ -173,49 +209,21 @@ def _a(name: str) -> str:
 
 def read_recorded(path: Path) -> Recorded:
     """What `path` says. Raises InvalidRequest where it is no picture, damaged, or says nothing."""
-    document, text = _read_chunks(path)
-    if document:
-        return _ours(path, document, text)
-    if "Steps:" in text:
-        return _theirs(path, text)
-    raise InvalidRequest(
-        f"{path} holds no parameters: another program drew it, or saved it again without them; "
-        "read are edge-sd's and AUTOMATIC1111's"
-    )
-
-
-def _read_chunks(path: Path) -> tuple[str, str]:
-    """Our JSON and AUTOMATIC1111's text, "" for what is not there."""
-    from PIL import Image, UnidentifiedImageError
-
+    found = read_texts(path)
+    for name in ("edge_sd", "ImageDescription"):
+        if '"request"' in (document := found.texts.get(name, "")):
+            return _ours(path, document, found.texts.get("parameters") or found.texts.get("UserComment", ""))
     try:
-        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
-            image.load()  # Chunks may follow the pixels, and a file that is cut short says so here.
-            texts = {name: value for name, value in image.info.items() if isinstance(value, str)}
-            exif = image.getexif()
-            comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
-            ours = texts.get("edge_sd", "") or str(exif.get(IMAGE_DESCRIPTION, ""))
-    except UnidentifiedImageError:
-        raise InvalidRequest(f"{path} is no PNG, JPEG or WebP picture, or a damaged one") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InvalidRequest(f"{path} cannot be read ({reason})") from error
-    text = texts.get("parameters", "") or _decode_comment(comment)
-    return (ours if '"request"' in ours else ""), text
-
-
-def _decode_comment(comment: bytes | str) -> str:
-    """EXIF's UserComment: 8 bytes name the encoding. UTF-16 is big-endian unless it says so or plainly is not."""
-    if isinstance(comment, str):
-        return comment
-    head, body = comment[:8], comment[8:]
-    if head == b"UNICODE\0":
-        if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            return body.decode("utf-16", "replace")
-        # Text in Latin letters has its zeros first when big-endian; some writers follow the file's own order instead.
-        little = body[1::2].count(0) > body[0::2].count(0)
-        return body.decode("utf-16-le" if little else "utf-16-be", "replace")
-    return (body if head in (b"ASCII\0\0\0", b"\0" * 8) else comment).decode("utf-8", "replace").strip("\0")
+        infotext = read_program(found)
+    except ValueError as error:
+        raise InvalidRequest(f"{path} cannot be read ({error})") from error
+    if infotext is None:
+        raise InvalidRequest(
+            f"{path} holds no parameters: another program drew it, or saved it again without them; read are edge-sd's, "
+            "AUTOMATIC1111's, ComfyUI's, InvokeAI's, NovelAI's, Fooocus', Easy Diffusion's, Draw Things', SwarmUI's "
+            "and Mochi Diffusion's"
+        )
+    return _theirs(path, infotext, found)
 
 
 def _ours(path: Path, text: str, parameters: str) -> Recorded:
@@ -232,28 +240,16 @@ def _ours(path: Path, text: str, parameters: str) -> Recorded:
     return Recorded(path, settings, True, parameters, **about)
 
 
-def _theirs(path: Path, text: str) -> Recorded:
-    """AUTOMATIC1111's text: the prompt, a negative one, and a last line of `Steps: 20, Sampler: Euler a, …`."""
-    *lines, last = text.strip().split("\n")
-    if not last.startswith("Steps:"):
-        lines, last = text.strip().split("\n"), ""
-    prompt, _, negative = "\n".join(["", *lines]).partition("\nNegative prompt:")
-    pairs = {key: value.strip('"').strip() for key, value in PAIR.findall(last)}
-    settings: dict[str, Any] = {"prompt": prompt.strip(), "negative": negative.strip()}
+def _theirs(path: Path, infotext: Infotext, found: Texts) -> Recorded:
+    from .request import Request
+
     try:
-        for key, (name, kind) in NUMBERS.items():
-            if key in pairs:
-                settings[name] = kind(pairs[key])
-        if "Size" in pairs:
-            settings["width"], settings["height"] = map(int, pairs["Size"].split("x"))
+        taken = take(infotext, {each.name for each in fields(Request)})
     except ValueError as error:
         raise InvalidRequest(f"{path} holds parameters that are damaged ({error})") from error
-    if "Sampler" in pairs:
-        settings["sampler"] = pairs["Sampler"]
-    with contextlib.suppress(InvalidRequest, KeyError):
-        settings["sigmas"] = find_sigmas(pairs["Schedule type"])
-    taken = {*NUMBERS, "Size", "Sampler", "Model", "Model hash"}
-    others = {key: value for key, value in pairs.items() if key not in taken}
+    text = found.texts.get("parameters") or found.texts.get("UserComment", "")
+    model, digest = (infotext.fields.get(name, "") for name in ("Model", "Model hash"))
     return Recorded(
-        path, settings, False, text, pairs.get("Model", ""), pairs.get("Model hash", ""), others=others
+        path, taken.settings, False, text, model, digest, others=taken.others, program=infotext.program,
+        for_image=taken.for_image, for_mask=taken.for_mask, unmet=taken.notes,
     )  # fmt: skip

@@ -41,7 +41,7 @@ def test_every_field_comes_back(tmp_path: Path, ending: str, prompt: str, negati
     assert Settings(**recorded.settings) == drawn.settings
     assert recorded.exact
     assert recorded.model_hash == "0123456789"
-    assert recorded.text == parameters_text(drawn)
+    assert recorded.text == parameters_text(drawn.settings, drawn.model, drawn.model_hash)
 
 
 def test_pixels_of_a_png_are_what_was_drawn(tmp_path: Path) -> None:

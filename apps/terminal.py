@@ -1,0 +1,27 @@
+"""Lines for a terminal: escape sequences in text out of files are shown, where a terminal would obey them."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from typing import Any
+
+
+def plain(text: Any) -> str:
+    """`text` with control and direction characters written as escapes, but for line ends and tabs.
+
+    Example: plain("a\\x1b[2Jb") is "a\\\\x1b[2Jb".
+    """
+    # Cc: C0 and C1. Cf holds the marks of writing direction, and the joiners that emoji are built with, which stay.
+    kept = "\n\t\u200c\u200d"
+    return "".join(
+        each
+        if each in kept or unicodedata.category(each) not in ("Cc", "Cf")
+        else each.encode("unicode_escape").decode()
+        for each in str(text)
+    )
+
+
+def say(text: Any, error: bool = False) -> None:
+    """Print a line that may hold a file's own text; on standard error if `error`."""
+    print(plain(text), file=sys.stderr if error else sys.stdout)
