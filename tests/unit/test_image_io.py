@@ -14,7 +14,7 @@ from PIL import Image
 
 from edge_sd.errors import InvalidRequest, OutputError
 from edge_sd.images.files import check_output
-from edge_sd.pipeline.metadata import parameters_text
+from edge_sd.pipeline.metadata import parameters_text as text_of
 from edge_sd.pipeline.recorded import read_recorded
 from edge_sd.pipeline.request import Settings
 from edge_sd.pipeline.result import Picture
@@ -32,6 +32,10 @@ def picture(prompt: str = "a cat", negative: str = "") -> Picture:
     return Picture(image, wanted, "my: model, odd", "openvino-fp16", "cpu", "0123456789")
 
 
+def parameters_text(drawn: Picture) -> str:
+    return text_of(drawn.settings, drawn.model, drawn.model_hash)
+
+
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".webp", ".PNG"])
 @given(prompt=PROMPTS, negative=PROMPTS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -41,7 +45,7 @@ def test_every_field_comes_back(tmp_path: Path, ending: str, prompt: str, negati
     assert Settings(**recorded.settings) == drawn.settings
     assert recorded.exact
     assert recorded.model_hash == "0123456789"
-    assert recorded.text == parameters_text(drawn.settings, drawn.model, drawn.model_hash)
+    assert recorded.text == parameters_text(drawn)
 
 
 def test_pixels_of_a_png_are_what_was_drawn(tmp_path: Path) -> None:
