@@ -112,7 +112,7 @@ def record(
         *_, last = sampler.run(denoiser, x, levels, noise.normal)
         return {"latents": last.latents}
     if part == "vae_decoder":
-        z = before["unet"]["latents"] / np.float32(facts.latents.scale) + np.float32(facts.latents.shift)
+        z = facts.latents.restored(before["unet"]["latents"])
         return {"picture": np.clip(component(latent_sample=z)["sample"], -1, 1)}
     if part == "vae_encoder":
         return component(sample=before["vae_decoder"]["picture"])

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from .variants import Artifact, Parity, Variant
 REFERENCE = "reference.png"
 FORMAT = 1
 MANIFEST_LIMIT = 8 << 20
+# Fields of a schedule that every manifest has; what later versions added has a default.
+FIRST_FIELDS = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+                "timestep_spacing", "steps_offset", "set_alpha_to_one", "rescale_betas_zero_snr"}  # fmt: skip
 # Facts that manifests of the first versions do not have.
 LATER: dict[str, Any] = {"conditioning": "", "pooled_width": 0, "zero_negative": False, "guidance_width": 0,
                          "inpainting": False, "vae_float32": False}  # fmt: skip
@@ -184,13 +187,16 @@ def read_manifest(root: Path) -> ModelBundle:
     return bundle
 
 
+def _fixed(value: Any) -> Any:
+    """A list as a tuple, so that it can't change."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
     for key in ("schedule", "latents", "defaults", "variants", "files"):
         if not isinstance(document[key], dict):
             raise TypeError(f"{key!r} is no object")
-    # What manifests of the first version do not know has a default.
-    known = {each.name for each in fields(NoiseSchedule)} - {"sigma_spacing", "flow_shift"}
-    if missing := known - set(document["schedule"]):
+    if missing := FIRST_FIELDS - set(document["schedule"]):
         raise ValueError(f"'schedule' lacks {choices(missing)}")
     for key in ("max_tokens", "text_width"):
         if type(document[key]) is not int or document[key] < 1:
@@ -199,7 +205,7 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
         name=str(document["name"]),
         family=document["family"],
         schedule=NoiseSchedule.from_config(document["schedule"]),
-        latents=LatentSpace(**document["latents"]),
+        latents=LatentSpace(**{key: _fixed(value) for key, value in document["latents"].items()}),
         defaults=Defaults(**document["defaults"]),
         tokenizer=str(document["tokenizer"]),
         max_tokens=document["max_tokens"],

@@ -25,6 +25,10 @@ PIPELINES = (
 )  # fmt: skip
 
 
+# Pipelines that change their scheduler's config when they are made.
+_REPAIRED = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+
+
 def diffusers_facts(folder: Path) -> Facts:
     """The facts in the configs of a diffusers folder. InvalidModel if it is none, or of a family not supported."""
     index_path = folder / "model_index.json"
@@ -44,13 +48,18 @@ def diffusers_facts(folder: Path) -> Facts:
     vae = read_json(vae_folder / "config.json")
     scheduler = read_json(folder / "scheduler/scheduler_config.json")
     try:
+        scheduler = _as_drawn(scheduler, pipeline)
         schedule = NoiseSchedule.from_config(scheduler)
+        xl = unet.get("addition_embed_type") == "text_time"
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         latents = LatentSpace(
             channels=int(vae.get("latent_channels", unet["out_channels"])),
             factor=factor,
             scale=float(vae.get("scaling_factor") or 0.18215),
             shift=float(vae.get("shift_factor") or 0.0),
+            # Only the pipelines of SDXL look at these.
+            mean=tuple(map(float, vae.get("latents_mean") or ())) if xl else (),
+            std=tuple(map(float, vae.get("latents_std") or ())) if xl else (),
         )
         sample_size = unet["sample_size"]
         height, width = sample_size if isinstance(sample_size, list) else (sample_size, sample_size)
@@ -63,7 +72,7 @@ def diffusers_facts(folder: Path) -> Facts:
     except (KeyError, TypeError, ValueError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise InvalidModel(f"{folder}: {detail} in its configs") from error
-    sampler = sampler_of_config(scheduler) or "dpmpp_2m"
+    sampler = sampler_of_config(scheduler)
     lcm = pipeline == "LatentConsistencyModelPipeline" or sampler == "lcm"
     few = lcm or _is_turbo(schedule, sampler)
     # The scale that a latent consistency model has embedded is no guidance: it costs nothing.
@@ -81,6 +90,16 @@ def diffusers_facts(folder: Path) -> Facts:
         max_tokens=max_tokens, text_width=text_width, guidance_width=guidance_width, inpainting=inpainting,
         vae_float32=family == "sdxl" and bool(vae.get("force_upcast", True)), **more,
     )  # fmt: skip
+
+
+def _as_drawn(scheduler: dict[str, Any], pipeline: str) -> dict[str, Any]:
+    """A scheduler's config as diffusers' pipeline has it: those of SD 1 and 2 set what old files got wrong."""
+    if pipeline not in _REPAIRED:
+        return scheduler
+    repaired = {"steps_offset": 1, "clip_sample": False}
+    if "Inpaint" in pipeline:
+        repaired = {"steps_offset": 1, "skip_prk_steps": True}
+    return {**scheduler, **repaired}
 
 
 def _family(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..sampling.schedule import NoiseSchedule
 
 
@@ -22,12 +25,42 @@ class Defaults:
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """z = (encode(x) - shift) * scale, with `channels` values for each `factor` x `factor` pixels."""
+    """z = (encode(x) - shift) * scale, with `channels` values for each `factor` x `factor` pixels.
+
+    mean, std   of each channel, for models of normalized latents: z = (encode(x) - mean - shift) * scale / std
+
+    Raises ValueError where there are not `channels` of them.
+    """
 
     channels: int = 4
     factor: int = 8
     scale: float = 0.18215
     shift: float = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = {len(self.mean), len(self.std)}
+        if counts not in ({0}, {self.channels}) or not all(0 < abs(value) < 1e6 for value in self.std):
+            raise ValueError(
+                f"latents_mean {list(self.mean)} and latents_std {list(self.std)} of {self.channels} channels"
+            )
+
+    def normalized(self, encoded: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What an encoder returns, [B, C, h, w], as the UNet has it."""
+        mean, std = self._of_channels()
+        return np.asarray((encoded - mean) * (np.float32(self.scale) / std), np.float32)
+
+    def restored(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Latents as the UNet has them, [B, C, h, w], as a decoder takes them."""
+        mean, std = self._of_channels()
+        return np.asarray(latents / (np.float32(self.scale) / std) + mean, np.float32)
+
+    def _of_channels(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        mean, std = (
+            np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (self.mean or (0.0,), self.std or (1.0,))
+        )
+        return mean + np.float32(self.shift), std
 
 
 @dataclass(frozen=True)

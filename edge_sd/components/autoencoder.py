@@ -26,12 +26,12 @@ def encode(
     z = mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * eps
     if not np.isfinite(z).all():
         raise NumericalError("the encoder returned NaN or infinity; try a variant in fp32")
-    return np.asarray((z - np.float32(space.shift)) * np.float32(space.scale), np.float32)
+    return space.normalized(z)
 
 
 def decode(decoder: Component, space: LatentSpace, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Decode latents [1, C, h, w] to pixels [H, W, 3]. Raises NumericalError for NaN, infinity or one flat colour."""
-    z = latents / np.float32(space.scale) + np.float32(space.shift)
+    z = space.restored(latents)
     image = decoder(latent_sample=z)["sample"][0]
     if not np.isfinite(image).all():
         raise NumericalError("the decoder returned NaN or infinity; try a variant in fp32")

@@ -62,7 +62,11 @@ class Denoiser:
         return outputs["out_sample"]
 
     def _denoised(self, x: Latents, x_t: Latents, output: Latents, level: Level) -> Latents:
-        if self.prediction_type == "epsilon":
+        if level.data:
+            # D = c_skip x + c_out F (Karras et al. 2022, equation 7); diffusers' v_prediction is -F.
+            out = level.sigma * level.data * level.alpha * (-1 if self.prediction_type == "v_prediction" else 1)
+            x_0 = np.float32((level.data * level.alpha) ** 2) * x + np.float32(out) * output
+        elif self.prediction_type == "epsilon":
             x_0 = x - np.float32(level.sigma) * output
         elif self.prediction_type == "v_prediction":
             # x_0 = sqrt(abar) x_t - sqrt(1 - abar) v, and sqrt(1 - abar) = sigma sqrt(abar)

@@ -104,7 +104,7 @@ class Probe:
         shape = self.shapes["vae_decoder"]["latent_sample"]
         noise = TorchNoise(0).normal(shape)
         if part == "vae_decoder":
-            return {}, {"latent_sample": noise / np.float32(space.scale) + np.float32(space.shift)}
+            return {}, {"latent_sample": space.restored(noise)}
         last = np.array([facts.schedule.num_train_timesteps - 1], np.float32)
         sample = np.zeros(self.shapes["unet"]["sample"], np.float32)
         sample[:, : noise.shape[1]] = noise

@@ -329,7 +329,7 @@ class Pipeline:
             self.components.prepare({part: shapes_of(self.bundle.facts, width, height, 1)["vae_decoder"]}, {})
         if part == TINY:
             # It reads latents as the UNet has them.
-            space = replace(space, scale=1.0, shift=0.0)
+            space = replace(space, scale=1.0, shift=0.0, mean=(), std=())
         if decoder is None:
             # What the UNet computed with and what the decoder does need not be there at once.
             self.components.rest()

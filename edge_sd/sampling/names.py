@@ -9,13 +9,14 @@ from typing import Any
 
 from ..errors import InvalidRequest, choices
 from .samplers import SAMPLERS
+from .scheduler_fields import CHOOSES, CLASSES, class_of
 
 SIGMAS = ("karras", "exponential", "beta", "sgm_uniform")
 # Says that the model's own are meant, where a name before it said otherwise.
 AUTOMATIC = "automatic"
 _OTHERS = {
     "eulerancestral": "euler_a", "ddimuniform": "ddim", "unipcbh2": "unipc", "floweuler": "euler",
-    "flowmatcheuler": "euler", "flowmatcheulerdiscrete": "euler", "dpmsolversde": "dpmpp_2m_sde",
+    "flowmatcheuler": "euler", "flowmatcheulerdiscrete": "euler",
 }  # fmt: skip
 
 
@@ -73,12 +74,25 @@ def _allowed(name: str, sigmas: str) -> str:
     return name
 
 
-def sampler_of_config(config: Mapping[str, Any]) -> str | None:
-    """The sampler of a diffusers scheduler_config.json; None where we have none. Its sigmas are NoiseSchedule's."""
-    kind = str(config.get("_class_name"))
+def sampler_of_config(config: Mapping[str, Any]) -> str:
+    """The sampler of a diffusers scheduler_config.json. Its sigmas are NoiseSchedule's.
+
+    Where we have none, a text that says which it is, and that `find_sampler` refuses: who draws has to choose one.
+    """
+    kind = _ALIKE.get(class_of(config), class_of(config))
     fitting = [sampler for sampler in SAMPLERS.values() if sampler.diffusers_class == kind]
-    for sampler in reversed(fitting):
-        told = all(config.get(key) == value for key, value in sampler.diffusers_options.items())
-        if told or len(fitting) == 1:
+    keys = [key for key, rule in CLASSES.get(class_of(config), {}).items() if rule == CHOOSES]
+    for sampler in fitting:
+        if all(config.get(key, _OPTIONS[key]) == sampler.diffusers_options.get(key, _OPTIONS[key]) for key in keys):
             return sampler.name
-    return "euler" if kind.startswith("FlowMatchEuler") else None
+    said = ", ".join(f"{key} {config[key]}" for key in keys if key in config)
+    return f"the model's own {class_of(config) or 'scheduler'}" + (f" with {said}" if said else "")
+
+
+# Classes that step as another does.
+_ALIKE = {
+    "EDMEulerScheduler": "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler": "EulerDiscreteScheduler",
+    "EDMDPMSolverMultistepScheduler": "DPMSolverMultistepScheduler", "DDIMParallelScheduler": "DDIMScheduler",
+}  # fmt: skip
+# What diffusers takes for the options that tell samplers of one class apart.
+_OPTIONS = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}

@@ -78,7 +78,7 @@ def sample_dpmpp_2m(denoise: Denoise, x: Latents, levels: Sequence[Level], noise
         D = x0
         if target.sigma > 0:
             h = math.log(level.sigma / target.sigma)
-            if x0_last is not None:
+            if x0_last is not None and not _is_short_end(levels, i):
                 D = x0 + (x0 - x0_last) * (h / (2 * h_last))
             h_last = h
         x = _move(x, D, level.sigma, target.sigma)
@@ -97,7 +97,7 @@ def sample_dpmpp_2m_sde(denoise: Denoise, x: Latents, levels: Sequence[Level], n
         D, share = x0, (target.sigma / level.sigma) ** 2  # exp(-2h)
         if target.sigma > 0:
             h = math.log(level.sigma / target.sigma)
-            if x0_last is not None:
+            if x0_last is not None and not _is_short_end(levels, i):
                 D = x0 + (x0 - x0_last) * (h / (2 * h_last))
             h_last = h
         x = D + (x - D) * share
@@ -218,12 +218,12 @@ def sample_tcd(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noi
 def sample_lcm(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
     """Multistep consistency sampling (Luo et al. 2023, arXiv:2310.04378, algorithm 3): jump to x0, noise again.
 
-    The boundary condition f(x, t) = c_skip x + c_out x0 is that of diffusers: sigma_data 0.5, timesteps scaled by 10.
+    The boundary condition f(x, t) = c_skip x + c_out x0 is that of diffusers: sigma_data 0.5, timesteps scaled.
     """
-    sigma_data, timestep_scaling = 0.5, 10.0
+    sigma_data = 0.5
     for i, (level, target) in enumerate(pairwise(levels)):
         x0 = denoise(x, level)
-        s = level.t * timestep_scaling
+        s = level.t * level.boundary
         c_skip = sigma_data**2 / (s**2 + sigma_data**2)
         c_out = s / math.sqrt(s**2 + sigma_data**2)
         x0 = x0 * c_out + x * (level.alpha * c_skip)
@@ -260,6 +260,11 @@ def sample_pndm(denoise: Denoise, x: Latents, levels: Sequence[Level], noise: No
 def _move(x: Latents, x0: Latents, sigma: float, sigma_to: float) -> Latents:
     """x0 + sigma_to * eps with eps = (x - x0) / sigma; in this form nothing cancels when sigma is huge."""
     return x0 + (x - x0) * (sigma_to / sigma)
+
+
+def _is_short_end(levels: Sequence[Level], i: int) -> bool:
+    """Whether step i ends a schedule of few steps: there diffusers' multistep solvers fall back to first order."""
+    return i == len(levels) - 2 and levels[-1].t == 0 and len(levels) <= 15
 
 
 def _combine(weights: Sequence[float], arrays: Sequence[Latents]) -> Latents:
@@ -308,8 +313,10 @@ class Sampler:
         """The first x, of the shape of noise (standard normal), for text to image.
 
         diffusers starts at the noise alone in x_vp = alpha * x; its Euler schedulers do so with "leading" spacing only
-        and start at sigma * noise otherwise.
+        and start at sigma * noise otherwise. Its EDM schedulers start at that of unit data, whatever sigma_data is.
         """
+        if schedule.is_edm:
+            return noise * math.sqrt(1 + levels[0].sigma ** 2)
         if self.from_sigma and schedule.timestep_spacing != "leading":
             return noise * levels[0].sigma
         return noise * (1 / levels[0].alpha)
@@ -317,11 +324,12 @@ class Sampler:
     def run(self, denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
         """Sample over levels, or any tail of them; the latents of the last step are what the decoder takes.
 
-        DDIM and PNDM may end above sigma 0; diffusers then decodes x_vp = alpha * x, and so do we.
+        Where they end above sigma 0, diffusers decodes x_vp = alpha * x if that is what it computes in, and so do we.
         """
+        end = 1.0 if self.from_sigma or levels[-1].data else levels[-1].alpha
         for step in self.solve(denoise, x, levels, noise):
             last = step.index == step.total - 1
-            yield replace(step, latents=step.latents * levels[-1].alpha) if last else step
+            yield replace(step, latents=step.latents * end) if last else step
 
 
 _S = NoiseSchedule

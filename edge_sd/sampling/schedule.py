@@ -16,11 +16,15 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .scheduler_fields import checked, class_of
 from .sigmas import SigmaSpacing, space
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
+FinalSigmas = Literal["zero", "sigma_min"]
+Interpolation = Literal["linear", "log_linear"]
+TimestepType = Literal["discrete", "continuous"]
 
 # With zero terminal SNR the last abar is 0 and sigma infinite. diffusers' Euler and DPM++ use 2**-24 instead. Its DDIM
 # and LCM compute with the 0; 2**-48 gives sigma = 2**24, where alpha * x equals the pure noise to float32 precision.
@@ -30,7 +34,6 @@ _ABAR_MIN_VP = 2.0**-48
 _SIGMA_MAX_FLOW = 2.0**24
 
 _TCD_ETA = 0.3  # gamma of Zheng et al. 2024 (arXiv:2402.19159); the value is diffusers'
-_LCM_ORIGINAL_STEPS = 50  # the grid LCMs are distilled on (Luo et al. 2023, arXiv:2310.04378)
 
 
 class Level(NamedTuple):
@@ -38,17 +41,23 @@ class Level(NamedTuple):
 
     flow   whether it lies on a straight path, where sigma = s / (1 - s)
     via    the sigma that TCD goes down to on its way to this level, before it adds noise
+    data   standard deviation of the data, where the network is preconditioned as EDM's are (Karras et al. 2022); else 0
+    boundary   what LCM multiplies t by in its boundary condition
     """
 
     sigma: float
     t: float
     flow: bool = False
     via: float = 0.0
+    data: float = 0.0
+    boundary: float = 10.0
 
     @property
     def alpha(self) -> float:
-        """sqrt(abar), or 1 - s, which scales latents into what the UNet was trained on: unet(alpha * x, t)."""
-        return 1.0 / (1.0 + self.sigma) if self.flow else 1.0 / math.sqrt(1.0 + self.sigma**2)
+        """sqrt(abar), 1 - s, or EDM's c_in: scales latents into what the UNet was trained on, unet(alpha * x, t)."""
+        if self.flow:
+            return 1.0 / (1.0 + self.sigma)
+        return 1.0 / math.sqrt((self.data or 1.0) ** 2 + self.sigma**2)
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,11 @@ class NoiseSchedule:
 
     timestep_spacing and set_alpha_to_one may be None: then each sampler uses the default of its diffusers class, which
     is what ``SomeScheduler.from_config(other.config)`` does there (Euler and DPM++: linspace; the others: leading).
-    sigma_spacing stands for use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas. A flow model has no betas;
-    flow_shift moves its levels towards the noise.
+    sigma_spacing stands for use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas; sigma_min and sigma_max are
+    the ends that it spaces between, where they are not those of the timesteps. final_sigmas_type "sigma_min" ends there
+    and not at 0. A flow model has no betas; flow_shift moves its levels towards the noise. Where sigma_data is set the
+    model is preconditioned as EDM's are, has no betas either, and its levels lie between sigma_min and sigma_max.
+    What each field of each of diffusers' classes does stands in scheduler_fields.py.
 
     Raises:
         ValueError: a field is out of range; the message is one line that names the valid values.
@@ -76,6 +88,15 @@ class NoiseSchedule:
     rescale_betas_zero_snr: bool = False
     sigma_spacing: SigmaSpacing | None = None
     flow_shift: float = 1.0
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    final_sigmas_type: FinalSigmas = "zero"
+    interpolation_type: Interpolation = "linear"
+    timestep_type: TimestepType = "discrete"
+    sigma_data: float | None = None
+    rho: float = 7.0
+    original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
 
     def __post_init__(self) -> None:
         _require_int("num_train_timesteps", self.num_train_timesteps, 1)
@@ -86,8 +107,16 @@ class NoiseSchedule:
         _require_choice("set_alpha_to_one", self.set_alpha_to_one, (True, False, None))
         _require_choice("rescale_betas_zero_snr", self.rescale_betas_zero_snr, (True, False))
         _require_choice("sigma_spacing", self.sigma_spacing, (*get_args(SigmaSpacing), None))
-        if not isinstance(self.flow_shift, (int, float)) or not 0 < self.flow_shift < 1000:
-            raise ValueError(f"flow_shift {self.flow_shift!r} is not valid: it must be a number above 0, below 1000")
+        _require_choice("final_sigmas_type", self.final_sigmas_type, get_args(FinalSigmas))
+        _require_choice("interpolation_type", self.interpolation_type, get_args(Interpolation))
+        _require_choice("timestep_type", self.timestep_type, get_args(TimestepType))
+        _require_int("original_inference_steps", self.original_inference_steps, 1)
+        for name in ("flow_shift", "rho", "timestep_scaling", "sigma_min", "sigma_max", "sigma_data"):
+            _require_positive(name, getattr(self, name), optional=name.startswith("sigma"))
+        if self.sigma_data is not None and (self.sigma_min is None or self.sigma_max is None):
+            raise ValueError("sigma_data needs sigma_min and sigma_max: they are the ends of the levels")
+        if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
         for name, betas in (("beta_start", [self.beta_start]), ("beta_end", [self.beta_end])):
             _require_betas(name, betas)
         if self.beta_start > self.beta_end:
@@ -102,17 +131,27 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
-        """Read a diffusers scheduler config; unknown keys are ignored, missing ones take the defaults.
+        """Read a diffusers scheduler config, or one of a manifest, which has no class.
+
+        Missing fields take the class's defaults, fields that no class has are ignored.
 
         Raises:
-            ValueError: as for the class.
+            ValueError: as for the class, and for a class or a value that is not offered (see scheduler_fields.py).
         """
+        config, kind = checked(config), class_of(config)
         values = {field.name: config[field.name] for field in fields(cls) if field.name in config}
         for spacing in get_args(SigmaSpacing):
             if config.get(f"use_{spacing}_sigmas"):
                 values["sigma_spacing"] = spacing
-        if str(config.get("_class_name")).startswith("FlowMatch"):
+        if config.get("use_lu_lambdas"):
+            # Even steps of lambda (Lu et al. 2022) are even steps of log sigma.
+            values["sigma_spacing"] = "exponential"
+        if kind.startswith("FlowMatch"):
             values |= {"prediction_type": "flow_prediction", "flow_shift": config.get("shift", 1.0)}
+        if kind.startswith("EDM"):
+            values["sigma_spacing"] = config["sigma_schedule"]
+        elif kind:
+            values = {name: value for name, value in values.items() if name not in ("sigma_data", "rho")}
         if isinstance(values.get("trained_betas"), list):
             values["trained_betas"] = tuple(values["trained_betas"])
         return cls(**values)
@@ -150,30 +189,52 @@ class NoiseSchedule:
         """
         if self.is_flow:
             return self._flow_levels(steps)
+        if self.is_edm:
+            return self._edm_levels(steps)
         trained = self.compute_sigmas()
         t = self._space(steps, self.timestep_spacing or "linspace").astype(np.float32)
-        plain = self._pair(np.interp(t, np.arange(len(trained)), trained), t, 0.0)
-        if self.sigma_spacing is None:
-            return plain
-        sigmas = space(self.sigma_spacing, plain[0].sigma, plain[-2].sigma, steps)
-        return self._pair(sigmas, _interpolate_t(sigmas, trained), 0.0)
+        sigmas, last = np.interp(t, np.arange(len(trained)), trained), self._last_sigma(trained)
+        if self.interpolation_type == "log_linear":
+            # Of steps + 1 evenly spaced ones diffusers' Euler takes the last for the end, and never comes to 0.
+            sigmas = np.exp(np.linspace(math.log(trained[-1]), math.log(trained[0]), steps + 1))
+            sigmas, last, low = sigmas[:-1], float(sigmas[-1]), float(sigmas[-1])
+        else:
+            low = float(np.float32(sigmas[-1]))
+        if self.sigma_spacing is not None:
+            sigmas = self._spaced(float(np.float32(sigmas[0])), low, steps)
+            t, last = _interpolate_t(sigmas, trained), self._last_sigma(trained)
+        if self.timestep_type == "continuous" and self.prediction_type == "v_prediction":
+            t = 0.25 * np.log(sigmas)
+        return self._pair(sigmas, t, last)
 
     def dpmpp_levels(self, steps: int) -> list[Level]:
-        """Levels of diffusers' DPMSolverMultistepScheduler and UniPCMultistepScheduler (final_sigmas_type="zero")."""
+        """Levels of diffusers' DPMSolverMultistepScheduler and UniPCMultistepScheduler."""
         _require_int("steps", steps, 1)
         if self.is_flow:
             return self._flow_levels(steps)
+        if self.is_edm:
+            return self._edm_levels(steps)
         trained = self.compute_sigmas()
+        last = self._last_sigma(trained)
         if self.sigma_spacing is None:
             spacing = self.timestep_spacing or "linspace"
             # diffusers spaces one more than steps and drops the lowest, except for trailing
             t = self._space(steps + (spacing != "trailing"), spacing).round()[:steps]
-            return self._pair(trained[self._checked_t(t, steps)], t, 0.0)
-        sigmas = space(self.sigma_spacing, float(trained[-1]), float(trained[0]), steps)
+            return self._pair(trained[self._checked_t(t, steps)], t, last)
+        sigmas = self._spaced(float(trained[-1]), float(trained[0]), steps)
         t = _interpolate_t(sigmas, trained)
         # diffusers truncates t to an integer, but rounds Karras' first unless the schedule is the cosine one
         rounds = self.sigma_spacing == "karras" and self.beta_schedule != "squaredcos_cap_v2"
-        return self._pair(sigmas, t.round() if rounds else np.floor(t), 0.0)
+        return self._pair(sigmas, t.round() if rounds else np.floor(t), last)
+
+    def _spaced(self, high: float, low: float, steps: int) -> NDArray[np.float64]:
+        """Sigmas by `sigma_spacing` from `high` to `low`, or between the ends that the schedule has of its own."""
+        assert self.sigma_spacing is not None
+        high, low = self.sigma_max or high, self.sigma_min or low
+        return space(self.sigma_spacing, high, low, steps, self.rho)
+
+    def _last_sigma(self, trained: NDArray[np.float32]) -> float:
+        return 0.0 if self.final_sigmas_type == "zero" else float(trained[0])
 
     def ddim_levels(self, steps: int) -> list[Level]:
         """Levels of diffusers' DDIMScheduler; they end at sigma_0 instead of 0 if set_alpha_to_one is False.
@@ -183,6 +244,8 @@ class NoiseSchedule:
         """
         if self.is_flow:
             return self._flow_levels(steps)
+        if self.is_edm:
+            return self._edm_levels(steps)
         return self._vp_levels(steps, set_alpha_to_one=self.set_alpha_to_one is not False)
 
     def pndm_levels(self, steps: int) -> list[Level]:
@@ -192,7 +255,7 @@ class NoiseSchedule:
             ValueError: also if the first level would have zero terminal SNR. There eps says nothing about x0, so PNDM's
                 mean of two eps is meaningless. (diffusers' PNDM ignores rescale_betas_zero_snr altogether.)
         """
-        self._refuse_flow("PNDM")
+        self._refuse_others("PNDM")
         levels = self._vp_levels(steps, set_alpha_to_one=self.set_alpha_to_one is True)
         if self.rescale_betas_zero_snr and levels[0].t == self.num_train_timesteps - 1:
             raise ValueError(
@@ -202,13 +265,14 @@ class NoiseSchedule:
         return levels
 
     def lcm_levels(self, steps: int) -> list[Level]:
-        """Levels of diffusers' LCMScheduler: evenly taken from the 50 timesteps LCMs are distilled on; spacing is moot.
+        """Levels of diffusers' LCMScheduler: evenly taken from the timesteps LCMs are distilled on; spacing is moot.
 
         Raises:
-            ValueError: more than 50 steps.
+            ValueError: more steps than those (original_inference_steps, usually 50).
         """
         t = self._distilled_grid(steps, "LCM")
-        return self._pair(self.compute_sigmas(_ABAR_MIN_VP)[t], t, 0.0)
+        levels = self._pair(self.compute_sigmas(_ABAR_MIN_VP)[t], t, 0.0)
+        return [level._replace(boundary=float(self.timestep_scaling)) for level in levels]
 
     def tcd_levels(self, steps: int) -> list[Level]:
         """Levels of diffusers' TCDScheduler(eta=0.3): LCM's, but they end at sigma_0, each with its `via`."""
@@ -228,7 +292,7 @@ class NoiseSchedule:
         # diffusers shifts the ends before it divides what lies between, and then all of it.
         s = self._shift(np.linspace(1.0, float(self._shift(np.array(1 / T))), steps))
         if self.sigma_spacing is not None:
-            s = space(self.sigma_spacing, float(s[0]), float(s[-1]), steps)
+            s = self._spaced(float(s[0]), float(s[-1]), steps)
         sigmas = [s_i / (1 - s_i) if s_i < 1 else _SIGMA_MAX_FLOW for s_i in s.tolist()]
         levels = [Level(sigma, float(np.float32(s_i * T)), True) for sigma, s_i in zip(sigmas, s.tolist(), strict=True)]
         return [*levels, Level(0.0, 0.0, True)]
@@ -237,17 +301,32 @@ class NoiseSchedule:
         """Esser et al. 2024 (arXiv:2403.03206), equation 23, in s."""
         return np.asarray(self.flow_shift * s / (1 + (self.flow_shift - 1) * s))
 
-    def _refuse_flow(self, name: str) -> None:
-        if self.is_flow:
-            raise ValueError(
-                f"{name} is no sampler for a flow-matching model: choose another, such as euler or dpmpp_2m"
-            )
+    @property
+    def is_edm(self) -> bool:
+        return self.sigma_data is not None
+
+    def _edm_levels(self, steps: int) -> list[Level]:
+        """Levels of diffusers' EDMEulerScheduler and EDMDPMSolverMultistepScheduler; t is a quarter of log sigma."""
+        _require_int("steps", steps, 1)
+        if self.sigma_spacing is None:
+            raise ValueError("an EDM model has no timesteps to space: choose the sigmas karras, exponential or beta")
+        assert self.sigma_min is not None
+        assert self.sigma_max is not None
+        sigmas = self._spaced(self.sigma_max, self.sigma_min, steps)
+        levels = self._pair(sigmas, 0.25 * np.log(sigmas), 0.0 if self.final_sigmas_type == "zero" else self.sigma_min)
+        return [level._replace(data=float(self.sigma_data or 0)) for level in levels]
+
+    def _refuse_others(self, name: str) -> None:
+        """Refuse a sampler that needs the timesteps of a variance preserving model."""
+        if self.is_flow or self.is_edm:
+            kind = "a flow-matching" if self.is_flow else "an EDM"
+            raise ValueError(f"{name} is no sampler for {kind} model: choose another, such as euler or dpmpp_2m")
 
     def _distilled_grid(self, steps: int, name: str) -> NDArray[np.int64]:
         """Timesteps evenly taken from those that few-step models are distilled on."""
         _require_int("steps", steps, 1)
-        self._refuse_flow(name)
-        original = min(_LCM_ORIGINAL_STEPS, self.num_train_timesteps)
+        self._refuse_others(name)
+        original = min(self.original_inference_steps, self.num_train_timesteps)
         if steps > original:
             raise ValueError(f"steps {steps} is too many for {name}: the valid range is 1 to {original}")
         grid = np.arange(original, 0, -1) * (self.num_train_timesteps // original) - 1
@@ -316,6 +395,13 @@ def _interpolate_t(sigmas: NDArray[np.float64], trained: NDArray[np.float32]) ->
 def _require_int(name: str, value: object, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
         raise ValueError(f"{name} {value!r} is not valid: it must be an integer of at least {low}")
+
+
+def _require_positive(name: str, value: object, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
+        raise ValueError(f"{name} {value!r} is not valid: it must be a number above 0, below 1000000")
 
 
 def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,23 +15,23 @@ SIGMA_SPACINGS: tuple[SigmaSpacing, ...] = get_args(SigmaSpacing)
 
 Sigmas = NDArray[np.float64]
 
-_RHO = 7.0  # Karras et al. 2022 (arXiv:2206.00364), below equation 5
+RHO = 7.0  # Karras et al. 2022 (arXiv:2206.00364), below equation 5
 _BETA = 0.6  # Lee et al. 2024 (arXiv:2407.12173): both parameters of the beta distribution
 
 
-def space(spacing: SigmaSpacing, high: float, low: float, steps: int) -> Sigmas:
-    """From `high` to `low`, both included (one step: `high` alone)."""
+def space(spacing: SigmaSpacing, high: float, low: float, steps: int, rho: float = RHO) -> Sigmas:
+    """From `high` to `low`, both included (one step: `high` alone); `rho` is Karras' exponent."""
     functions: dict[str, Callable[[float, float, int], Sigmas]] = {
-        "karras": _karras, "exponential": _exponential, "beta": _beta
+        "karras": partial(_karras, rho=rho), "exponential": _exponential, "beta": _beta
     }  # fmt: skip
     return functions[spacing](high, low, steps)
 
 
-def _karras(high: float, low: float, steps: int) -> Sigmas:
+def _karras(high: float, low: float, steps: int, rho: float) -> Sigmas:
     """Karras et al. 2022, equation 5, without the final 0."""
     ramp = np.linspace(0, 1, steps)
-    inverse_high, inverse_low = high ** (1 / _RHO), low ** (1 / _RHO)
-    return np.asarray((inverse_high + ramp * (inverse_low - inverse_high)) ** _RHO, np.float64)
+    inverse_high, inverse_low = high ** (1 / rho), low ** (1 / rho)
+    return np.asarray((inverse_high + ramp * (inverse_low - inverse_high)) ** rho, np.float64)
 
 
 def _exponential(high: float, low: float, steps: int) -> Sigmas:

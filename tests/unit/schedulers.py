@@ -40,6 +40,10 @@ def model(x_t: Latents, t: float) -> Latents:
 def denoiser_of(schedule: NoiseSchedule) -> Denoise:
     def denoise(x: Latents, level: Level) -> Latents:
         output = model(x * level.alpha, level.t)
+        if level.data:
+            out = level.sigma * level.data * level.alpha
+            sign = -1 if schedule.prediction_type == "v_prediction" else 1
+            return x * (level.data * level.alpha) ** 2 + output * (out * sign)
         if schedule.prediction_type == "epsilon":
             return x - output * level.sigma
         if schedule.is_flow:
@@ -115,8 +119,9 @@ def run_ours(
     trace = []
     for t, step in zip(seen, steps, strict=True):
         assert step.latents.dtype == step.denoised.dtype == np.float32
-        reached = levels[-1] if sampler.from_sigma else levels[max(1, step.index + 1 - extra)]
-        finished = step.index == step.total - 1 or sampler.from_sigma
+        exploding = sampler.from_sigma or schedule.is_edm  # Then diffusers too computes in x0 + sigma * eps.
+        reached = levels[-1] if exploding else levels[max(1, step.index + 1 - extra)]
+        finished = step.index == step.total - 1 or exploding
         trace.append((t, step.latents if finished else step.latents * reached.alpha))
     return trace
 

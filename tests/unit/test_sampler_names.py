@@ -47,6 +47,7 @@ def test_names_of_other_programs(name: str, found: tuple[str, str | None]) -> No
         ("eular", None, "nearest: euler"),
         ("%%%", None, "unknown sampler '%%%'; valid: ddim"),
         ("", None, "unknown sampler ''; valid"),
+        ("the model's own SASolverScheduler", None, 'unknown sampler "the model\'s own SASolverScheduler"'),
         ("euler", "even", "unknown sigmas 'even'; valid: automatic, beta"),
         ("ddim", "karras", "ddim has its own sigmas, not karras; that goes with: dpmpp_2m"),
         ("LCM Karras", None, "lcm has its own sigmas"),
@@ -81,9 +82,10 @@ def test_a_request_is_recorded_in_our_names() -> None:
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, "dpmpp_2m_sde"),
         ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, "pndm"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "euler"),
-        ({"_class_name": "DEISMultistepScheduler"}, None),
-        ({}, None),
+        ({"_class_name": "DDIMParallelScheduler"}, "ddim"),
+        ({"_class_name": "SASolverScheduler"}, "the model's own SASolverScheduler"),
+        ({}, "the model's own scheduler"),
     ],
 )
-def test_a_models_config_names_its_sampler(config: dict[str, object], found: str | None) -> None:
+def test_a_models_config_names_its_sampler(config: dict[str, object], found: str) -> None:
     assert sampler_of_config(config) == found

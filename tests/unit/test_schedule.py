@@ -148,7 +148,7 @@ def test_an_invalid_choice_names_the_valid_ones() -> None:
 
 
 def test_unknown_keys_of_a_config_are_ignored_and_lists_become_hashable() -> None:
-    schedule = NoiseSchedule.from_config({"_class_name": "X", "num_train_timesteps": 1, "trained_betas": [0.1]})
+    schedule = NoiseSchedule.from_config({"x": "y", "num_train_timesteps": 1, "trained_betas": [0.1]})
     assert schedule == NoiseSchedule(num_train_timesteps=1, trained_betas=(0.1,))
     assert isinstance(hash(schedule), int)
 
