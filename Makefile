@@ -7,7 +7,7 @@ OPTIONS ?=
 # A file's tests stay together, since they share what was converted; each process computes on one core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: run test quick check types lint bench clean
+.PHONY: run test quick check types lint bench docs clean
 
 run: $(VENV)/.runtime
 	@$(BIN)/edge-sd generate "$(PROMPT)" $(OPTIONS)
@@ -32,6 +32,11 @@ types: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m edge_sd.apps.bench
 
+# The pages of docs/ and the reference, in build/site.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --quiet --strict
+	@echo build/site/index.html
+
 $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'edge-sd needs Python 3.10 or newer; try make PYTHON=python3.12 ...')"
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +52,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[convert,train,coreai,dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps optimum optimum-intel open_clip_torch
 	touch $@ $(VENV)/.runtime
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from .graph import ROOT, circles, import_graph, modules
+
 HEAVY = ("torch", "diffusers", "transformers", "coremltools", "coreai", "coreai_torch", "coreai_opt", "nncf", "optimum")
 # Each room may import from those in lines above its own, and from itself.
 ORDER = (
@@ -29,35 +27,8 @@ ORDER = (
     ("apps",),
 )
 FLOOR = {room: n for n, rooms in enumerate(ORDER) for room in rooms}
-
-
-def modules() -> dict[str, Path]:
-    """Dotted name -> file, as they are imported when installed."""
-    found = {}
-    for folder, name in (("edge_sd", ""), ("converters", "edge_sd."), ("apps", "edge_sd.")):
-        for path in (ROOT / folder).rglob("*.py"):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[name + ".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
 MODULES = modules()
-
-
-def imports(name: str, path: Path) -> Iterator[str]:
-    """The modules of ours that a file names in imports, wherever they stand in it."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in MODULES)
-        elif isinstance(node, ast.ImportFrom):
-            up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*up, *([node.module] if node.module else [])])
-            named = [f"{base}.{alias.name}" for alias in node.names]
-            yield from {each if each in MODULES else base for each in named} & {*MODULES}
-
-
-GRAPH = {name: {*imports(name, path)} - {name} for name, path in MODULES.items()}
+GRAPH = import_graph()
 
 
 def room(module: str) -> str:
@@ -82,17 +53,8 @@ def test_a_room_imports_only_what_stands_before_it() -> None:
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:
-    def reached(start: str) -> set[str]:
-        seen: set[str] = set()
-        waiting = [start]
-        while waiting:
-            for each in GRAPH[waiting.pop()] - seen:
-                seen.add(each)
-                waiting.append(each)
-        return seen
-
     # A package's face imports its rooms lazily; what is inside them does not count as a circle of files.
-    assert not [name for name in GRAPH if name != "edge_sd" and name in reached(name)]
+    assert not circles({name: targets - {"edge_sd"} for name, targets in GRAPH.items() if name != "edge_sd"})
 
 
 def test_every_folder_with_python_files_is_packaged() -> None:
