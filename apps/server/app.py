@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from edge_sd import __version__
 from edge_sd.errors import EdgeSDError
 
-from . import health, openai, own
+from . import a1111, health, openai, own, static
 from .answers import on_error, refuse
 from .guard import Guard, Rules
 from .service import Service
@@ -23,7 +23,8 @@ def create_app(service: Service, rules: Rules | None = None) -> FastAPI:
     )  # fmt: skip
     for kind in (EdgeSDError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, on_error)
-    for each in (openai, own, health):
+    for each in (openai, a1111, own, health):
         app.include_router(each.router(service))
+    app.include_router(static.router())
     app.add_middleware(Guard, rules=rules or Rules(), refuse=refuse)
     return app

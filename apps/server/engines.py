@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_sd import ModelBundle, Pipeline, Queue, Request
-from edge_sd.errors import ModelNotFound, choices
+from edge_sd.errors import DeviceError, InvalidRequest, ModelNotFound, choices
 from edge_sd.machine import this_machine
 from edge_sd.pipeline.request import Settings
 
@@ -61,6 +61,13 @@ class Engines:
     def default(self) -> str:
         """The model that is drawn with where none is named."""
         return next(iter(self.offered))
+
+    def names(self) -> list[str]:
+        """What clients may ask for: NAME for the planned variant, and NAME:VARIANT."""
+        found = []
+        for name in self.offered:
+            found += [name, *(f"{name}:{variant}" for variant in self.bundle(name).variants)]
+        return found
 
     def bundle(self, name: str) -> ModelBundle:
         """A model by its name alone. Raises ModelNotFound."""
@@ -125,7 +132,11 @@ class Engines:
         name = model or self.default
         if name not in self.offered:
             raise ModelNotFound(f"no model {name[:80]!r}; valid: {choices(self.offered)}")
-        return Pipeline.open(self.offered[name], device, variant, preset=preset)
+        try:
+            return Pipeline.open(self.offered[name], device, variant, preset=preset)
+        except DeviceError as error:
+            # Nothing is loaded yet: the device that was named is not here, or runs no variant.
+            raise InvalidRequest(str(error)) from error
 
     def _make_room(self, wanted: Engine) -> None:
         idle = sorted((each for each in self.loaded() if not each.flying), key=lambda each: each.used)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from edge_sd.errors import (
     DeviceError,
     EdgeSDError,
@@ -52,6 +54,9 @@ def public(message: str) -> str:
 
 def describe(error: BaseException) -> Failure:
     """What is told of `error`; nothing but that it happened of one that only a bug can cause."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return Failure(400, "invalid_request", public(f"{'.'.join(map(str, first['loc']))}: {first['msg']}"))
     kinds: list[tuple[type[Exception], int, str]] = [
         (QueueFull, 429, "queue_full"),
         (Stopping, 503, "stopping"),

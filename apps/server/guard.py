@@ -95,19 +95,23 @@ class Guard:
         except Refusal as refusal:
             await self.refuse(scope["path"], refusal)(scope, receive, guarded)
             return
+
         begun = False
 
         async def noted(message: Message) -> None:
             nonlocal begun
-            begun = True
-            await guarded(message)
+            if limited.refusal is None or begun:
+                # What a route makes of a body that was cut off is replaced below.
+                begun = True
+                await guarded(message)
 
         try:
             await self.app(scope, limited, noted)
-        except Refusal as refusal:
+        except Refusal:
             if begun:
                 raise
-            await self.refuse(scope["path"], refusal)(scope, receive, guarded)
+        if limited.refusal is not None and not begun:
+            await self.refuse(scope["path"], limited.refusal)(scope, receive, guarded)
 
 
 def is_public(scope: Scope) -> bool:
@@ -173,6 +177,7 @@ class _Limited:
 
     def __init__(self, receive: Receive, headers: Headers) -> None:
         self._receive, self._bytes, self._whole = receive, 0, False
+        self.refusal: Refusal | None = None
         self._started: float | None = None
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
@@ -188,7 +193,8 @@ class _Limited:
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, left))
         except asyncio.TimeoutError:
-            raise Refusal(408, "the body did not come in time", {"connection": "close"}) from None
+            self.refusal = Refusal(408, "the body did not come in time", {"connection": "close"})
+            raise self.refusal from None
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
             self._check(self._bytes)
@@ -199,4 +205,5 @@ class _Limited:
 
     def _check(self, count: int) -> None:
         if count > MAX_BODY:
-            raise Refusal(413, f"the body has more than {MAX_BODY} bytes", {"connection": "close"})
+            self.refusal = Refusal(413, f"the body has more than {MAX_BODY} bytes", {"connection": "close"})
+            raise self.refusal

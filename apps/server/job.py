@@ -35,6 +35,7 @@ class Job:
     saved      numbers of the pictures that are on disk
     step, total   of the picture that is being drawn
     previews   how many previews its client asked for, evenly spaced over the steps
+    preview    the last one that was made, a JPEG
     error      why it failed, for people; `failure` is the exception itself
     """
 
@@ -54,6 +55,7 @@ class Job:
     step: int = 0
     total: int = 0
     previews: int = 0
+    preview: bytes = b""
     seconds: float = 0.0
     plan: str = ""
     notes: list[str] = field(default_factory=list)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -22,7 +23,10 @@ MAX_CONNECTIONS = 1000
 
 
 class Protocol(H11Protocol):
-    """uvicorn waits for ever for a request's head; this closes a connection that sends none in time."""
+    """uvicorn waits for ever for a request's head; this closes a connection that sends none in time.
+
+    So it does where the rest of a body that was refused does not come.
+    """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -40,7 +44,8 @@ class Protocol(H11Protocol):
     def _check_head(self) -> None:
         if self.transport.is_closing():
             return
-        waiting = self.conn.their_state is h11.IDLE
+        # Between requests, or after an answer that did not wait for the whole body.
+        waiting = self.cycle is None or self.cycle.response_complete
         left = self._deadline - time.monotonic()
         if waiting and left <= 0:
             self.transport.close()
@@ -60,6 +65,19 @@ class Server(uvicorn.Server):
             )
         )  # fmt: skip
         self._on_stop = on_stop
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but a signal that stopped the server is not raised again: its caller has files to write."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await asyncio.to_thread(self._on_stop)

@@ -176,12 +176,12 @@ def router(service: Service) -> APIRouter:
     @routes.get("/models")
     def models() -> ModelRows:
         """Models, and each variant of them as NAME:VARIANT."""
-        return ModelRows(data=[ModelRow(id=name) for name in _names(service)])
+        return ModelRows(data=[ModelRow(id=name) for name in service.engines.names()])
 
     @routes.get("/models/{name:path}")
     def model(name: str) -> ModelRow:
         """One of them."""
-        if name not in _names(service):
+        if name not in service.engines.names():
             service.engines.bundle(name.partition(":")[0])
             raise FieldError("model", "the model has no such variant")
         return ModelRow(id=name)
@@ -208,13 +208,6 @@ def router(service: Service) -> APIRouter:
         return await _answer(service, request, body, wish, "image_edit")
 
     return routes
-
-
-def _names(service: Service) -> list[str]:
-    names = []
-    for name in service.engines.offered:
-        names += [name, *(f"{name}:{variant}" for variant in service.engines.bundle(name).variants)]
-    return names
 
 
 def _edit_schema() -> dict[str, Any]:

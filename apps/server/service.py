@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_sd.errors import EdgeSDError, InvalidRequest, OutputError
 
@@ -29,6 +29,7 @@ from .wish import Wish
 
 if TYPE_CHECKING:
     from edge_sd import Request, Result
+    from edge_sd.pipeline.result import Picture
     from edge_sd.sampling.samplers import Step
 
 LOG = logging.getLogger("edge_sd.server")
@@ -71,7 +72,7 @@ class Service:
         self._engine: Engine | None = None
         self._forgotten: deque[str] = deque()
         self._listeners: dict[int, Callable[[Event | None], None]] = {}
-        self._watchers = 0
+        self._watchers, self._watched_until = 0, 0.0
         self._closing = False
         self._writer = ThreadPoolExecutor(1, "edge-sd-writer")
         self.counts: dict[tuple[str, str], int] = {}
@@ -142,6 +143,11 @@ class Service:
         return self._closing
 
     @property
+    def watched(self) -> bool:
+        """Whether anyone wants previews."""
+        return self._watchers > 0 or time.monotonic() < self._watched_until
+
+    @property
     def depth(self) -> int:
         """Jobs that wait or are drawn."""
         with self._changed:
@@ -160,6 +166,20 @@ class Service:
         if drawing is not None:
             drawing.cancel()
         return True
+
+    def pictures(self, job: Job) -> list[bytes]:
+        """The finished pictures of a job as PNG files, in their order."""
+        found = []
+        for n in range(job.wish.count):
+            if n in job.drawn:
+                found.append(job.drawn[n].encode())
+            elif (path := self.store.picture(job, n)) is not None:
+                found.append(path.read_bytes())
+        return found
+
+    def watch(self, seconds: float) -> None:
+        """Make previews for so long, for those who ask instead of listening; a job has its last one."""
+        self._watched_until = time.monotonic() + seconds
 
     def delete(self, job: Job) -> None:
         """Take a job out of the history; it can be restored for a day."""
@@ -333,8 +353,7 @@ class Service:
                 job.saved.append(n)
             else:
                 job.drawn[n] = picture
-            job.settings.append({**asdict(picture.settings), "model": picture.model, "variant": picture.variant,
-                                 "device": picture.device, "model_hash": picture.model_hash})  # fmt: skip
+            job.settings = sorted([*job.settings, _settings(n, picture)], key=lambda row: row["n"])
             job.plan = result.plan
             job.notes += [note for note in result.notes if note not in job.notes]
             self.pictures_drawn += 1
@@ -374,7 +393,8 @@ class _Drawing:
         service._set(job, "drawing")
         job.step, job.total = step.index + 1, step.total
         service._tell(Event("step", job, n))
-        if (image := self.previews.of(n, step, service._watchers > 0)) is not None:
+        if (image := self.previews.of(n, step, service.watched)) is not None:
+            job.preview = image
             service._tell(Event("preview", job, n, image))
 
     def settle(self, n: int, future: Future[Result]) -> None:
@@ -414,6 +434,12 @@ class _Drawing:
             service._end(job, "cancelled")
         else:
             service._end(job, "done")
+
+
+def _settings(n: int, picture: Picture) -> dict[str, Any]:
+    """What makes picture `n` again, for people and programs."""
+    about = {name: getattr(picture, name) for name in ("model", "variant", "device", "model_hash")}
+    return {"n": n, **asdict(picture.settings), **about, "infotext": picture.texts()[0]}
 
 
 def check_alive(job: Job) -> None:
