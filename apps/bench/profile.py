@@ -100,13 +100,14 @@ class Profile:
 
 def of_unet(bundle: ModelBundle, name: str, width: int, height: int) -> Profile:
     """The UNet of an OpenVINO variant on the CPU, drawing `width` x `height` pixels."""
+    from edge_sd.backends import LoadRequest
     from edge_sd.backends.openvino import OpenVINOBackend
     from edge_sd.components.shapes import shapes_of
 
     backend, variant = OpenVINOBackend(), bundle.variant(name)
     shapes = shapes_of(bundle.facts, width, height, ROWS)["unet"]
-    unet, cpu = variant.artifacts["unet"], backend.devices()[0]
-    loading = Counted(backend.core, backend.version, backend.flags, backend.cores, bundle, variant, unet, cpu, shapes)
+    request = LoadRequest(bundle, variant, "unet", backend.devices()[0], shapes)
+    loading = Counted(backend.core, backend.version, backend.flags, backend.cores, request)
     # Without what is added for this processor, which is no work that anyone asked for.
     graph = replace(loading, flags=loading.flags - {TILES}).graphs()[0]["whole"]
     count = sums(graph) * ROWS / loading.shapes["sample"][0]

@@ -103,13 +103,14 @@ def open_judge(bundle: ModelBundle) -> tuple[Judge | None, str]:
 @lru_cache(maxsize=1)
 def _text_encoder() -> Any:
     """The embedded model's text encoder and its tokenizer: the space that the judge's prompts are in."""
+    from edge_sd.backends import LoadRequest
     from edge_sd.pipeline.pipeline import Pipeline
 
     pipeline = Pipeline.open(embedded_models() / "emoji")
     bundle, place = pipeline.bundle, pipeline.plan.parts["text_encoder"]
     variant, facts = bundle.variant(place.variant), bundle.facts
     shapes = {"input_ids": (1, facts.max_tokens)}
-    encoder = pipeline.components.backend.load(bundle, variant, variant.artifacts["text_encoder"], place.device, shapes)
+    encoder = pipeline.components.backend.load(LoadRequest(bundle, variant, "text_encoder", place.device, shapes))
     return encoder, TextTokenizer(bundle.path(facts.tokenizer), facts.max_tokens)
 
 

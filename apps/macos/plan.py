@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_sd.backends import LoadRequest
 from edge_sd.backends.coreml import CoreMLBackend
 from edge_sd.backends.coreml.plan import ENGINES
 from edge_sd.bundle.bundle import ModelBundle
@@ -23,7 +24,7 @@ def table(model: str, device: str, variant: str | None = None) -> str:
     engines = (*ENGINES.values(), "another")
     lines = [f"| component | {' | '.join(engines)} |", "| --- |" + " --- |" * len(engines)]
     for part, shapes in shapes_of(bundle.facts, bundle.defaults.width, bundle.defaults.height, 2).items():
-        component = backend.load(bundle, chosen, chosen.artifacts[part], places[device], shapes)
+        component = backend.load(LoadRequest(bundle, chosen, part, places[device], shapes))
         found = component.program.placements()
         component.close()
         lines.append(f"| {part} | {' | '.join(str(found[engine]) for engine in engines)} |")

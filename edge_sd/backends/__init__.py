@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from ..bundle.bundle import ModelBundle
-from ..bundle.variants import Artifact, Variant
-from ..components.base import Component, Shapes
-from ..components.edits import NONE, Edits
+from ..components.base import Component
 from ..errors import DeviceError, MissingExtra, choices
-from .base import Backend, Device
+from .base import Backend, Device, LoadRequest
 
 NAMES = ("openvino", "coreml", "coreai", "torch")
 
-__all__ = ["AllBackends", "Backend", "Component", "Device", "NAMES", "backend"]
+__all__ = ["AllBackends", "Backend", "Component", "Device", "LoadRequest", "NAMES", "backend"]
 
 
 def backend(name: str) -> Backend:
@@ -55,14 +52,6 @@ class AllBackends:
     def devices(self) -> list[Device]:
         return [device for each in self._opened.values() for device in each.devices()]
 
-    def load(
-        self,
-        bundle: ModelBundle,
-        variant: Variant,
-        artifact: Artifact,
-        device: Device,
-        shapes: Shapes,
-        edits: Edits = NONE,
-    ) -> Component:
-        """As Backend.load, by the backend that `device` belongs to."""
-        return self._opened[device.backend].load(bundle, variant, artifact, device, shapes, edits)
+    def load(self, request: LoadRequest) -> Component:
+        """As Backend.load, by the backend that the request's device belongs to."""
+        return self._opened[request.device.backend].load(request)

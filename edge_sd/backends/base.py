@@ -9,6 +9,7 @@ from ..bundle.bundle import ModelBundle
 from ..bundle.variants import Artifact, Variant
 from ..components.base import Component, Shapes
 from ..components.edits import NONE, Edits
+from ..errors import DeviceError, choices
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,33 @@ class Device:
         return self.name.split(".")[0]
 
 
+@dataclass(frozen=True)
+class LoadRequest:
+    """One component that a backend is asked to load.
+
+    variant  the variant of `bundle` whose files are loaded
+    part     name of the component in that variant: "unet", "text_encoder", …
+    shapes   exact shape of each input of a call, by name
+    edits    changes of the weights or the graph, made while loading
+    """
+
+    bundle: ModelBundle
+    variant: Variant
+    part: str
+    device: Device
+    shapes: Shapes
+    edits: Edits = NONE
+
+    @property
+    def artifact(self) -> Artifact:
+        """Files of the component. Raises DeviceError where the variant has no such component."""
+        try:
+            return self.variant.artifacts[self.part]
+        except KeyError:
+            valid = choices(self.variant.artifacts)
+            raise DeviceError(f"the variant has no component {self.part!r}; valid: {valid}") from None
+
+
 class Backend(Protocol):
     """A way to run artifacts: OpenVINO, Core ML, …"""
 
@@ -42,16 +70,5 @@ class Backend(Protocol):
     def devices(self) -> list[Device]:
         """What is on this machine, best known first."""
 
-    def load(
-        self,
-        bundle: ModelBundle,
-        variant: Variant,
-        artifact: Artifact,
-        device: Device,
-        shapes: Shapes,
-        edits: Edits = NONE,
-    ) -> Component:
-        """Load a component for inputs of exactly `shapes`, changed by `edits`.
-
-        Raises InvalidModel or DeviceError, and InvalidRequest for sizes or edits that this artifact has no place for.
-        """
+    def load(self, request: LoadRequest) -> Component:
+        """Load a component. Raises InvalidModel or DeviceError, and InvalidRequest for sizes or edits it can't take."""

@@ -11,12 +11,11 @@ import numpy as np
 from ..bundle.bundle import ModelBundle
 from ..bundle.facts import Defaults, Facts, LatentSpace
 from ..bundle.variants import Artifact, Variant
-from ..components.base import Array, Component, Shapes, last_rows
-from ..components.edits import NONE, Edits
+from ..components.base import Array, Component, last_rows
 from ..errors import DeviceError
 from ..paths import embedded_models
 from ..sampling.schedule import NoiseSchedule
-from .base import Device
+from .base import Device, LoadRequest
 
 WIDTH = 16
 
@@ -54,20 +53,13 @@ class FakeBackend:
     def devices(self) -> list[Device]:
         return [Device(name, self.name, "numpy functions in place of networks") for name in self.names]
 
-    def load(
-        self,
-        bundle: ModelBundle,
-        variant: Variant,
-        artifact: Artifact,
-        device: Device,
-        shapes: Shapes,
-        edits: Edits = NONE,
-    ) -> Component:
-        number = self.names.index(device.name)
-        poisoned = artifact.graph == self.poison and number == 0
+    def load(self, request: LoadRequest) -> Component:
+        device, part = request.device.name, request.artifact.graph
+        number = self.names.index(device)
+        poisoned = part == self.poison and number == 0
         if poisoned and self.fault == "refuse":
-            raise DeviceError(f"{device.name} refused {artifact.graph}")
-        return FakeComponent(bundle, artifact.graph, self.after if poisoned else None, self.fault, number / 100)
+            raise DeviceError(f"{device} refused {part}")
+        return FakeComponent(request.bundle, part, self.after if poisoned else None, self.fault, number / 100)
 
 
 class FakeComponent:

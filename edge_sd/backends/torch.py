@@ -19,17 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.bundle import ModelBundle
 from ..bundle.diffusers import TORCH_CLASSES
 from ..bundle.parts import SAFETY_CHECKER, TINY
-from ..bundle.variants import Artifact, Variant
 from ..bundle.weights import load_module
-from ..components.base import Array, Component, Shapes, last_rows
-from ..components.edits import NONE, Edits
+from ..components.base import Array, Component, last_rows
+from ..components.edits import Edits
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
 from ..files import read_json
 from ..text.textual_inversion import FIRST
-from .base import Device
+from .base import Device, LoadRequest
 
 NEEDED = ("torch", "diffusers", "transformers", "safetensors")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -64,34 +62,26 @@ class TorchBackend:
             found.append(Device("torch-mps", self.name, "Apple GPU (torch, MPS)", driver=self.version))
         return [*found, Device("torch-cpu", self.name, "CPU (torch)", driver=self.version)]
 
-    def load(
-        self,
-        bundle: ModelBundle,
-        variant: Variant,
-        artifact: Artifact,
-        device: Device,
-        shapes: Shapes,
-        edits: Edits = NONE,
-    ) -> Component:
+    def load(self, request: LoadRequest) -> Component:
         import torch
 
-        (part,) = [name for name, each in variant.artifacts.items() if each is artifact]
-        config = bundle.path(artifact.graph)
+        part, device, graph, edits = request.part, request.device, request.artifact.graph, request.edits
+        config = request.bundle.path(graph)
         library, kind, stem = _class_of(read_json(config), config.parent.name)
         where = device.name.removeprefix("torch-").replace(".", ":")
         # Text steers every step and takes 1 % of the time, and these decoders overflow: they stay as they were.
         exact = part.startswith("text_encoder") or part == SAFETY_CHECKER or bool(read_json(config).get("force_upcast"))
-        dtype = torch.float32 if exact else getattr(torch, DTYPES[variant.precision])
+        dtype = torch.float32 if exact else getattr(torch, DTYPES[request.variant.precision])
         try:
             with _LOADING, _quiet():
                 module = load_module(getattr(importlib.import_module(library), kind), config.parent, stem, dtype)
             if part in ("vae_encoder", "vae_decoder", TINY):
                 delattr(module, "decoder" if part == "vae_encoder" else "encoder")
             if edits.loras:
-                _add_loras(module, edits, artifact.graph)
-            return TorchComponent(part, module.to(where), where, dtype, edits, artifact.graph)
+                _add_loras(module, edits, graph)
+            return TorchComponent(part, module.to(where), where, dtype, edits, graph)
         except (RuntimeError, AssertionError) as error:
-            raise DeviceError(f"{device.name} refused {artifact.graph}: {_first_line(error)}") from error
+            raise DeviceError(f"{device.name} refused {graph}: {_first_line(error)}") from error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..backends import AllBackends, Backend, Component, Device
+from ..backends import AllBackends, Backend, Component, Device, LoadRequest
 from ..bundle.bundle import ModelBundle
 from ..components.base import Array
 from ..components.fallback import FAILURES, fault, reason
@@ -93,7 +93,7 @@ class Probe:
 
     def _load(self, part: str, name: str, device: Device) -> Component:
         variant = self.bundle.variant(name)
-        return self.backend.load(self.bundle, variant, variant.artifacts[part], device, self.shapes[part])
+        return self.backend.load(LoadRequest(self.bundle, variant, part, device, self.shapes[part]))
 
     def _inputs(self, part: str, variant: str, device: Device) -> tuple[Arrays, Arrays]:
         """What is bound once, and what each call gets: pure noise at the last timestep, as a picture starts."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
-from ..backends import Backend, Component
+from ..backends import Backend, Component, LoadRequest
 from ..bundle.bundle import ModelBundle
 from ..bundle.parts import home_of
 from ..components.base import Changeable, Resting, Shapes
@@ -94,9 +94,8 @@ class Components:
                     if part not in variant.artifacts:
                         # A variant may be older than a part of the model.
                         raise DeviceError(f"{placement.variant} has no {part}")
-                    artifact = variant.artifacts[part]
                     edits = self._edits[part]
-                    return self.backend.load(self.bundle, variant, artifact, placement.device, shapes, edits)
+                    return self.backend.load(LoadRequest(self.bundle, variant, part, placement.device, shapes, edits))
                 except (*FAILURES, InvalidRequest) as error:
                     # InvalidRequest: a package of fixed size can't draw this one; another variant may.
                     if not move(reason(error), isinstance(error, NumericalError)):

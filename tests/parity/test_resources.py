@@ -107,19 +107,19 @@ def test_compiled_models_are_for_macs_and_say_so(resources: Path, monkeypatch: p
     module.models.CompiledMLModel = lambda path, units: loaded.append((Path(path).name, units))
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setitem(sys.modules, "coremltools", module)
-    from edge_sd.backends import Device
+    from edge_sd.backends import Device, LoadRequest
     from edge_sd.backends.coreml.backend import CoreMLBackend
     from edge_sd.components.edits import Edits
 
     variant = bundle.variant("coreml-ane")
     unet = {"sample": (2, 4, 8, 8), "timestep": (1,), "encoder_hidden_states": (2, 32, 32)}
     place = Device("ane", "coreml", "")
-    component = CoreMLBackend().load(bundle, variant, variant.artifacts["unet"], place, unet)
+    component = CoreMLBackend().load(LoadRequest(bundle, variant, "unet", place, unet))
     assert component.program.inputs["sample"].shape == (2, 4, 8, 8)
     assert (loaded, made) == ([("Unet.mlmodelc", "NE")], [])
     words = Edits(key="x", vectors=np.ones((1, 32), np.float32))
     with pytest.raises(InvalidRequest, match=r"TextEncoder\.mlmodelc is compiled: LoRAs, embeddings and CLIP"):
-        CoreMLBackend().load(bundle, variant, variant.artifacts["text_encoder"], place, {"input_ids": (2, 32)}, words)
+        CoreMLBackend().load(LoadRequest(bundle, variant, "text_encoder", place, {"input_ids": (2, 32)}, words))
 
 
 def test_what_is_missing_or_of_another_layout_is_one_line(resources: Path) -> None:

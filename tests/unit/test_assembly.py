@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_sd.backends import LoadRequest
 from edge_sd.backends.coreml.backend import CoreMLBackend
 from edge_sd.bundle.assembly import Assembly, whole_package
 from edge_sd.bundle.bundle import ModelBundle
@@ -199,7 +200,7 @@ def test_on_a_mac_the_whole_package_is_compiled_and_kept_for_these_weights(
         variant = Variant("coreml", "fp16", {"unet": artifact}, files | {"v/p.json": record_file(root / "v/p.json")})
         bundle = replace(ModelBundle.open(emoji), root=root, variants={"v": variant})
         backend = CoreMLBackend()
-        backend.load(bundle, variant, artifact, backend.devices()[0], shapes)
+        backend.load(LoadRequest(bundle, variant, "unet", backend.devices()[0], shapes))
         return compiled
 
     (first,) = load(b"weights")

@@ -21,6 +21,7 @@ from edge_sd.apps.compare.score import CEILING, decibels, spread, summary
 from edge_sd.apps.compare.sweep import Sweep
 from edge_sd.apps.compare.tables import failures, label
 from edge_sd.apps.compare.verdict import missed, pareto, parse_gates, recommend, sentence
+from edge_sd.backends import LoadRequest
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.backends.openvino import OpenVINOBackend
 from edge_sd.backends.openvino.loading import Loading
@@ -94,7 +95,7 @@ def test_a_swapped_component_is_computed_as_in_its_own_variant(bundle: ModelBund
     cpu, shapes, variant = OpenVINOBackend().devices()[0], {"sample": (1, 4, 8, 8)}, mixed.variant("openvino-fp32")
 
     def config(part: str) -> dict[str, Any]:
-        return Loading(None, "", frozenset(), 1, mixed, variant, artifacts[part], cpu, shapes).config
+        return Loading(None, "", frozenset(), 1, LoadRequest(mixed, variant, part, cpu, shapes)).config
 
     assert "INFERENCE_PRECISION_HINT" in config("vae_decoder")
     assert "INFERENCE_PRECISION_HINT" not in config("unet")

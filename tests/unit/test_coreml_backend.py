@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_sd.backends import LoadRequest
 from edge_sd.backends.coreml.backend import CoreMLBackend, CoreMLComponent
 from edge_sd.bundle.apple_layout import LAYOUTS, Arrays, Chain, call, pick
 from edge_sd.bundle.bundle import ModelBundle
@@ -296,7 +297,7 @@ def mac(tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         bundle = replace(ModelBundle.open(emoji), root=tmp_path / "bundle", variants={"v": variant})
         backend = CoreMLBackend()
         (chosen,) = [each for each in backend.devices() if each.name == device]
-        return backend.load(bundle, variant, artifact, chosen, shapes), compiled
+        return backend.load(LoadRequest(bundle, variant, "unet", chosen, shapes)), compiled
 
     return load
 
@@ -355,3 +356,16 @@ def test_in_low_memory_a_component_is_let_go_when_it_is_closed(mac: Any) -> None
     component.close()
     assert component.program is None
     assert component._bound == {}
+
+
+def test_a_part_is_found_by_its_name_in_a_copied_variant(emoji: Path) -> None:
+    from copy import deepcopy
+
+    bundle = ModelBundle.open(emoji)
+    variant = deepcopy(bundle.variant("coreml-ane-fp16"))
+    backend, shapes = CoreMLBackend(), {"input_ids": (1, 32)}
+    device = backend.devices()[0]
+    component = backend.load(LoadRequest(bundle, variant, "text_encoder", device, shapes))
+    assert component(input_ids=np.ones((1, 32), np.int64))["last_hidden_state"].shape == (1, 32, 192)
+    with pytest.raises(DeviceError, match=r"the variant has no component 'unnet'; valid: .*unet"):
+        backend.load(LoadRequest(bundle, variant, "unnet", device, shapes))

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from edge_sd import ModelBundle, Pipeline, Request
+from edge_sd.backends import LoadRequest
 from edge_sd.backends.openvino import OpenVINOBackend
 from edge_sd.components.edits import Edits
 from edge_sd.errors import InvalidModel, InvalidRequest
@@ -24,7 +25,7 @@ def encode(bundle: ModelBundle, ids: np.ndarray, edits: Edits) -> np.ndarray:
     backend = OpenVINOBackend()
     variant = bundle.variant("openvino-fp16")
     shapes = {"input_ids": ids.shape}
-    component = backend.load(bundle, variant, variant.artifacts["text_encoder"], backend.devices()[0], shapes, edits)
+    component = backend.load(LoadRequest(bundle, variant, "text_encoder", backend.devices()[0], shapes, edits))
     return component(input_ids=ids)["last_hidden_state"]
 
 

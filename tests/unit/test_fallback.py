@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 
 from edge_sd import Pipeline, Request
-from edge_sd.backends.base import Device
+from edge_sd.backends.base import LoadRequest
 from edge_sd.backends.fake import FakeBackend, FakeComponent, fake_bundle
-from edge_sd.bundle.bundle import ModelBundle
-from edge_sd.bundle.variants import Artifact, Variant
-from edge_sd.components.base import Array, Component, Shapes
-from edge_sd.components.edits import NONE, Edits
+from edge_sd.components.base import Array, Component
 from edge_sd.components.fallback import fault
 from edge_sd.devices.choose import choose
 from edge_sd.errors import DeviceError, EdgeSDError, NumericalError
@@ -36,18 +33,10 @@ def pipeline(backend: FakeBackend, wish: str = "auto") -> Pipeline:
 class Switching(FakeBackend):
     """No fault: one component that is the first device's for `after` calls and the second's from then on."""
 
-    def load(
-        self,
-        bundle: ModelBundle,
-        variant: Variant,
-        artifact: Artifact,
-        device: Device,
-        shapes: Shapes,
-        edits: Edits = NONE,
-    ) -> Component:
-        first, second = (super(Switching, self).load(bundle, variant, artifact, each, shapes, edits)
+    def load(self, request: LoadRequest) -> Component:
+        first, second = (super(Switching, self).load(replace(request, device=each))
                          for each in FakeBackend(devices=TWO).devices())  # fmt: skip
-        return _Switch(first, second, self.after) if artifact.graph == self.poison else first
+        return _Switch(first, second, self.after) if request.part == self.poison else first
 
 
 class _Switch:
@@ -123,7 +112,7 @@ def test_a_damaged_file_is_no_reason_to_go_elsewhere(tmp_path: Path) -> None:
     from edge_sd.errors import InvalidModel
 
     class Damaged(FakeBackend):
-        def load(self, *_: object) -> Component:
+        def load(self, request: LoadRequest) -> Component:
             raise InvalidModel("cannot be read")
 
     with pipeline(Damaged(devices=TWO)) as opened, pytest.raises(InvalidModel):

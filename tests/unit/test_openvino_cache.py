@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_sd import Pipeline, Request
+from edge_sd.backends import LoadRequest
 from edge_sd.backends.openvino import OpenVINOBackend, cache
 from edge_sd.backends.openvino.loading import Loading
 from edge_sd.components.edits import NONE, Edits
@@ -108,6 +109,7 @@ def test_the_second_start_compiles_nothing_and_draws_the_same(place: Path, monke
 AT_ONCE = """
 import sys, threading
 import numpy as np
+from edge_sd.backends import LoadRequest
 from edge_sd.backends.openvino import OpenVINOBackend
 sys.setswitchinterval(1e-6)
 OpenVINOBackend()
@@ -134,9 +136,9 @@ def test_what_decides_the_bytes_is_in_the_name() -> None:
     shapes = {"sample": (2, 4, 16, 16)}
 
     def key(part: str = "unet", shapes: Any = shapes, precision: str = "", edits: Edits = NONE, cores: int = 2) -> str:
-        artifact = replace(variant.artifacts[part], precision=precision)
-        loading = Loading(backend.core, "1", backend.flags, cores, bundle, variant, artifact, device, shapes, edits)
-        return loading.key
+        changed = replace(variant, artifacts={part: replace(variant.artifacts[part], precision=precision)})
+        request = LoadRequest(bundle, changed, part, device, shapes, edits)
+        return Loading(backend.core, "1", backend.flags, cores, request).key
 
     large = {"sample": (2, 4, 64, 64)}
     keys = [key(), key("vae_decoder"), key(shapes={"sample": (1, 4, 16, 16)}), key(precision="fp32"),
@@ -152,5 +154,5 @@ def test_a_word_of_ones_own_is_not_kept(place: Path) -> None:
     variant = bundle.variant("openvino-fp16")
     edits = Edits("a hash of vectors", vectors=np.zeros((1, 192), np.float32))
     shapes = {"input_ids": (1, 32)}
-    backend.load(bundle, variant, variant.artifacts["text_encoder"], backend.devices()[0], shapes, edits).close()
+    backend.load(LoadRequest(bundle, variant, "text_encoder", backend.devices()[0], shapes, edits)).close()
     assert not list(place.glob("*.blob"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from openvino import opset13 as ops
 
 from edge_sd import Pipeline, Request
+from edge_sd.backends import LoadRequest
 from edge_sd.backends.openvino import OpenVINOBackend, loading, reading
 from edge_sd.backends.openvino.graph import (
     fold_upsampling,
@@ -30,6 +30,8 @@ from edge_sd.components.shapes import shapes_of
 from edge_sd.errors import InvalidRequest
 from edge_sd.pipeline.presets import PRESETS, preset_named
 from edge_sd.sampling.schedule import Level, active_timesteps
+
+from .test_adapters import in_float32
 
 RNG = np.random.default_rng(0)
 F32 = {"INFERENCE_PRECISION_HINT": ov.Type.f32}
@@ -181,10 +183,10 @@ def test_a_component_is_the_same_one_row_after_the_other(monkeypatch: pytest.Mon
     context = inputs.pop("encoder_hidden_states")
 
     # In float32: where the CPU would take bfloat16, rows of another batch are rounded differently.
-    exact = replace(variant.artifacts["unet"], precision="fp32")
+    exact = in_float32(variant)
 
     def load(edits: Edits) -> Any:
-        component = openvino.load(bundle, variant, exact, device, shapes, edits)
+        component = openvino.load(LoadRequest(bundle, exact, "unet", device, shapes, edits))
         component.bind(encoder_hidden_states=context)
         return component
 
@@ -204,14 +206,14 @@ def test_rows_side_by_side_are_those_of_a_batch(cores: int, monkeypatch: pytest.
     bundle, openvino = ModelBundle.open("emoji"), OpenVINOBackend()
     openvino.cores = cores
     variant = bundle.variant("openvino-fp16")
-    exact = replace(variant.artifacts["unet"], precision="fp32")
+    exact = in_float32(variant)
     device = next(each for each in openvino.devices() if each.kind == "cpu")
     shapes = shapes_of(bundle.facts, 128, 128, 2)["unet"]
     _, inputs = embedded_unet()
     context = inputs.pop("encoder_hidden_states")
 
     def load() -> Any:
-        component: Any = openvino.load(bundle, variant, exact, device, shapes)
+        component: Any = openvino.load(LoadRequest(bundle, exact, "unet", device, shapes))
         component.bind(encoder_hidden_states=context)
         return component
 

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sd import Pipeline
-from edge_sd.backends import AllBackends, Device
+from edge_sd.backends import AllBackends, Device, LoadRequest
 from edge_sd.backends.fake import FakeBackend, fake_bundle
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.components.base import Array, Component
-from edge_sd.components.edits import NONE
 from edge_sd.devices.choose import choose
 from edge_sd.devices.measurements import Measured, Row, measurements_file, remember, remembered
 from edge_sd.devices.probe import IDENTICAL, Probe, psnr
@@ -71,9 +70,9 @@ def test_what_fails_is_a_reason_and_the_next_is_measured(fault: str, told: str) 
 
 def test_another_result_than_the_references_is_a_failure() -> None:
     class Inverting(FakeBackend):
-        def load(self, bundle, variant, artifact, device, shapes, edits=NONE):  # type: ignore[no-untyped-def]
-            component = super().load(bundle, variant, artifact, device, shapes)
-            return _Inverted(component) if device.name == "second" else component
+        def load(self, request: LoadRequest) -> Component:
+            component = super().load(request)
+            return _Inverted(component) if request.device.name == "second" else component
 
     measuring = probe(Inverting(devices=TWO))
     measuring.measure("unet", "fake", "fake:first")

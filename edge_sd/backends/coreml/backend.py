@@ -21,15 +21,13 @@ import numpy as np
 
 from ...bundle.apple_layout import Chain, Layout, call, layout_of, pick
 from ...bundle.assembly import whole_package
-from ...bundle.bundle import ModelBundle
 from ...bundle.mlpackage.compiled import COMPILED, interface
 from ...bundle.variants import Artifact, Variant
-from ...components.base import Array, Shapes, last_rows
-from ...components.edits import NONE, Edits
+from ...components.base import Array, last_rows
 from ...errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
 from ...files import hash_file
 from ...paths import models_home
-from ..base import Device
+from ..base import Device, LoadRequest
 from .edits import edited, known_ids, table_rows
 from .plan import placements
 
@@ -60,20 +58,12 @@ class CoreMLBackend:
             Device("cpu", self.name, "CPU (Core ML)"),
         ]
 
-    def load(
-        self,
-        bundle: ModelBundle,
-        variant: Variant,
-        artifact: Artifact,
-        device: Device,
-        shapes: Shapes,
-        edits: Edits = NONE,
-    ) -> CoreMLComponent:
+    def load(self, request: LoadRequest) -> CoreMLComponent:
         """Load a package. Raises InvalidRequest for other sizes than its own, InvalidModel or DeviceError."""
-        (part,) = [name for name, each in variant.artifacts.items() if each is artifact]
+        bundle, artifact, device, edits = request.bundle, request.artifact, request.device, request.edits
         first = whole_package(bundle, artifact) if artifact.pieces else bundle.path(artifact.graph)
         packages = [first, *(bundle.path(graph) for graph in artifact.chunks)]
-        hashes = [_hashes(package, variant, artifact, graph)
+        hashes = [_hashes(package, request.variant, artifact, graph)
                   for package, graph in zip(packages, (artifact.graph, *artifact.chunks), strict=True)]  # fmt: skip
         compiled = [package.name for package in packages if package.suffix == COMPILED]
         if compiled and device.name == REFERENCE:
@@ -90,10 +80,10 @@ class CoreMLBackend:
             packages = edited(packages, "".join(one for each in hashes for one in each), edits, artifact.graph)
             hashes = [[package.parent.name, package.name] for package in packages]
         kind: Any = _executor() if device.name == REFERENCE else CompiledProgram
-        states = edits.states or next((text.states for text in bundle.facts.encoders if text.part == part), "")
-        layout = layout_of(part, (*artifact.inputs, *artifact.outputs), states)
+        states = edits.states or next((text.states for text in bundle.facts.encoders if text.part == request.part), "")
+        layout = layout_of(request.part, (*artifact.inputs, *artifact.outputs), states)
         functions = kind.functions(packages[0])
-        function = pick(artifact.graph, functions, layout, shapes, bundle.facts.latents.factor)
+        function = pick(artifact.graph, functions, layout, request.shapes, bundle.facts.latents.factor)
         if device.name == REFERENCE:
             programs = [kind.open(package, function=function) for package in packages]
         else:

@@ -6,13 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle.bundle import ModelBundle
-from ...bundle.variants import Artifact, Variant
-from ...components.base import Component, Shapes
-from ...components.edits import NONE, Edits
+from ...components.base import Component
 from ...errors import MissingExtra
 from ...machine import this_machine
-from ..base import Device
+from ..base import Device, LoadRequest
 from .loading import Loading
 
 
@@ -56,15 +53,5 @@ class OpenVINOBackend:
         except RuntimeError:
             return None
 
-    def load(
-        self,
-        bundle: ModelBundle,
-        variant: Variant,
-        artifact: Artifact,
-        device: Device,
-        shapes: Shapes,
-        edits: Edits = NONE,
-    ) -> Component:
-        return Loading(
-            self.core, self.version, self.flags, self.cores, bundle, variant, artifact, device, shapes, edits
-        ).open()
+    def load(self, request: LoadRequest) -> Component:
+        return Loading(self.core, self.version, self.flags, self.cores, request).open()

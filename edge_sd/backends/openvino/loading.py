@@ -10,13 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...bundle.bundle import ModelBundle
-from ...bundle.variants import Artifact, Variant
 from ...components.base import Array, Shapes
-from ...components.edits import NONE, Edits
 from ...components.lora import read_lora
 from ...errors import DeviceError, InvalidModel
-from ..base import Device
+from ..base import LoadRequest
 from . import cache
 from .adapters import Adapters, adapt
 from .component import Graph, OpenVINOComponent
@@ -49,25 +46,20 @@ GRAPHS = ("whole", "shallow")
 
 @dataclass(frozen=True)
 class Loading:
-    """One component on its way; `asked` are the shapes of its calls, `flags` and `cores` the machine's."""
+    """One component that is being loaded; `flags` and `cores` are the machine's."""
 
     core: Any
     version: str
     flags: frozenset[str]
     cores: int
-    bundle: ModelBundle
-    variant: Variant
-    artifact: Artifact
-    device: Device
-    asked: Shapes
-    edits: Edits = NONE
+    request: LoadRequest
 
     def open(self) -> OpenVINOComponent:
         """Raises InvalidModel, InvalidRequest or DeviceError."""
         try:
             key = self.key
         except OSError as error:
-            raise InvalidModel(f"{self.artifact.graph} cannot be read ({error.strerror})") from error
+            raise InvalidModel(f"{self.request.artifact.graph} cannot be read ({error.strerror})") from error
         return self._kept(key) or self._made(key)
 
     def _kept(self, key: str) -> OpenVINOComponent | None:
@@ -90,7 +82,7 @@ class Loading:
         # What was read to compile a graph is not needed after that.
         with forgetting(self._places, OFTEN):
             for model in graphs.values() if self._streams else ():
-                weights |= stream(model, self.edits.shortcuts.lean)
+                weights |= stream(model, self.request.edits.shortcuts.lean)
             compiled = {name: self._compiled(model) for name, model in graphs.items()}
         if self.keeps:
             _keep(key, compiled)
@@ -101,30 +93,30 @@ class Loading:
     @property
     def keeps(self) -> bool:
         """Whether compiled graphs are kept. What is tried out once would push out what is used every day."""
-        if self.edits.loras or self.edits.vectors is not None:
+        if self.request.edits.loras or self.request.edits.vectors is not None:
             return False
         return self._streams or KEEP_FROM <= self.bytes <= KEEP_TO
 
     @property
     def _streams(self) -> bool:
         """Whether weights stay in their file: where that costs nothing, or where memory is to be saved."""
-        if self.device.kind != "cpu" or self.bytes < LARGE:
+        if self.request.device.kind != "cpu" or self.bytes < LARGE:
             return False
-        return self.edits.shortcuts.lean or bool(PACKING_PRODUCTS & self.flags)
+        return self.request.edits.shortcuts.lean or bool(PACKING_PRODUCTS & self.flags)
 
     @property
     def rows(self) -> int:
         """How many rows a call has."""
-        return max(shape[0] for shape in self.asked.values())
+        return max(shape[0] for shape in self.request.shapes.values())
 
     @property
     def shapes(self) -> Shapes:
         """Those that it is compiled for: large latents are no slower row by row, side by side or in turn."""
-        rows, sample, shortcuts = self.rows, self.asked.get("sample"), self.edits.shortcuts
+        rows, sample, shortcuts = self.rows, self.request.shapes.get("sample"), self.request.edits.shortcuts
         if sample is not None:
             large = sample[2] * sample[3] >= LARGE_LATENTS
             rows = 1 if shortcuts.apart or shortcuts.lean or large else sample[0]
-        return {name: (min(shape[0], rows), *shape[1:]) for name, shape in self.asked.items()}
+        return {name: (min(shape[0], rows), *shape[1:]) for name, shape in self.request.shapes.items()}
 
     @property
     def lanes(self) -> int:
@@ -132,9 +124,9 @@ class Loading:
 
         They wait for each other once a call and not at every layer. One alone would have its share only.
         """
-        shortcuts, split = self.edits.shortcuts, max(shape[0] for shape in self.shapes.values()) < self.rows
+        shortcuts, split = self.request.edits.shortcuts, max(shape[0] for shape in self.shapes.values()) < self.rows
         in_turn = shortcuts.apart or shortcuts.lean or self.cores % self.rows
-        return self.rows if split and self.device.kind == "cpu" and not in_turn else 1
+        return self.rows if split and self.request.device.kind == "cpu" and not in_turn else 1
 
     @property
     def config(self) -> dict[str, Any]:
@@ -143,10 +135,13 @@ class Loading:
         import openvino.properties.hint as hints
 
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        precision = self.artifact.precision or self.variant.precision
+        precision = self.request.artifact.precision or self.request.variant.precision
         # Text steers every step and takes 1 % of the time: it is never rounded to bfloat16 as CPUs with AMX would.
-        overflows = self.bundle.facts.vae_float32 and set(self.asked) in ({"latent_sample"}, {"sample"})
-        if precision == "fp32" or "input_ids" in self.asked or overflows:
+        overflows = self.request.bundle.facts.vae_float32 and set(self.request.shapes) in (
+            {"latent_sample"},
+            {"sample"},
+        )
+        if precision == "fp32" or "input_ids" in self.request.shapes or overflows:
             config[PRECISION] = ov.Type.f32
         if self.lanes > 1:
             # A row on slow cores would be waited for.
@@ -155,22 +150,28 @@ class Loading:
 
     @property
     def bytes(self) -> int:
-        return sum(self.bundle.path(name).stat().st_size for name in self.artifact.files())
+        return sum(self.request.bundle.path(name).stat().st_size for name in self.request.artifact.files())
 
     @property
     def key(self) -> str:
         """What decides the bytes of the compiled graphs, as a name. Raises OSError."""
-        files = {**self.bundle.files, **self.variant.files}
+        files = {**self.request.bundle.files, **self.request.variant.files}
         hashes = []
-        for name in self.artifact.files():
-            path = self.bundle.path(name)
+        for name in self.request.artifact.files():
+            path = self.request.bundle.path(name)
             told = path.stat()
             # Folders that others wrote have no hashes.
             known = files[name].sha256 if name in files else ""
             hashes.append(known or f"{path.resolve()} {told.st_size} {told.st_mtime_ns}")
-        where = (self.device.name, self.device.description, self.device.driver, self.version, sorted(self.flags))
+        where = (
+            self.request.device.name,
+            self.request.device.description,
+            self.request.device.driver,
+            self.version,
+            sorted(self.flags),
+        )
         compiled = (sorted(self.shapes.items()), sorted((name, str(value)) for name, value in self.config.items()))
-        edits, loras = self.edits, [(lora.sha256, factor) for lora, factor in self.edits.loras]
+        edits, loras = self.request.edits, [(lora.sha256, factor) for lora, factor in self.request.edits.loras]
         changes = (edits.key, loras, edits.part, edits.clip_skip, edits.states, edits.shortcuts)
         decides = (_own_code(), hashes, where, compiled, changes)
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
@@ -178,47 +179,55 @@ class Loading:
     @property
     def _places(self) -> Places:
         """Where the weights' files are mapped, and what was compiled of them."""
-        weights = mapped(self.bundle.path(name) for name in self.artifact.weights)
+        weights = mapped(self.request.bundle.path(name) for name in self.request.artifact.weights)
         # OpenVINO takes no memory that it could not write to, and does not.
         return [*weights, *mapped([cache.path(self.key)], writable=True)]
 
     def _read(self) -> Any:
-        graph, files = self.bundle.path(self.artifact.graph), [self.bundle.path(name) for name in self.artifact.weights]
+        graph, files = (
+            self.request.bundle.path(self.request.artifact.graph),
+            [self.request.bundle.path(name) for name in self.request.artifact.weights],
+        )
         return read_model(self.core, graph, files)
 
     def _model(self) -> tuple[Any, Adapters | None]:
         """The graph, with its edits, in its shapes, and its inputs for LoRAs; what is rewritten changes no number."""
         try:
             model = self._read()
-            if self.artifact.lora:
-                add_loras(model, [(read_lora(self.bundle.path(self.artifact.lora)), 1.0)], "unet", self.artifact.graph)
+            if self.request.artifact.lora:
+                add_loras(
+                    model,
+                    [(read_lora(self.request.bundle.path(self.request.artifact.lora)), 1.0)],
+                    "unet",
+                    self.request.artifact.graph,
+                )
             accept_fractional_timesteps(model)
-            edits, adapters = self.edits, None
+            edits, adapters = self.request.edits, None
             if edits.loras and self._adaptable:
-                adapters = adapt(model, edits.loras, edits.part, self.artifact.graph)
+                adapters = adapt(model, edits.loras, edits.part, self.request.artifact.graph)
                 edits = edits if adapters is None else replace(edits, loras=())
-            apply(model, edits, self.artifact.graph)
-            reshape(model, self.shapes, self.artifact.graph, self.bundle.facts.latents.factor)
-            if self.device.kind == "cpu":
+            apply(model, edits, self.request.artifact.graph)
+            reshape(model, self.shapes, self.request.artifact.graph, self.request.bundle.facts.latents.factor)
+            if self.request.device.kind == "cpu":
                 # Where the CPU's plugin was measured; other plugins get the graph as it is.
-                if not self.edits.shortcuts.lean:
+                if not self.request.edits.shortcuts.lean:
                     # Four thirds of these weights' bytes.
                     fold_upsampling(model)
                 if not INTEGER_PRODUCTS & self.flags:
                     products_in_convolutions(model)
-            if self.edits.shortcuts.merge:
+            if self.request.edits.shortcuts.merge:
                 merge_tokens(model)
-            if self.device.kind == "cpu" and TILES in self.flags and PRECISION not in self.config:
+            if self.request.device.kind == "cpu" and TILES in self.flags and PRECISION not in self.config:
                 pad_heads(model)
             return model, adapters
         except (RuntimeError, OSError) as error:
-            path = self.bundle.path(self.artifact.graph)
+            path = self.request.bundle.path(self.request.artifact.graph)
             raise InvalidModel(f"{path} cannot be read by OpenVINO: {first_line(error)}") from error
 
     @property
     def _adaptable(self) -> bool:
         """Whether LoRAs are better inputs than part of the weights: small networks are compiled in no time."""
-        return self.device.kind == "cpu" and self.bytes >= LARGE
+        return self.request.device.kind == "cpu" and self.bytes >= LARGE
 
     def graphs(self) -> tuple[dict[str, Any], Adapters | None]:
         """What is compiled, by name: GRAPHS, and one for each input that much depends on. And the inputs for LoRAs."""
@@ -228,19 +237,23 @@ class Loading:
             hoisted = {name: hoist(model, name) for name in INVARIANT if name in self.shapes}
             before = {name: each for name, each in hoisted.items() if each is not None}
         # A ControlNet has no way up, and nothing to keep.
-        deep = [split_deep(model)] if self.edits.shortcuts.deep and joins(model) else []
+        deep = [split_deep(model)] if self.request.edits.shortcuts.deep and joins(model) else []
         return {**dict(zip(GRAPHS, [model, *deep], strict=False)), **before}, adapters
 
     def _compiled(self, model: Any) -> Any:
         try:
-            return self.core.compile_model(model, self.device.name.upper(), self.config)
+            return self.core.compile_model(model, self.request.device.name.upper(), self.config)
         except RuntimeError as error:
-            raise DeviceError(f"{self.device.name} refused {self.artifact.graph}: {first_line(error)}") from error
+            raise DeviceError(
+                f"{self.request.device.name} refused {self.request.artifact.graph}: {first_line(error)}"
+            ) from error
 
     def _imported(self, blob: Array) -> Any:
         import openvino as ov
 
-        return self.core.import_model(ov.Tensor(blob, shared_memory=True), self.device.name.upper(), self.config)
+        return self.core.import_model(
+            ov.Tensor(blob, shared_memory=True), self.request.device.name.upper(), self.config
+        )
 
     def _component(
         self,
@@ -251,7 +264,9 @@ class Loading:
     ) -> OpenVINOComponent:
         graphs = [Graph(compiled[name], self.lanes, weights) for name in GRAPHS if name in compiled]
         before = {name: Graph(model, weights=weights) for name, model in compiled.items() if name not in GRAPHS}
-        component = OpenVINOComponent(self.artifact.graph, graphs, before, self.shapes, self.edits, adapters)
+        component = OpenVINOComponent(
+            self.request.artifact.graph, graphs, before, self.shapes, self.request.edits, adapters
+        )
         # What is read where it is mapped.
         component.held = {**weights, **(held or {})}
         component.places = self._places
