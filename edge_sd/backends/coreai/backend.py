@@ -16,13 +16,11 @@ from typing import Any
 
 from ...bundle.apple_layout import Layout
 from ...bundle.assembly import whole_package
-from ...bundle.bundle import ModelBundle
 from ...bundle.coreai_layout import LAYERS, layout_of, outputs_of, pick, runs
-from ...bundle.variants import Artifact, Variant
-from ...components.base import Array, Shapes, last_rows
-from ...components.edits import NONE, Edits
+from ...components.base import Array, last_rows
+from ...components.edits import Edits
 from ...errors import InvalidRequest, MissingExtra
-from ..base import Device
+from ..base import Device, LoadRequest
 from .runtime import Asset, Loop, array, check_finite
 
 REFERENCE = "coreai-reference"
@@ -60,24 +58,16 @@ class CoreAIBackend:
             Device("cpu", self.name, "CPU (Core AI)", driver=self.version),
         ]
 
-    def load(
-        self,
-        bundle: ModelBundle,
-        variant: Variant,
-        artifact: Artifact,
-        device: Device,
-        shapes: Shapes,
-        edits: Edits = NONE,
-    ) -> CoreAIComponent:
+    def load(self, request: LoadRequest) -> CoreAIComponent:
         """Load an asset. Raises InvalidRequest for other sizes than its own or edits, InvalidModel or DeviceError."""
-        (part,) = [name for name, each in variant.artifacts.items() if each is artifact]
+        bundle, part, artifact, edits = request.bundle, request.part, request.artifact, request.edits
         refuse(edits, artifact.graph)
         path = whole_package(bundle, artifact) if artifact.pieces else bundle.path(artifact.graph)
-        asset = Asset(path, self.loop, UNITS.get(device.name, ""))
+        asset = Asset(path, self.loop, UNITS.get(request.device.name, ""))
         try:
             states = next((text.states for text in bundle.facts.encoders if text.part == part), "")
             layout = layout_of(part, (*artifact.inputs, *artifact.outputs), states)
-            function = pick(artifact.graph, asset.functions, layout, shapes, bundle.facts.latents.factor)
+            function = pick(artifact.graph, asset.functions, layout, request.shapes, bundle.facts.latents.factor)
             if edits.clip_skip > 1 or edits.states:
                 function, layout = LAYERS, _of_layers(asset, layout, edits, artifact.graph)
             return CoreAIComponent(artifact.graph, asset, function, layout)
