@@ -6,6 +6,7 @@ Mistakes are one line and exit with 2. Nothing heavy is imported before it is ne
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -18,12 +19,11 @@ import typer
 from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest
 
-from . import machine, models, pictures, train
+from . import machine, models, pictures, streams, train
 from .bench.commands import bench
 from .compare import commands as compare
 from .drawing import (
     deliver,
-    free_name,
     one,
     parse_embedding,
     parse_extend,
@@ -34,7 +34,8 @@ from .drawing import (
 )  # fmt: skip
 from .libraries import hush_libraries
 from .macos import commands as macos
-from .options import AsJson, Quiet
+from .options import AsJson, Overwrite, Quiet
+from .saving import Saver
 from .server.commands import serve
 from .terminal import say
 
@@ -58,15 +59,20 @@ for command in (
 
 def main() -> None:
     """Run the command line; turn every error a user can cause into one line and exit code 2."""
+    streams.tolerate_encodings()
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except EdgeSDError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("stopped; nothing more was written", 130)
     except BrokenPipeError:
-        sys.stderr.close()
+        streams.give_up_stdout()
         sys.exit(141)
+    except OSError as error:
+        streams.give_up_stdout()
+        _fail(streams.reason(error))
     except Exception as error:
         # The parser's own errors know how to say themselves; typer keeps their class private.
         if hasattr(error, "format_message"):
@@ -82,7 +88,8 @@ def main() -> None:
 
 def _fail(message: str, code: int = 2) -> None:
     line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
-    say(f"edge-sd: {line}", error=True)
+    with contextlib.suppress(OSError):
+        say(f"edge-sd: {line}", error=True)
     sys.exit(code)
 
 
@@ -175,6 +182,7 @@ def generate(
         bool | None, typer.Option(help="Black out what the model's checker flags. Default: if it has one.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = None,
+    overwrite: Overwrite = False,
     model: Annotated[str | None, typer.Option(help="A name (edge-sd models list) or a folder. Default: emoji.")] = None,
     variant: Annotated[str | None, typer.Option(help="A variant of the model (edge-sd models show).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, ane, coreai-reference, …")] = "auto",
@@ -189,7 +197,6 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Draw a picture."""
-    from edge_sd.images.files import check_output
     from edge_sd.pipeline.pipeline import Pipeline
     from edge_sd.pipeline.presets import preset_named
     from edge_sd.pipeline.recorded import read_recorded
@@ -220,9 +227,9 @@ def generate(
     if recorded is None and prompt is None:
         raise InvalidRequest("there is no prompt: say what to draw, or give a picture to make again with --from")
     request = Request(**given) if recorded is None else recorded.request(**given)
-    path = output if output is not None else free_name(request.prompt)
-    check_output(path)
     silent = quiet or as_json
+    saver = Saver(output, request.prompt, request.count or 1, grid=grid, overwrite=overwrite, say=not silent)
+    saver.check()
 
     def tell(line: str) -> None:
         if not silent:
@@ -239,9 +246,9 @@ def generate(
             for note in recorded.notes(given):
                 tell(f"note: {note}")
         tell(pipeline.plan.explain() if verbose else pipeline.plan.summary())
-        with progress(request, silent) as on_step:
-            result = pipeline.generate(request, on_step)
-    deliver(result, path, grid, as_json, quiet)
+        with saver, progress(request, silent) as on_step:
+            result = pipeline.generate(request, on_step, saver.save)
+    deliver(result, saver, as_json, quiet)
 
 
 @app.command()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from edge_sd.pipeline.result import Result
     from edge_sd.sampling.samplers import Step
 
+    from .saving import Saver
+
 
 def one(values: list[Any] | None) -> Any:
     """The value of a repeatable option that was given once; a list of those given more often; None where none was."""
@@ -85,16 +87,6 @@ def parse_embedding(text: str) -> tuple[str, Path]:
     return read_embedding(Path(name), word or None).word, Path(name)
 
 
-def free_name(prompt: str, folder: Path = Path()) -> Path:
-    """A name made of the prompt that no file in `folder` has yet."""
-    stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "picture"
-    path, n = folder / f"{stem}.png", 1
-    while path.exists() or path.with_stem(f"{path.stem}-1").exists():
-        n += 1
-        path = folder / f"{stem}-{n}.png"
-    return path
-
-
 @contextmanager
 def progress(request: Request, silent: bool) -> Iterator[Any]:
     """A bar over all steps of all pictures; yields the callback for Pipeline.generate."""
@@ -118,16 +110,16 @@ def progress(request: Request, silent: bool) -> Iterator[Any]:
         yield on_step
 
 
-def deliver(result: Result, path: Path, grid: bool, as_json: bool, quiet: bool) -> None:
-    """Write the pictures and print their paths, or all about them as JSON."""
-    paths = [result.save_grid(path)] * len(result.pictures) if grid else result.save(path)
+def deliver(result: Result, saver: Saver, as_json: bool, quiet: bool) -> None:
+    """Say what the saved pictures are: seeds and notes, or all about them as JSON."""
+    notes = [*result.notes, *saver.notes]
     if as_json:
-        print(json.dumps(_report(result, paths), indent=2))
+        print(json.dumps({**_report(result, saver.paths), "notes": notes}, indent=2))
     elif not quiet:
-        for note in result.notes:
+        seeds = [picture.settings.seed for picture in result.pictures]
+        say(f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]}-{seeds[-1]}", error=True)
+        for note in notes:
             say(f"note: {note}", error=True)
-        for written in dict.fromkeys(paths):
-            print(written)
 
 
 def _report(result: Result, paths: list[Path]) -> dict[str, Any]:
@@ -138,4 +130,4 @@ def _report(result: Result, paths: list[Path]) -> dict[str, Any]:
          "variant": picture.variant, "device": picture.device}
         for path, picture in zip(paths, result.pictures, strict=True)
     ]  # fmt: skip
-    return {"pictures": pictures, "plan": result.plan, "seconds": result.seconds, "notes": result.notes}
+    return {"pictures": pictures, "plan": result.plan, "seconds": result.seconds}

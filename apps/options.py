@@ -8,3 +8,4 @@ import typer
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output, if it is there already.")]

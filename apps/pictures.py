@@ -13,7 +13,8 @@ from edge_sd.errors import InvalidRequest
 
 from . import machine
 from .drawing import deliver, parse_size, progress
-from .options import AsJson
+from .options import AsJson, Overwrite, Quiet
+from .saving import Saver, free_path, refuse_existing
 from .terminal import plain, say
 
 # What a picture is said to show that says nothing of itself.
@@ -35,12 +36,12 @@ def upscale(
     variant: Annotated[str | None, typer.Option(help="As for generate.")] = None,
     device: Annotated[str, typer.Option(help="As for generate.")] = "auto",
     prefer: machine.Prefer = "speed",
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make a picture larger: each piece drawn anew a little, the overlaps blended at every step."""
     from edge_sd.images.canvas import open_picture
-    from edge_sd.images.files import check_output
     from edge_sd.pipeline.pipeline import Pipeline
     from edge_sd.pipeline.recorded import read_recorded
     from edge_sd.pipeline.request import Request
@@ -48,9 +49,11 @@ def upscale(
     if not 1 < scale <= 8:
         raise InvalidRequest(f"scale {scale:g} is not a number above 1, up to 8")
     opened = open_picture(image, "image")
-    path = output or image.with_name(f"{image.stem}-x{scale:g}.png")
-    check_output(path)
     silent = quiet or as_json
+    name = f"{image.stem}-x{scale:g}.png"
+    path = output or free_path(image.with_name(name))
+    saver = Saver(path, "", 1, overwrite=overwrite, say=not silent)
+    saver.check()
 
     def tell(line: str) -> None:
         if not silent:
@@ -70,9 +73,9 @@ def upscale(
         )
         pipeline.resolve(request)  # A mistake is told before anything else is.
         tell(pipeline.plan.summary())
-        with progress(request, silent) as on_step:
-            result = pipeline.generate(request, on_step)
-    deliver(result, path, False, as_json, quiet)
+        with saver, progress(request, silent) as on_step:
+            result = pipeline.generate(request, on_step, saver.save)
+    deliver(result, saver, as_json, quiet)
 
 
 def interpolate(
@@ -84,20 +87,22 @@ def interpolate(
     seconds: Annotated[float, typer.Option(help="How long a GIF takes to get there.")] = 2.0,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     size: Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels of each.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .gif, or a strip as .png, .jpg, .webp.")] = Path(
-        "interpolation.gif"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A .gif, or a strip as .png, .jpg, .webp. Default: interpolation.gif"),
+    ] = None,
+    overwrite: Overwrite = False,
     model: Annotated[str, typer.Option(help="A name or a folder.")] = "emoji",
     variant: Annotated[str | None, typer.Option(help="As for generate.")] = None,
     device: Annotated[str, typer.Option(help="As for generate.")] = "auto",
     prefer: machine.Prefer = "speed",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Go from one prompt or seed to another, as an animation or a strip of pictures."""
     import secrets
     from dataclasses import replace
 
-    from edge_sd.images.files import check_output, write
+    from edge_sd.images.files import FORMATS, check_output, write
     from edge_sd.images.grids import animation, grid
     from edge_sd.pipeline.pipeline import Pipeline
     from edge_sd.pipeline.request import MAX_SEED, Request
@@ -108,8 +113,10 @@ def interpolate(
         raise InvalidRequest(f"seconds {seconds:g} is not a number from 0.1 to 600")
     if toward is None and toward_seed is None:
         raise InvalidRequest("there is nothing to go towards: give a second prompt or --toward-seed")
-    animated = output.suffix.lower() == ".gif"
-    check_output(output.with_suffix(".png") if animated else output)
+    path = free_path(Path("interpolation.gif")) if output is None else output
+    animated = path.suffix.lower() == ".gif"
+    check_output(path.with_suffix(".png") if animated else path)
+    refuse_existing(path, overwrite)
     width, height = parse_size(size)
     first = secrets.randbelow(MAX_SEED) if seed is None else seed
     requests = []
@@ -130,12 +137,15 @@ def interpolate(
                 print(f"{n + 1} of {frames}", end="\r" if n + 1 < frames else "\n", file=sys.stderr)
             drawn += pipeline.generate(request).pictures
     images = [each.image for each in drawn]
-    if animated:
-        write(animation(images, seconds), output)
-    else:
-        replace(drawn[0], image=grid(images, columns=frames)).save(output)
+    strip = replace(drawn[0], image=grid(images, columns=frames))
+    data = animation(images, seconds) if animated else strip.encode(FORMATS[path.suffix.lower()])
+    try:
+        write(data, path, new=not overwrite)
+    except FileExistsError:
+        # Another process was faster.
+        path = write(data, free_path(path))
     if not quiet:
-        print(output)
+        print(path)
 
 
 def to_stderr(line: str) -> None:

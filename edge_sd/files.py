@@ -38,16 +38,36 @@ def record_file(path: Path) -> FileRecord:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside, flush to the disk, rename: whoever reads `path` finds the old bytes or the new."""
+    with _written_beside(path, data) as beside:
+        os.replace(beside, path)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, all or nothing. Raises FileExistsError where another was faster."""
+    with _written_beside(path, data) as beside:
+        try:
+            # Unlike a rename, a link never replaces.
+            os.link(beside, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            # A file system without links: claim the name, then fill it.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
+    """A file in the folder of `path` that holds `data`, on the disk; gone at the end, if it still has its name."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with beside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
+        yield beside
+    finally:
         beside.unlink(missing_ok=True)
-        raise
 
 
 def refuse_pointer(path: Path) -> None:

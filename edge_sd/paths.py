@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -17,7 +18,15 @@ def models_home() -> Path:
     if chosen := os.environ.get("EDGE_SD_MODELS"):
         return Path(chosen)
     if sys.platform == "darwin":
-        return Path.home() / "Library/Application Support/edge-sd/models"
+        return _home() / "Library/Application Support/edge-sd/models"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "edge-sd" / "models"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "edge-sd/models"
+        return Path(os.environ.get("LOCALAPPDATA", str(_home()))) / "edge-sd" / "models"
+    return Path(os.environ.get("XDG_DATA_HOME") or _home() / ".local/share") / "edge-sd/models"
+
+
+def _home() -> Path:
+    """The user's own folder; one for temporary files where a user has none, as in containers run under any uid."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"edge-sd-{os.getuid() if hasattr(os, 'getuid') else 'user'}"

@@ -9,9 +9,12 @@ import subprocess
 import sys
 from typing import Any
 
+from edge_sd.backends.openvino.telemetry import refuse_telemetry
+
 # VmHWM where there is one: Linux's ru_maxrss starts at what the parent process had.
 PEAK = """
 import json, re, resource, sys, time
+sys.modules.setdefault("openvino_telemetry", None)  # The peers import openvino too, which would report its use.
 def peak_memory():
     if sys.platform == "linux":
         return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
@@ -35,6 +38,7 @@ def measured(name: str, script: str, *, home: str = "", **values: Any) -> dict[s
 
 
 def machine() -> str:
+    refuse_telemetry()
     import openvino
 
     name = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")

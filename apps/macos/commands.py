@@ -26,9 +26,7 @@ def draw(
     folder: Annotated[Path | None, typer.Option(help="Where pictures go. Default: Pictures/edge-sd.")] = None,
 ) -> None:
     """Draw with Core ML, and show the picture."""
-    from edge_sd.images.files import check_output
-
-    from ..drawing import free_name
+    from ..saving import Saver
     from . import draw as script
 
     wishes = {"preview": preview, "wallpaper": wallpaper, "clipboard": clipboard}
@@ -43,10 +41,11 @@ def draw(
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{place} cannot be made ({error.strerror})") from error
-    path = free_name(words, place)
-    check_output(path)
-    (picture,) = script.draw(words, model, seed, lambda line: print(line, file=sys.stderr)).save(path)
-    print(picture)
+    with Saver(None, words, 1, folder=place) as saver:
+        saver.check()
+        (drawn,) = script.draw(words, model, seed, lambda line: print(line, file=sys.stderr)).pictures
+        saver.save(0, drawn)
+    (picture,) = saver.paths
     for action in actions:
         script.hand_over(picture, action)
 

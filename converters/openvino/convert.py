@@ -14,6 +14,7 @@ from edge_sd.backends.openvino.loading import LARGE
 from edge_sd.backends.openvino.mapping import forgetting, mapped
 from edge_sd.backends.openvino.reading import read_model
 from edge_sd.backends.openvino.streaming import stream
+from edge_sd.backends.openvino.telemetry import refuse_telemetry
 from edge_sd.bundle.diffusers import GRAPH
 from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.variants import Parity
@@ -34,6 +35,7 @@ def convert(
 
     A recipe with `activations` is calibrated on what `recording` says went into the component.
     """
+    refuse_telemetry()
     import openvino as ov
     import torch
 
@@ -119,6 +121,7 @@ def _name_ports(model: Any, wrapped: Wrapped) -> None:
 def _compress(model: Any, recipe: QuantRecipe) -> Any:
     import logging
 
+    refuse_telemetry()
     import nncf
 
     # nncf prints its statistics at INFO; what matters of them is in the manifest.

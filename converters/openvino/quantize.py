@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from edge_sd.backends.openvino.telemetry import refuse_telemetry
+
 from ..parity import Arrays, Recording
 from ..sources.wrappers import Wrapped
 
@@ -40,6 +42,7 @@ def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording, hyb
 
     `hybrid` leaves the activations of linear layers alone and stores their weights in 8 bits.
     """
+    refuse_telemetry()
     import nncf
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,

@@ -21,21 +21,46 @@ def installed_models() -> dict[str, Path]:
     """Name -> folder of every model that can be opened by name."""
     found: dict[str, Path] = {}
     for home in (models_home(), embedded_models()):
-        if home.is_dir():
-            found |= {folder.name: folder for folder in sorted(home.iterdir()) if (folder / MANIFEST).is_file()}
+        found |= {folder.name: folder for folder in _folders(home) if _has(folder, MANIFEST)}
     return found
 
 
 def pulled_models() -> dict[str, Path]:
     """ORG/NAME -> folder of every model that was pulled from the hub."""
-    home = models_home()
-    folders = sorted(home.iterdir()) if home.is_dir() else []
-    return {each.name.replace("--", "/", 1): each for each in folders if is_pull(each)}
+    return {each.name.replace("--", "/", 1): each for each in _folders(models_home()) if _has(each, HUB_RECORD)}
 
 
-def is_pull(folder: Path) -> bool:
-    """Whether a folder of models_home() is a whole pull; one that is under way has a hidden name."""
-    return not folder.name.startswith(".") and (folder / HUB_RECORD).is_file()
+def unreadable() -> str:
+    """Why models_home() can't be looked into, which then counts as empty; "" where it can, or is not there."""
+    try:
+        os.listdir(models_home())
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{models_home()} cannot be read ({error.strerror})"
+    return ""
+
+
+def _folders(home: Path) -> list[Path]:
+    """What is in a home of models, hidden names left out: pulls and conversions under way have those."""
+    try:
+        return sorted(each for each in home.iterdir() if not each.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _has(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).is_file()
+    except OSError:
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def hub_folder(name: str) -> Path:
@@ -61,15 +86,16 @@ def find_pulled(name: str) -> Path | None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return None
     for folder in (hub_folder(name), aside(hub_folder(name))):
-        if folder.is_dir():
+        if _is_folder(folder):
             return folder
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{name.replace('/', '--')}"
-    try:
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
+    # RuntimeError: a user without a home.
+    with contextlib.suppress(OSError, UnicodeDecodeError, RuntimeError):
+        cache = cache.expanduser()
         snapshot = cache / "snapshots" / (cache / "refs/main").read_text("utf-8").strip()
         return snapshot if snapshot.is_dir() else None
-    except (OSError, UnicodeDecodeError):
-        return None
+    return None
 
 
 def model_name(folder: Path) -> str:
@@ -92,6 +118,7 @@ def find_model(model: str | Path) -> Path:
             return Path(model)
         if (pulled := find_pulled(str(model))) is not None:
             return pulled
+    closed = f"; {why}" if (why := unreadable()) else ""
     raise ModelNotFound(
-        f"no model {str(model)[:200]!r}: neither a folder nor installed; installed: {choices(installed)}"
+        f"no model {str(model)[:200]!r}: neither a folder nor installed; installed: {choices(installed)}{closed}"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidRequest, OutputError, choices
-from ..files import write_atomically
+from ..files import write_atomically, write_new
 from .metadata import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ MAX_PIXELS = 100_000_000
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 # Types of EXIF's fields.
 BYTE, UNDEFINED = 1, 7
+# Bytes of an EXIF block in a JPEG: a segment's 65,535 with its length.
+EXIF_LIMIT = 65_533
 
 
 def check_output(path: Path) -> None:
@@ -40,10 +42,15 @@ def check_output(path: Path) -> None:
         raise InvalidRequest(f"the output folder {str(folder)!r} cannot be written to")
 
 
+class TooLongForExif(OutputError):
+    """The texts of a picture are longer than a JPEG holds: 64 kB (JEITA CP-3451, section 4.7.2)."""
+
+
 def encode(image: Image, kind: str, text: str = "", request: str = "", quality: int = 95) -> bytes:
     """The bytes of a PNG, JPEG or WEBP file with both texts inside, where they are not ""; `request` is ASCII.
 
     quality   1 to 100, of JPEG and WebP
+    Raises TooLongForExif.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -58,7 +65,10 @@ def encode(image: Image, kind: str, text: str = "", request: str = "", quality: 
             chunks.add_text("edge_sd", request)
         image.save(buffer, "PNG", pnginfo=chunks)
     else:
-        image.save(buffer, kind, exif=_exif(request, text), quality=quality)
+        exif = _exif(request, text)
+        if kind == "JPEG" and len(exif) > EXIF_LIMIT:
+            raise TooLongForExif("the prompt and the other settings are too long for a JPEG's EXIF, 64 kB")
+        image.save(buffer, kind, exif=exif, quality=quality)
     return buffer.getvalue()
 
 
@@ -89,10 +99,12 @@ def save(image: Image, path: Path, text: str = "", request: str = "") -> Path:
     return write(encode(image, FORMATS[path.suffix.lower()], text, request), path)
 
 
-def write(data: bytes, path: Path) -> Path:
-    """Write a picture's bytes, all or nothing. Raises OutputError."""
+def write(data: bytes, path: Path, new: bool = False) -> Path:
+    """Write a picture's bytes, all or nothing; a `new` file replaces none. Raises OutputError, FileExistsError."""
     try:
-        write_atomically(path, data)
+        (write_new if new else write_atomically)(path, data)
+    except FileExistsError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise OutputError(f"{path} could not be written ({reason}); nothing was left behind") from error

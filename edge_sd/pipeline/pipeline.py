@@ -338,8 +338,16 @@ class Pipeline:
             self.components.rest()
         return pixels
 
-    def generate(self, request: Request, on_step: Callable[[int, Step], None] | None = None) -> Result:
-        """Draw all pictures of `request`; `on_step(n, step)` is called after each step of picture n."""
+    def generate(
+        self,
+        request: Request,
+        on_step: Callable[[int, Step], None] | None = None,
+        on_picture: Callable[[int, Picture], None] | None = None,
+    ) -> Result:
+        """Draw all pictures of `request`.
+
+        `on_step(n, step)` is called after each step of picture n, `on_picture(n, picture)` when it is drawn.
+        """
         from PIL import Image
 
         settings, source = self._resolve(request)
@@ -369,6 +377,8 @@ class Pipeline:
             variant, device = self.plan.variant, self.plan.device.name
             fingerprint = self.bundle.fingerprint(variant)
             pictures.append(Picture(image, each, self.bundle.name, variant, device, fingerprint))
+            if on_picture is not None:
+                on_picture(n, pictures[-1])
         told = [note for picture in pictures for note in self.wording.notes(picture.settings, picture.variant)]
         unet = self.plan.parts["unet"].variant
         if (settings.shortcuts.deep or settings.shortcuts.merge) and not self.bundle.variant(unet).changeable:

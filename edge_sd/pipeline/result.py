@@ -58,7 +58,11 @@ class Result:
 
     def save_grid(self, path: str | Path) -> Path:
         """Write all pictures as one, in rows, with the parameters of the whole inside."""
+        return self.gridded().save(path)
+
+    def gridded(self) -> Picture:
+        """All pictures as one, in rows; its settings make all of them again."""
         first = self.pictures[0]
         # A variation's first picture counts its second seed on, so that the count makes all of them again.
         settings = replace(first.settings, count=len(self.pictures))
-        return replace(first, image=grid([each.image for each in self.pictures]), settings=settings).save(path)
+        return replace(first, image=grid([each.image for each in self.pictures]), settings=settings)

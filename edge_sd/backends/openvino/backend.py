@@ -11,6 +11,7 @@ from ...errors import MissingExtra
 from ...machine import this_machine
 from ..base import Device, LoadRequest
 from .loading import Loading
+from .telemetry import refuse_telemetry
 
 
 class OpenVINOBackend:
@@ -20,6 +21,7 @@ class OpenVINOBackend:
 
     def __init__(self) -> None:
         try:
+            refuse_telemetry()
             import openvino
         except ImportError as error:
             raise MissingExtra("running OpenVINO models", "openvino") from error
