@@ -21,7 +21,7 @@ from typing import Literal
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.bundle.library import installed_models
 from edge_sd.devices.estimates import PARTS
-from edge_sd.devices.rules import REFERENCE
+from edge_sd.devices.rules import REFERENCES
 from edge_sd.errors import EdgeSDError, InvalidRequest, MissingExtra, choices
 from edge_sd.pipeline.request import MAX_SEED, Request
 
@@ -119,7 +119,7 @@ class Comparison:
         """Whether the executor of Core ML draws: the figures are the device's, the seconds would be another's."""
         if not artist.variant or self.bundle.variant(artist.variant).backend != "coreml":
             return False
-        return artist.device == REFERENCE or _only_by_executor(self.bundle, artist.variant)
+        return artist.device in REFERENCES or _only_by_executor(self.bundle, artist.variant)
 
     def folder_name(self, artist: Artist) -> str:
         """A name that is another as soon as anything differs that could change this artist's pictures or times."""
