@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from .lora_names import Key, flat, refused_form, split
 from .lora_strength import CONFIG_FILE, Strength, config_strength, header_strengths
 
 Array = NDArray[np.float32]
+# One number, or one for each part.
+Weight = TypeVar("Weight")
 # Parts that share their weights' names: a UNet that takes control is a UNet.
 SAME = {"controlled_unet": "unet"}
 
@@ -146,7 +148,9 @@ class Lora:
         ]
 
 
-def find_loras(given: Mapping[str | Path, float], named: Mapping[str, float], folder: Path | None) -> dict[Path, float]:
+def find_loras(
+    given: Mapping[str | Path, Weight], named: Mapping[str, Weight], folder: Path | None
+) -> dict[Path, Weight]:
     """File -> weight of those that were given, and of those that a prompt names, which lie in `folder`.
 
     Raises InvalidRequest for a name that is not there, or is there twice.

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def parameters_text(settings: Settings, model: str, model_hash: str) -> str:
     """AUTOMATIC1111's text; values hold no ":" or ",", which its readers stumble over."""
-    lines = [settings.prompt + "".join(f" <lora:{name}:{weight:g}>" for name, (weight, _) in settings.loras.items())]
+    loras = ((name, [text] if text == unet else [text, unet]) for name, (text, unet, _) in settings.loras.items())
+    tags = (f" <lora:{name}:{':'.join(f'{weight:g}' for weight in weights)}>" for name, weights in loras)
+    lines = [settings.prompt + "".join(tags)]
     if settings.negative:
         lines.append(f"Negative prompt: {settings.negative}")
     sampler = SAMPLERS[settings.sampler].title

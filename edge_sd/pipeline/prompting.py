@@ -15,7 +15,7 @@ from ..bundle.facts import TextPart
 from ..components.edits import NONE, Edits
 from ..components.lora import Lora, find_loras, read_lora
 from ..text.conditioning import HIDDEN, states_of
-from ..text.prompt import take_loras
+from ..text.prompt import LoraWeight, take_loras
 from ..text.textual_inversion import Embedding, ids_of, read_embedding
 from ..text.tokenizer import Chunk, TextTokenizer
 from .request import Request, Settings
@@ -47,15 +47,19 @@ class Wording:
             self._embeddings[embedding.sha256] = embedding
         return digests
 
-    def read_loras(self, request: Request) -> dict[str, tuple[float, str]]:
-        """Read the files of `request.loras` and those that its prompt names: name -> weight and the file's hash."""
+    def read_loras(self, request: Request) -> dict[str, tuple[float, float, str]]:
+        """Read the files of `request.loras` and those that its prompt names.
+
+        Name -> weight for the text encoders, weight for the UNet, the file's hash.
+        """
         named = take_loras(request.prompt)[1]
+        given = {path: LoraWeight(weight, weight) for path, weight in request.loras.items()}
         folder = None if request.lora_folder is None else Path(request.lora_folder)
         used = {}
-        for path, weight in find_loras(request.loras, named, folder).items():
+        for path, weight in find_loras(given, named, folder).items():
             lora = read_lora(path)
             lora.check(self.bundle.facts.text_width)
-            used[lora.name] = (float(weight), lora.sha256)
+            used[lora.name] = (float(weight.text), float(weight.unet), lora.sha256)
             # One that is here already knows what had no place.
             self._loras.setdefault(lora.sha256, lora)
         return used
@@ -91,8 +95,9 @@ class Wording:
             states = states_of(text, settings.clip_skip)
             states = "" if states == text.states else states
             made[text.part] = Edits(key, skip, np.concatenate(vectors) if vectors else None, states=states)
-        loras = [(self._loras[digest], weight) for weight, digest in settings.loras.values() if weight]
         for part, edits in made.items():
+            of_part = 0 if part.startswith("text") else 1
+            loras = [(self._loras[row[2]], row[of_part]) for row in settings.loras.values() if row[of_part]]
             if mine := tuple((lora, weight) for lora, weight in loras if lora.has(part)):
                 made[part] = replace(edits, loras=mine, part=part)
         return made
@@ -115,7 +120,9 @@ class Wording:
                 )
         notes += [f"the embedding {word!r} is in no prompt" for word in unused]
         parts = self.bundle.variant(variant).artifacts
-        return notes + [note for _, digest in settings.loras.values() for note in self._loras[digest].notes(parts)]
+        return notes + [
+            note for *_, digest in settings.loras.values() for note in self._loras[str(digest)].notes(parts)
+        ]
 
     def _words(self, settings: Settings) -> dict[str, Embedding]:
         return {word: self._embeddings[digest] for word, digest in settings.embeddings.items()}

@@ -198,8 +198,9 @@ def _files(settings: dict[str, Any]) -> dict[tuple[str, str], str]:
     words, loras = (settings.get(name) for name in ("embeddings", "loras"))
     found = {("embedding", str(word)): str(digest) for word, digest in words.items()} if isinstance(words, dict) else {}
     for name, row in loras.items() if isinstance(loras, dict) else ():
-        if isinstance(row, list | tuple) and len(row) == 2:
-            found["LoRA", str(name)] = str(row[1])
+        # Pictures of earlier versions have one weight for both.
+        if isinstance(row, list | tuple) and len(row) in (2, 3):
+            found["LoRA", str(name)] = str(row[-1])
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ..components.edits import Shortcuts
 from ..errors import InvalidRequest, choices
 from ..sampling.names import choose_sampler, find_sampler, find_sigmas
 from ..text.prompt import parse, take_loras
+from ..text.schedule import script
 from ..text.textual_inversion import check_word
 from ..text.wildcards import expand
 
@@ -138,6 +140,7 @@ class Request:
         for name, text in texts:
             _check_text(name, text)
             parse(text)
+            script(text, "", 1)
         if not self.prompt.strip():
             raise InvalidRequest("the prompt is empty; say what to draw")
         for name, side in (("width", self.width), ("height", self.height)):
@@ -170,7 +173,7 @@ class Request:
         _check_range("CLIP skip", self.clip_skip, 1, MAX_SKIP)
         for word in self.embeddings:
             check_word(word)
-        for weight in (*self.loras.values(), *take_loras(self.prompt)[1].values()):
+        for weight in (*self.loras.values(), *chain(*take_loras(self.prompt)[1].values())):
             if not -MAX_LORA <= weight <= MAX_LORA:
                 raise InvalidRequest(f"the weight {weight} of a LoRA is not a number from -{MAX_LORA} to {MAX_LORA}")
         if self.lora_folder is not None and not Path(self.lora_folder).is_dir():
@@ -281,8 +284,8 @@ class Settings:
     """A request with nothing left open: what a model really draws.
 
     `image`, `mask` and `control` are hashes of their pixels, the values of `embeddings` of their files, and `loras` are
-    names with weight and hash; where there are none, `Request(**asdict(settings))` asks for the same again. `safety` is
-    None where the model has no checker, and False where it was switched off.
+    names with the weights for text encoders and UNet, and a hash; where there are none, `Request(**asdict(settings))`
+    asks for the same again. `safety` is None where the model has no checker, and False where it was switched off.
     """
 
     prompt: str
@@ -322,7 +325,7 @@ class Settings:
     decoder: str = "full"
     clip_skip: int = 1
     embeddings: dict[str, str] = field(default_factory=dict)
-    loras: dict[str, tuple[float, str]] = field(default_factory=dict)
+    loras: dict[str, tuple[float, float, str]] = field(default_factory=dict)
     refiner: str | None = None
     refiner_start: float | None = None
     safety: bool | None = None

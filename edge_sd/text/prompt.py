@@ -1,37 +1,55 @@
 r"""The language of prompts, AUTOMATIC1111's: how much attention each word gets, and where a chunk ends.
 
     (word)        1.1 times the attention; ((word)) is 1.21
-    (word:1.3)    1.3 times
+    (word:1.3)    1.3 times; 0 and negative numbers are weights, too
     [word]        1.1 times less
-    \( \) \[ \]   the character itself; \\ is a backslash
+    \( \) \[ \]   the character itself; \\ is a backslash, and a lone one before other characters is left out
     BREAK         what follows begins a new chunk of tokens
     <lora:NAME:0.8>   a file of differences of the weights, and how much of it (see lora.py); no part of the text
+    <lora:NAME:1:0>   the same for the text encoders and for the UNet, also as te=1 and unet=0; <lyco:…> is the same
 
-Brackets that are never closed count to the end, and closing ones that were never opened are text, as there.
+Brackets that are never closed count to the end, and closing ones that were never opened are text, as there. What
+changes from step to step, and AND, is in schedule.py. Reading takes time linear in the length of the text.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import InvalidRequest
 
 STEP = 1.1
-LOWEST, HIGHEST = 0.01, 100.0
+HIGHEST = 100.0
 DEEPEST = 64
+# No part of a pattern can match what the part after it matches: a failed attempt does not try its lengths in turn.
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 _TOKEN = re.compile(
-    r"\\(?P<escaped>[\\()\[\]])"
-    r"|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
+    r"\\(?P<escaped>[\\()\[\]]?)"
+    rf"|:\s*(?P<weight>{_NUMBER})\s*\)"
     r"|\s*\b(?P<end>BREAK)\b\s*"
     r"|\s+"
     r"|(?P<bracket>[()\[\]])"
-    r"|(?P<text>[^\\()\[\]:B\s]+|.)",
+    r"|(?P<hypernet><hypernet:[^<>]*>)"
+    r"|(?P<text>[^\\()\[\]:B<\s]+|.)",
     re.DOTALL,
+)
+_LORA = re.compile(r"<(?:lora|lyco):([^<>]*)>")
+# compel's weights stand behind a word or a bracket, and its functions behind a bracket.
+_COMPEL = re.compile(
+    r"(?<=[^\W\d_]{2})(?:\+{2,}|-{2,}|\+(?=[\s,)]|$))"
+    r"|\)(?:[+-]+|\d+\.\d+)(?=[\s,)]|$)"
+    r"|\)\.(?:and|blend|swap)\("
 )
 
 
-_LORA = re.compile(r"<lora:([^:<>]+)(?::\s*([+-]?(?:\d+\.?\d*|\.\d+))[^<>]*)?>")
+class LoraWeight(NamedTuple):
+    """How much of a LoRA is added to the text encoders and to the UNet; 1 is all of it."""
+
+    text: float = 1.0
+    unet: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,8 @@ def parse(prompt: str) -> list[list[Span]]:
 
     for match in _TOKEN.finditer(prompt):
         bracket, weight = match["bracket"], match["weight"]
+        if match["hypernet"]:
+            continue  # Named by `notes`.
         if match["end"]:
             parts.append([])
             weights.append([])
@@ -75,7 +95,7 @@ def parse(prompt: str) -> list[list[Span]]:
         elif bracket == "]" and opened["["]:
             multiply(opened["["].pop(), 1 / STEP)
         else:
-            add(match["escaped"] or match[0])
+            add(match[0] if match["escaped"] is None else match["escaped"])
     for kind, factor in (("(", STEP), ("[", 1 / STEP)):
         for start in opened[kind]:
             multiply(start, factor)
@@ -94,11 +114,53 @@ def _merged(texts: list[str], weights: list[float]) -> list[Span]:
 
 
 def _checked(weight: float, where: str) -> float:
-    if not LOWEST <= weight <= HIGHEST:
-        raise InvalidRequest(f"the weight {weight:g} at {where[:40]!r} is not a number from {LOWEST:g} to {HIGHEST:g}")
+    if not -HIGHEST <= weight <= HIGHEST:
+        raise InvalidRequest(
+            f"the weight {weight:g} at {where[:40]!r} is not a number from {-HIGHEST:g} to {HIGHEST:g}"
+        )
     return weight
 
 
-def take_loras(prompt: str) -> tuple[str, dict[str, float]]:
-    """The prompt without its <lora:NAME:WEIGHT>, and the weight of each name, 1 where none is said."""
-    return _LORA.sub("", prompt), {match[1].strip(): float(match[2] or 1) for match in _LORA.finditer(prompt)}
+def take_loras(prompt: str) -> tuple[str, dict[str, LoraWeight]]:
+    """The prompt without its <lora:…>, and the weights of each name; of one that is named twice, their sum.
+
+    Raises InvalidRequest for a weight that is no number.
+    """
+    found: dict[str, LoraWeight] = {}
+    for match in _LORA.finditer(prompt):
+        name, weight = _lora_weight(match)
+        before = found.get(name, LoraWeight(0.0, 0.0))
+        found[name] = LoraWeight(before.text + weight.text, before.unet + weight.unet)
+    return _LORA.sub("", prompt), found
+
+
+def _lora_weight(match: re.Match[str]) -> tuple[str, LoraWeight]:
+    """NAME, and `text:unet`, `text` alone for both, or `te=…` and `unet=…`, which go before those."""
+    name, *given = (piece.strip() for piece in match[1].split(":"))
+    named = dict(piece.split("=", 1) for piece in given if "=" in piece)
+    placed = [piece for piece in given if "=" not in piece]
+    if not name or set(named) - {"te", "unet"} or len(placed) > 2:
+        raise InvalidRequest(f"{match[0][:80]!r} is no LoRA; valid: <lora:NAME:0.8>, <lora:NAME:0.8:1>, te=0.8, unet=1")
+    values = {"te": placed[0] if placed else "1"}
+    values["unet"] = placed[1] if len(placed) > 1 else values["te"]
+    numbers = {}
+    for key, text in {**values, **named}.items():
+        try:
+            numbers[key] = float(text)
+        except ValueError:
+            numbers[key] = math.nan
+        if not math.isfinite(numbers[key]):
+            raise InvalidRequest(f"the weight {text[:40]!r} of {match[0][:80]!r} is no number, such as 0.8")
+    return name, LoraWeight(numbers["te"], numbers["unet"])
+
+
+def notes(prompt: str) -> list[str]:
+    """What of a prompt is in a language that is not this one, or is not to be had."""
+    found = []
+    for match in _TOKEN.finditer(prompt):
+        if match["hypernet"]:
+            found.append(f"{match[0][:80]} has no effect: hypernetworks are not offered")
+    if match := _COMPEL.search(prompt):
+        near = prompt[max(0, match.start() - 20) : match.end()].split()[-1]
+        found.append(f"{near!r} looks like compel's weights, which are words here; (word:1.1) weighs a word")
+    return found

@@ -28,6 +28,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 # Where a chunk is full, what follows its last comma goes into the next, if that is no more than this many tokens.
 BACKTRACK = 20
+# Largest factor that restores the mean of states where some weights are 0 or negative.
+MOST_RESCALED = 10.0
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,15 @@ def encode(encoder: Component, rows: Sequence[Sequence[Chunk]], hidden: str = "l
 def weighted(states: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """States [B, S, C] times weights [B, S], each row then scaled back to the mean that it had: AUTOMATIC1111's way.
 
-    A factor beyond what the weights themselves can ask for comes of a mean near zero; such a row keeps its scale.
+    A factor beyond what the weights themselves can ask for comes of a mean near zero; such a row keeps its scale. With
+    weights of 0 and less they can ask for any, and MOST_RESCALED is the bound.
     """
     scaled = states * weights[..., None]
     before, after = (each.mean(axis=(1, 2), dtype=np.float64) for each in (states, scaled))
     ratio = np.divide(before, after, out=np.ones_like(before), where=after != 0)
-    highest, lowest = 1 / np.minimum(weights.min(axis=1), 1), 1 / np.maximum(weights.max(axis=1), 1)
+    least = np.minimum(weights.min(axis=1), 1)
+    highest = np.divide(1, least, out=np.full_like(before, MOST_RESCALED), where=least > 0)
+    lowest = 1 / np.maximum(weights.max(axis=1), 1)
     ratio = np.where((lowest <= ratio) & (ratio <= highest), ratio, 1.0)
     return np.asarray(scaled * ratio[:, None, None], np.float32)
 
