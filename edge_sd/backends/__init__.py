@@ -1,4 +1,4 @@
-"""The backends by name. Each is imported when it is asked for, so that none costs those who do not use it."""
+"""The backends by name. Each is imported at its first use, so that an unused one costs nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backend is: devices it can name, and components it can load. Nothing else of it is seen by the pipeline."""
+"""The protocol of a backend: it names devices and loads components. The pipeline sees nothing else of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import DeviceError, choices
 
 @dataclass(frozen=True)
 class Device:
-    """A place where components can run: `name` is what --device takes, `backend` who runs it there.
+    """A place where components can run. `name` is what --device takes, `backend` the library that runs it.
 
     features   what its driver says it can do ("FP16", "BF16", "INT8", "GPU_HW_MATMUL", …)
     memory     bytes of its own; 0 where it shares the machine's
@@ -68,7 +68,7 @@ class Backend(Protocol):
     def name(self) -> str: ...
 
     def devices(self) -> list[Device]:
-        """What is on this machine, best known first."""
+        """The devices of this machine, the best supported first."""
 
     def load(self, request: LoadRequest) -> Component:
         """Load a component. Raises InvalidModel or DeviceError, and InvalidRequest for sizes or edits it can't take."""

@@ -1,7 +1,7 @@
 """A backend without weights: small numpy functions in the shapes of the real networks, for tests in milliseconds.
 
-The "model" draws: its denoised latents are a smooth pattern made of the text, nearly whatever the noise, so that a
-pipeline with all its parts in order converges to the same picture with every sampler.
+The denoised latents are a smooth pattern that depends on the text and hardly on the noise, so that a correct pipeline
+converges to the same picture with every sampler.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """torch: runs a diffusers folder as it is, on CPU, CUDA and MPS: the reference, and what has not been converted.
 
-torch is imported when a component is loaded, never to look around: that alone would take longer than a small picture.
+torch is imported when a component is loaded, not to list devices: the import takes longer than a small picture.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class TorchBackend:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the loaders' bars and advice, which would go to a stderr that is ours."""
+    """Silence the loaders' progress bars and advice: stderr belongs to the caller."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -201,7 +201,7 @@ class TorchComponent:
         tensor = torch.from_numpy(np.ascontiguousarray(value))
         if name == "input_ids":
             return tensor.to(self.where, torch.int64)
-        # Half a mantissa would move the timestep.
+        # float16 would round the timestep.
         return tensor.to(self.where, torch.float32 if name in ("timestep", "time_ids") else self.dtype)
 
     def _run(self, given: dict[str, Any]) -> dict[str, Any]:

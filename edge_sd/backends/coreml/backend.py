@@ -33,9 +33,9 @@ from .plan import placements
 
 REFERENCE = "coreml-reference"
 UNITS = {"ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
-# Where an installed package offers something that runs .mlpackages: our own executor, which the runtime cannot know.
+# Entry point for a program that runs .mlpackages: our executor, which the runtime may not import.
 EXECUTORS = "edge_sd.executors"
-# The function of a package that has one.
+# Name of the function in a package of one function.
 MAIN = "main"
 
 
@@ -96,7 +96,7 @@ class CoreMLBackend:
 
 
 def _hashes(package: Path, variant: Variant, artifact: Artifact, graph: str) -> list[str]:
-    """The hashes of a package's files: the manifest's, or, of a folder that others wrote, taken here."""
+    """Hashes of a package's files: from the manifest, or computed for a folder of another program."""
     known = [
         record.sha256
         for name, record in sorted(variant.files.items())
@@ -117,7 +117,7 @@ def _executor() -> Any:
 class CoreMLComponent:
     """A program with `inputs` (name -> dtype and shape) and `predict`, called by our names and shapes.
 
-    `rows` are those of a text encoder's table of embeddings before words of one's own were added, which come after.
+    `rows` is the size of a text encoder's embedding table before textual inversions were appended.
     """
 
     def __init__(self, name: str, program: Any, layout: Layout, rows: int | None = None) -> None:
@@ -171,7 +171,7 @@ class CompiledProgram:
                 self.inputs, self.outputs = ({p.name: _port(p.type.multiArrayType) for p in side} for side in described)
                 key = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
                 compiled = self._compiled(package, key)
-            # A model of one function has no names for them.
+            # A model of one function does not name its functions.
             named = {} if function == MAIN else {"function_name": function}
             self.model = ct.models.CompiledMLModel(str(compiled), getattr(ct.ComputeUnit, units), **named)
             self.compiled, self.units, self.function = compiled, units, function
@@ -197,7 +197,7 @@ class CompiledProgram:
         if kept.is_dir():
             return kept
         home.mkdir(parents=True, exist_ok=True)
-        # Compiled beside and renamed: whoever finds it finds it whole, and two at once make one.
+        # Compiled beside and renamed, so that a reader never sees half of it and two processes leave one copy.
         with tempfile.TemporaryDirectory(dir=home, prefix=f".{package.stem}-") as beside:
             made = ct.models.utils.compile_model(str(package), str(Path(beside) / kept.name))
             if not kept.is_dir():

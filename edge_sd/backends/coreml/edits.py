@@ -1,4 +1,4 @@
-"""Edits of Core ML packages: LoRAs, words of one's own and CLIP skip, in a copy whose weights or wires are others.
+"""Edits of Core ML packages: LoRAs, textual inversions and CLIP skip, in a copy with other weights or connections.
 
 Core ML takes no weights as inputs, so a copy is made in the cache, named by all that decides it: the package's files
 and the edits. The last few stay, so going back to one costs little. Weights that a LoRA changes are float16, or
@@ -68,12 +68,12 @@ def edited(packages: Sequence[Path], digest: str, edits: Edits, name: str) -> li
     key = hashlib.sha256(f"{digest} {loras} {edits.clip_skip} {edits.states} ".encode() + vectors).hexdigest()[:16]
     home = models_home().parent / "edited"
     kept = home / key
-    # Even where the copy is there: this also says what of a LoRA has no place, and refuses one for another model.
+    # Also where the copy exists: this finds the modules without a place and refuses a LoRA for another model.
     plans = _plans(packages, edits, name)
     if not _is_whole(kept):
         try:
             home.mkdir(parents=True, exist_ok=True)
-            # Made beside and renamed: whoever finds it finds it whole.
+            # Written beside and renamed, so that a reader never sees half of it.
             with tempfile.TemporaryDirectory(dir=home, prefix=f".{key}-") as beside:
                 made = Path(beside) / key
                 made.mkdir()
@@ -86,7 +86,7 @@ def edited(packages: Sequence[Path], digest: str, edits: Edits, name: str) -> li
                     os.replace(kept, Path(beside) / "damaged")
                 os.replace(made, kept)
         except OSError as error:
-            # Another process may have been faster.
+            # Another process may have written it meanwhile.
             if not _is_whole(kept):
                 raise OutputError(f"{home} cannot keep {name} with its changes ({error.strerror or error})") from error
     os.utime(kept)
@@ -96,7 +96,7 @@ def edited(packages: Sequence[Path], digest: str, edits: Edits, name: str) -> li
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a copy is what was written."""
+    """Whether a copy still has the sizes and hashes that were written."""
     try:
         records = {name: FileRecord(**row) for name, row in json.loads((folder / RECORD).read_text("utf-8")).items()}
         return all(record_file(folder / name) == record for name, record in records.items())
@@ -105,7 +105,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 class _Plan:
-    """What becomes of one package: its constants that change and what each is then, and what reads another value."""
+    """The changes of one package: new values of constants, and operations that read another value."""
 
     def __init__(self, package: Path, name: str) -> None:
         self.name = name
@@ -144,7 +144,7 @@ class _Plan:
         return weight
 
     def add_table(self, vectors: Array) -> bool:
-        """Give the table of embeddings these rows more; False where the package has none."""
+        """Append rows to the embedding table. False where the package has no such table."""
         names = {name for each in self.constants for name in each.operations if _TABLE.search(name)}
         if not names:
             return False
@@ -158,7 +158,7 @@ class _Plan:
     def skip_layers(self, edits: Edits) -> None:
         """Let the final norm, or the output of states where there is one, read those of an earlier layer.
 
-        The layers after it stay, read by nobody.
+        The layers after it stay in the graph, unused.
         """
         for function in self.functions:
             norms = [each for each in function.operations if each.kind == "layer_norm"]
@@ -177,7 +177,7 @@ class _Plan:
             self.wires[name] = str(states[wanted])
 
     def _most_rows(self) -> int:
-        """How many the lookup can tell apart: some targets look up by integers of 16 bits."""
+        """Largest table that the lookup can index: some targets use integers of 16 bits."""
         kinds = {"int8": 1 << 7, "uint8": 1 << 8, "int16": 1 << 15, "uint16": 1 << 16}
         types = {name: kind.dtype for f in self.functions for each in f.operations for name, kind in each.outputs}
         most = [

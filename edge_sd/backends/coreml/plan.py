@@ -27,7 +27,7 @@ def placements(compiled: Path, units: str, function: str) -> Counter[str]:
         plan = MLComputePlan.load_from_path(str(compiled), getattr(ct.ComputeUnit, units))
         operations = plan.model_structure.program.functions[function].block.operations
         usages = [plan.get_compute_device_usage_for_mlprogram_operation(each) for each in operations]
-    except Exception as error:  # The library raises whatever it stumbles over, AttributeError on old systems.
+    except Exception as error:  # The library raises errors of any type, AttributeError on old systems.
         detail = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DeviceError(f"Core ML tells no plan of {compiled.name} (macOS 14.4 or newer does): {detail}") from error
     return Counter(

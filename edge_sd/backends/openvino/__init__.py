@@ -3,8 +3,8 @@
 backend     the devices, and with which settings a component is loaded there
 loading     from files to a component, by:
 reading     a graph of known shapes
-edits       what a request changes of it: LoRAs, words of one's own, CLIP skip
-graph       what is rewritten of it, so that the same picture takes fewer sums
+edits       what a request changes of it: LoRAs, textual inversions, CLIP skip
+graph       rewrites that give the same picture with less arithmetic
 adapters    LoRAs as inputs of it
 streaming   its weights as inputs, read where their file is mapped
 mapping     pages of such files, given back

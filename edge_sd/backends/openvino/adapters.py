@@ -1,10 +1,10 @@
-"""LoRAs as inputs of a graph, so that another one, or more or less of one, needs no compiling.
+"""LoRAs as inputs of a graph, so that another LoRA or another weight needs no compiling.
 
     y = W x + U (D x)        D [R, in], U [out, R]; R is large enough for the ranks of all that are given together
 
-What a layer multiplies may be rounded and smoothed first (W8A8); the differences are given it as it was. Of a layer
-whose LoRA is absent, and of ranks that are left over, the numbers are zero. That is for linear layers and convolutions
-of 1 x 1; larger kernels, and differences that are no product of two thin matrices, are added to the weights (`edits`).
+x is the layer's input before it is smoothed and rounded (W8A8). D and U are zero for layers without a LoRA and for
+unused ranks. This covers linear layers and convolutions of 1 x 1. Larger kernels, and differences that are no product
+of two thin matrices, are added to the weights (`edits`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Adapters:
     modules: tuple[str, ...]
 
     def values(self, loras: Sequence[tuple[Lora, float]]) -> dict[str, Array] | None:
-        """What the inputs are for these LoRAs; None where they need others, or none at all.
+        """Values of the inputs for these LoRAs. None where the LoRAs need other inputs, or none.
 
         Raises InvalidRequest for what is of another model.
         """

@@ -1,4 +1,4 @@
-"""The devices that OpenVINO finds; what is loaded there is `loading`'s."""
+"""The devices that OpenVINO finds. `loading` loads components there."""
 
 from __future__ import annotations
 

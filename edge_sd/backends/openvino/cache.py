@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ...paths import models_home
 
 Bytes = NDArray[np.uint8]
-# Bytes that all entries may take together; the newest stays in any case.
+# Limit in bytes for all entries together; the newest entry is always kept.
 LIMIT = 6 << 30
 # Blobs begin at multiples of this, as mapped memory does.
 PAGE = 4096
@@ -73,7 +73,7 @@ def read(key: str) -> dict[str, Bytes] | None:
 
 
 def write(key: str, blobs: Mapping[str, bytes | memoryview]) -> None:
-    """Keep an entry, if the disk has room for it four times over; what can't be kept is compiled again next time."""
+    """Keep an entry if the disk has four times its size free. Without it, the graph is compiled again next time."""
     folder, size = home(), sum(map(len, blobs.values()))
     beside = folder / f".{key}.{os.getpid()}.partial"
     with suppress(OSError):

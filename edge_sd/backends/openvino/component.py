@@ -1,4 +1,4 @@
-"""A network that was compiled, as the pipeline sees it: rows that its graphs take one or several at a time."""
+"""A compiled network as a Component. Its graphs take one row at a time, or several."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .adapters import Adapters
 from .mapping import OFTEN, SELDOM, Places, forgetting
 from .reading import first_line
 
-# Values of one input whose consequences are kept: two prompts, or the timesteps of a run.
+# Results kept for each input: enough for two prompts, or the timesteps of a run.
 KEPT = 64
 
 
@@ -37,7 +37,7 @@ class Graph:
                     request.set_tensor(name, constant.get_tensor_view())
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Inputs that the graph does not have are passed over; outputs are valid until the next call."""
+        """Inputs that the graph lacks are ignored. Outputs are valid until the next call."""
         return next(self.each([inputs]))
 
     def each(self, calls: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
@@ -65,7 +65,7 @@ class Graph:
         import openvino as ov
 
         for name, value in inputs.items():
-            # What is held is read in place by the request, and need not be set again.
+            # The request reads these arrays in place, so they need not be set again.
             if name in self.dtypes and held.get(name) is not value:
                 array = np.ascontiguousarray(value, self.dtypes[name])
                 request.set_tensor(name, ov.Tensor(array, shared_memory=True))
@@ -73,9 +73,9 @@ class Graph:
 
 
 class OpenVINOComponent:
-    """One or two graphs of a network, the second for calls that give `DEEP` back, and what is computed before them.
+    """One or two graphs of a network (the second takes `DEEP` as an input), and the graphs computed before them.
 
-    A graph may be compiled for fewer rows than a call has: they are taken in turn, so many at once as it has lanes.
+    A graph may be compiled for fewer rows than a call has. They run in turn, as many at once as there are lanes.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class OpenVINOComponent:
         self.name, self.graphs, self.before, self.shapes = name, graphs, before, shapes
         self.edits, self.adapters = edits, adapters
         self._given = adapters.values(edits.loras) or {} if adapters else {}
-        # What it reads where it is, and what of that it lets go of while it works.
+        # Mapped weights, and the pages of them that are given back during a call.
         self.held: Mapping[str, Any] = {}
         self.places: Places = ()
         self._bound: dict[str, Array] = {}
-        # Input name -> its value, row by row -> what is computed of that.
+        # Input name -> value of a row -> the results computed from it.
         self._known: dict[str, dict[bytes, dict[str, Array]]] = {name: {} for name in before}
 
     def bind(self, **constants: Array) -> None:
@@ -129,7 +129,7 @@ class OpenVINOComponent:
                     some |= self._computed(name, some.pop(name))
                 calls.append(some | self._given)
             with forgetting(self.places, OFTEN if self.edits.shortcuts.lean else SELDOM):
-                # Copies: the next call writes where these are.
+                # Copies, since the next call overwrites these arrays.
                 results = [{name: value.astype(np.float32) for name, value in row.items()} for row in graph.each(calls)]
         except RuntimeError as error:
             raise DeviceError(f"{self.name} failed: {first_line(error)}") from error
@@ -138,7 +138,7 @@ class OpenVINOComponent:
         return {name: np.concatenate([each[name] for each in results]) for name in results[0]}
 
     def _computed(self, name: str, value: Array) -> dict[str, Array]:
-        """What depends on this input alone, kept: a picture's steps ask for the same few values again and again."""
+        """Results that depend on this input alone, cached: the steps of a picture use the same few values."""
         known, key = self._known[name], value.tobytes()
         if key not in known:
             if len(known) >= KEPT:

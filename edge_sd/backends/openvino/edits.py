@@ -18,7 +18,7 @@ from ...text.textual_inversion import FIRST
 
 
 def apply(model: Any, edits: Edits, name: str) -> None:
-    """Change `model`, the graph `name`, in place. Raises InvalidRequest for what it has no place for."""
+    """Change `model`, the graph `name`, in place. Raises InvalidRequest for an edit that does not fit it."""
     if edits.vectors is not None:
         _add_vectors(model, edits.vectors, name)
     if edits.clip_skip > 1:
@@ -27,12 +27,12 @@ def apply(model: Any, edits: Edits, name: str) -> None:
         add_loras(model, edits.loras, edits.part, name)
 
 
-# Modules that LoRAs know, behind the names of those that they were wrapped in.
+# Prefixes of wrapper modules, which LoRAs do not name.
 _MODULE = (
     r"(?:^|\.)((?:down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding|text_model|encoder"
     r"|embeddings|text_projection)\b[\w.]*?)"
 )
-# What OpenVINO calls a weight, and what it calls a layer: weights that were quantized have lost their names.
+# OpenVINO's names of weights and of layers. Quantized weights lose their names, so the layer's is used.
 _WEIGHT, _LAYER = re.compile(_MODULE + r"\.weight"), re.compile(_MODULE + "/")
 
 Changes = Sequence[tuple[Lora, float, Difference]]
@@ -47,7 +47,7 @@ def add_loras(model: Any, loras: Sequence[tuple[Lora, float]], part: str, name: 
     known = layers(model)
     changes = changes_of(loras, part, known, name)
     ports = [(port, changes[module], module) for module in changes for port in known[module]]
-    # numpy works beside itself; the graph is changed by one thread.
+    # The sums run in parallel; only one thread changes the graph.
     with ThreadPoolExecutor() as pool:
         for (port, _, module), stored in zip(ports, pool.map(lambda each: _changed(*each), ports), strict=True):
             _replace(port, stored, module)
@@ -86,7 +86,7 @@ def layers(model: Any) -> dict[str, list[Any]]:
 
 
 def plain_input(layer: Any) -> Any:
-    """What goes into a layer before it is smoothed and rounded for it."""
+    """Input of a layer before smoothing and rounding."""
     value = layer.input_value(0)
     while value.get_node().get_type_name() == "FakeQuantize" or _smooths(value.get_node()):
         value = value.get_node().input_value(0)
@@ -265,7 +265,7 @@ def _after(node: Any) -> Iterator[Any]:
 
 
 def _looks_up(gather: Any, ids: Any) -> bool:
-    """Whether it takes rows of a table by the ids, and not one of the ids by a number."""
+    """Whether this gather looks up table rows by the ids (and does not pick one of the ids)."""
     node = gather.input_value(1).get_node()
     while node.get_type_name() in ("Convert", "Reshape", "Unsqueeze"):
         node = node.input_value(0).get_node()

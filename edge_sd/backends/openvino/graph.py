@@ -1,7 +1,7 @@
-"""What is changed in an OpenVINO graph before it is compiled, so that the same picture takes fewer sums.
+"""Rewrites of an OpenVINO graph before compiling: the same picture with less arithmetic.
 
-No layer is looked for by its name: each rewrite finds its place by what the operations are and by what they depend on,
-so it serves any UNet in this format, ours or not, quantized or not. Shapes have to be known.
+Each rewrite finds its place by the kinds of operations and their dependencies, not by names, so it works on any UNet in
+this format, quantized or not. Shapes have to be known.
 
     hoist          loop-invariant code motion: what depends on the prompt alone, or on the timestep alone
     split_deep     a graph that reuses deep features beside the one that makes them (DeepCache, Ma et al. 2023)
@@ -23,14 +23,14 @@ from ...components.base import DEEP
 
 # Below these many tokens averaging them takes longer than it saves.
 MANY_TOKENS = 1024
-# Inputs of such names are weights that come from outside: what depends on them alone is as good as constant.
+# Inputs with this prefix are weights passed from outside; values that depend on them alone count as constant.
 GIVEN = "lora."
 # Numbers of 16 bits in a row of a matrix unit's tile (AMX).
 TILE = 32
 
 
 def hoist(model: Any, name: str) -> Any | None:
-    """Take what depends on the input `name` alone out of `model`; returns it as a model of its own, None without it.
+    """Move the part of `model` that depends on the input `name` alone into a model of its own; None if there is none.
 
     Cross-attention's keys and values are of the prompt alone, the projections of the time embedding of the timestep
     alone, a ControlNet's features of its lines of those alone: in a loop over steps they are computed once. The outputs
@@ -127,7 +127,7 @@ def merge_tokens(model: Any) -> int:
 
 
 def pad_heads(model: Any) -> int:
-    """Let queries and keys be as wide as whole tiles, by zeros, where attention has many keys; returns in how many.
+    """Pad queries and keys with zeros to whole tiles where attention has many keys; returns the number of layers.
 
     The width is what products of queries and keys are summed over. Of SD 1.5's 40 numbers a second tile would take 8,
     and the plugin's kernel is slower at that than at the 64 of two whole ones. Zeros change no sum.
@@ -185,7 +185,7 @@ def is_given(node: Any) -> bool:
 
 
 def fix_shapes(model: Any) -> None:
-    """Let constants stand where a known shape is asked for: such a question is no dependency."""
+    """Replace ShapeOf of a known shape by a constant, so that it is no dependency."""
     from openvino import opset13 as ops
 
     for op in model.get_ordered_ops():
@@ -207,7 +207,7 @@ def dependencies(model: Any) -> dict[str, frozenset[str]]:
 def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
     found = frozenset[str]()
     for each in sets:
-        # Nearly always the same one again: thousands of new sets take longer than all else here.
+        # Sets are nearly always equal, so they are shared: building thousands dominates the time here.
         if not each <= found:
             found = each if found <= each else found | each
     return found
@@ -252,7 +252,7 @@ def fold_upsampling(model: Any) -> int:
 
 def _doubling_kernel(kernel: NDArray[Any]) -> NDArray[Any]:
     """The kernel [in, out, 4, 4] of the transposed convolution that doubling and `kernel` [out, in, 3, 3] are."""
-    # Slices and sums: an einsum of these sizes takes as long as all else that loading does.
+    # Slices and sums: an einsum of these sizes would take half of the loading time.
     k = kernel.transpose(1, 0, 2, 3)
     transposed = np.empty((*k.shape[:2], 4, 4), kernel.dtype)
     # Which rows, and columns, of the kernel meet the pixels 2i - 1 .. 2i + 2 that input i becomes.
@@ -274,7 +274,7 @@ def _constant(port: Any) -> Any | None:
 def products_in_convolutions(model: Any) -> int:
     """Let 8-bit products with weights be convolutions of 1 x 1; returns how many.
 
-    On CPUs without VNNI the plugin has 8-bit kernels for convolutions and none worth the name for matrix products.
+    On CPUs without VNNI the plugin has fast 8-bit kernels for convolutions but not for matrix products.
     Tokens one after the other are pixels in a row, channels last, so nothing is moved.
     """
     from openvino import opset13 as ops

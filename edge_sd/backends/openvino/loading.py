@@ -1,4 +1,4 @@
-"""From a model's files to a component: graphs are read, rewritten, compiled, and what was compiled is kept."""
+"""From a model's files to a component: graphs are read, rewritten, compiled and cached."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .streaming import constants, stream
 INVARIANT = ("encoder_hidden_states", "controlnet_cond", "timestep")
 # Instruction sets with which the plugin multiplies matrices of 8 bits fast.
 INTEGER_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8", "I8MM", "DOTPROD"})
-# Those with which it does so as fast where both matrices are inputs. Of Arm's that is not known.
+# Instruction sets with which it is as fast where both matrices are inputs. Not known for Arm.
 PACKING_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8"})
 # One with which it multiplies matrices of 16 bits in tiles.
 TILES = "AMX-BF16"
@@ -35,7 +35,7 @@ TILES = "AMX-BF16"
 LARGE_LATENTS = 64 * 64
 # Properties: the type that is computed in, and how many calls share the device.
 PRECISION, STREAMS = "INFERENCE_PRECISION_HINT", "NUM_STREAMS"
-# What depends on them is a hundredth of the sums: below these many bytes of weights, finding it takes longer than that.
+# Weights in bytes below which hoisting costs more than it saves: it removes about 1 % of the arithmetic.
 LARGE = 128 << 20
 # Bytes of components whose compiled graphs are kept. Smaller ones compile as fast; while a graph is written, OpenVINO
 # holds it in memory three times.
@@ -63,7 +63,7 @@ class Loading:
         return self._kept(key) or self._made(key)
 
     def _kept(self, key: str) -> OpenVINOComponent | None:
-        """What was compiled before; None where it has to be compiled."""
+        """The cached component; None where it has to be compiled."""
         blobs = cache.read(key) if self.keeps else None
         if blobs is None:
             return None
@@ -79,7 +79,7 @@ class Loading:
     def _made(self, key: str) -> OpenVINOComponent:
         graphs, adapters = self.graphs()
         weights: dict[str, Any] = {}
-        # What was read to compile a graph is not needed after that.
+        # The source graph is not needed after compiling.
         with forgetting(self._places, OFTEN):
             for model in graphs.values() if self._streams else ():
                 weights |= stream(model, self.request.edits.shortcuts.lean)
@@ -92,7 +92,7 @@ class Loading:
 
     @property
     def keeps(self) -> bool:
-        """Whether compiled graphs are kept. What is tried out once would push out what is used every day."""
+        """Whether compiled graphs are cached. Trials are not, since they would push out graphs in daily use."""
         if self.request.edits.loras or self.request.edits.vectors is not None:
             return False
         return self._streams or KEEP_FROM <= self.bytes <= KEEP_TO
@@ -122,7 +122,7 @@ class Loading:
     def lanes(self) -> int:
         """How many rows run side by side, each on its share of the cores.
 
-        They wait for each other once a call and not at every layer. One alone would have its share only.
+        The cores then wait for each other once a call, not at every layer. A single row would use only its share.
         """
         shortcuts, split = self.request.edits.shortcuts, max(shape[0] for shape in self.shapes.values()) < self.rows
         in_turn = shortcuts.apart or shortcuts.lean or self.cores % self.rows
@@ -144,7 +144,7 @@ class Loading:
         if precision == "fp32" or "input_ids" in self.request.shapes or overflows:
             config[PRECISION] = ov.Type.f32
         if self.lanes > 1:
-            # A row on slow cores would be waited for.
+            # The call would wait for a row on slow cores.
             config |= {STREAMS: self.lanes, "SCHEDULING_CORE_TYPE": hints.SchedulingCoreType.PCORE_ONLY}
         return config
 
@@ -180,7 +180,7 @@ class Loading:
     def _places(self) -> Places:
         """Where the weights' files are mapped, and what was compiled of them."""
         weights = mapped(self.request.bundle.path(name) for name in self.request.artifact.weights)
-        # OpenVINO takes no memory that it could not write to, and does not.
+        # OpenVINO requires writable memory, though it only reads it.
         return [*weights, *mapped([cache.path(self.key)], writable=True)]
 
     def _read(self) -> Any:

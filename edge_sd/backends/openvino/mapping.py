@@ -1,7 +1,7 @@
 """Pages of files that this process has mapped, given back: what is read again comes from the system's cache.
 
-Weights that are read where they are mapped count as this process's memory from when they were read until something
-else needs it. `forgetting` lets go of them as it goes, so that no more is there at a time than a moment reads.
+Mapped weights count as this process's memory from the first read until the system needs it. `forgetting` gives pages
+back during a call, so that only the pages of a moment are resident.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Seconds between two times that pages are given back; often where memory is dear: that takes a fiftieth of the time.
+# Interval between madvise calls, in seconds; the short one is for low memory and costs 2 %.
 SELDOM, OFTEN = 0.1, 0.005
 _MADV_DONTNEED = 4
 
@@ -40,7 +40,7 @@ def trim() -> None:
 
 @contextmanager
 def forgetting(places: Places, every: float = SELDOM) -> Iterator[None]:
-    """Meanwhile give the pages of these places back, again and again, `every` so many seconds."""
+    """Context in which the pages of these places are given back every `every` seconds."""
     if not places:
         yield
         return

@@ -29,9 +29,9 @@ from .graph import fix_shapes, parameter
 
 # Weights of fewer numbers are not worth an input.
 LEAST = 1 << 14
-# How many times more positions than outputs a convolution may have where memory is dear.
+# Largest ratio of positions to outputs of a streamed convolution, with little memory.
 LEAN_PATCHES = 2
-# What moves numbers and changes none, so that rounding them before or after it is the same.
+# Operations that only move numbers: rounding before or after them is the same.
 MOVES = frozenset({"Transpose", "Reshape", "Interpolate"})
 
 
@@ -51,7 +51,7 @@ def stream(model: Any, lean: bool) -> dict[str, Any]:
         if numbers is None or _positions(op) > _outputs(op) * (LEAN_PATCHES if lean else 1):
             continue
         if names[numbers.get_friendly_name()] > 1:
-            # It could not be told from the other one in the file.
+            # Equal names in the file could not be told apart.
             continue
         rounding = _rounding(op, numbers)
         if rounding is None and not lean:
@@ -219,7 +219,7 @@ def _patches(op: Any, x: Any) -> Any:
             for j in range(columns):
                 start, stop = [i, j], [i + down * (h - 1) + 1, j + right * (w - 1) + 1]
                 under.append(ops.slice(row, _ints(start), _ints(stop), strides, axes))
-        # Of each channel one place of the kernel after the other.
+        # Kernel positions in order, within each channel.
         part = ops.concat(under, 2) if len(under) > 1 else under[0]
         parts.append(ops.reshape(part, _ints([1, channels * len(under), h * w]), False))
     return ops.concat(parts, 2) if batch > 1 else parts[0]
