@@ -110,7 +110,7 @@ def parse_memory_limit(files: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def parse_supplies(supplies: Mapping[str, Mapping[str, str]]) -> bool | None:
-    """Whether Linux runs on battery, of the files of /sys/class/power_supply by supply; None where it has none."""
+    """Whether Linux runs on battery, from /sys/class/power_supply (files by supply). None without a battery."""
     mains = [s for s in supplies.values() if s.get("type", "").strip() in ("Mains", "USB")]
     if any(s.get("online", "").strip() == "1" for s in mains):
         return False

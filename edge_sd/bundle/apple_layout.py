@@ -25,7 +25,7 @@ Arrays = dict[str, NDArray[Any]]
 class Layout:
     """One component: its package's name, and our names of inputs and outputs -> Apple's.
 
-    fixed   inputs that we have no use for -> the number that fills them
+    fixed   inputs that our contract lacks -> the number that fills them
     """
 
     package: str
@@ -56,7 +56,7 @@ LAYOUTS = {
 }
 
 
-# What SDXL's UNet is told beside the text.
+# SDXL's conditions beside the text.
 _SIZES = {name: name for name in ("text_embeds", "time_ids")}
 
 
@@ -104,12 +104,12 @@ class Chain:
 
     @property
     def overflow(self) -> Any:
-        """The first that a program of an executor met."""
+        """First overflow that a program of the executor met."""
         found = (getattr(program, "overflow", None) for program in self.programs)
         return next((each for each in found if each is not None), None)
 
     def placements(self) -> Counter[str]:
-        """Those of all programs together."""
+        """Functions of all programs together."""
         return sum((program.placements() for program in self.programs), Counter())
 
     def predict(self, inputs: Arrays) -> Arrays:

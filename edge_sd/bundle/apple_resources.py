@@ -104,7 +104,7 @@ def _read(places: tuple[Path, ...]) -> _Model:
             given = {name: kind.shape for name, kind in function.inputs.items()}
             outputs = tuple(function.outputs)
             split |= any(each.kind == "einsum" for each in function.operations)
-        # A second chunk reads what the first made, which is nobody's to give.
+        # A second chunk reads outputs of the first, which are no inputs of the component.
         inputs |= {name: shape for name, shape in given.items() if not inputs or name in inputs}
     return _Model(places, inputs, outputs, split)
 
@@ -115,7 +115,7 @@ def _facts(root: Path, models: dict[str, _Model]) -> Facts:
         raise InvalidModel(f"{root} is of SDXL, which is not opened in Apple's layout; convert its weights instead")
     context, sample, z = unet.shape("encoder_hidden_states"), unet.shape("sample"), decoder.shape("z")
     shaped = len(context) == len(sample) == len(z) == 4
-    # A UNet for inpainting is shown the mask and the picture around it, too.
+    # A UNet for inpainting also takes the mask and the picture around it.
     if not shaped or z[2:] != sample[2:] or sample[1] not in (z[1], 2 * z[1] + 1):
         raise InvalidModel(f"{root}: the UNet's sample {list(sample)} is not what its decoder takes, {list(z)}")
     encoder = models.get("vae_encoder")

@@ -1,4 +1,4 @@
-"""A Core ML package without its weights: they are put together at first use, of files that the model carries anyway.
+"""A Core ML package without its weight file, which is assembled at first use from other files of the model.
 
 A package's weight file is its tensors, a 64-byte record before each. In the embedded model the tensors stand in the
 safetensors files that diffusers reads, so a package ships its graph alone, and beside it, as JSON, what the weight file
@@ -102,7 +102,7 @@ def whole_package(bundle: ModelBundle, artifact: Artifact) -> Path:
         return kept
     try:
         home.mkdir(parents=True, exist_ok=True)
-        # Made beside and renamed: whoever finds it finds it whole.
+        # Written beside and renamed, so that a reader never sees half of it.
         with tempfile.TemporaryDirectory(dir=home, prefix=f".{key}-") as beside:
             made = Path(beside) / key / graph.name
             for path in files:
@@ -112,7 +112,7 @@ def whole_package(bundle: ModelBundle, artifact: Artifact) -> Path:
             assembly.write([bundle.path(name) for name in artifact.weights], made)
             _replace_folder(made.parent, kept.parent, Path(beside) / "damaged")
     except OSError as error:
-        # Another process may have been faster.
+        # Another process may have written it meanwhile.
         if not assembly.is_whole(kept):
             raise OutputError(f"{home} cannot keep {graph.name} ({error.strerror or error})") from error
     return kept

@@ -68,7 +68,7 @@ class ModelBundle:
         return with_torch(read_manifest(root)) if (root / MANIFEST).is_file() else open_foreign(root)
 
     def defaults_of(self, variant: str) -> Defaults:
-        """What a request gets that does not say, drawn with `variant`."""
+        """Defaults of `variant` for fields that a request leaves None."""
         return self.variant(variant).defaults or self.defaults
 
     def variant(self, name: str) -> Variant:

@@ -1,4 +1,4 @@
-"""Folders that diffusers and optimum-intel write: the facts in their configs, and what can be run of them."""
+"""Folders of diffusers and optimum-intel: the facts in their configs, and the variants that can be run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .variants import Artifact, Variant
 from .weights import sample, weight_files
 
 GRAPH = "openvino_model.xml"
-# A pipeline's task is the request's affair; what a model is, its configs say.
+# The class of a pipeline names a task; the configs of its parts say what the model is.
 PIPELINES = (
     "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
     "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",

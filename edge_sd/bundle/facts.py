@@ -13,7 +13,7 @@ from ..sampling.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a request gets that does not say: pixels, steps, guidance scale, sampler."""
+    """Defaults for fields that the request leaves None: pixels, steps, guidance scale, sampler."""
 
     width: int = 512
     height: int = 512
@@ -76,12 +76,12 @@ class TextPart:
 class Facts:
     """What is true of the weights whatever runs them.
 
-    text_width      of what the UNet attends to: of all text encoders together
+    text_width      width of the states that the UNet attends to, all text encoders together
     texts           the text encoders, where it is not the one called text_encoder
-    conditioning    what a UNet of SDXL is told beside the text: "size", or "aesthetic", which is a refiner
-    pooled_width    of the text_embeds that go with it
+    conditioning    the numbers that SDXL's UNet takes beside the text: "size", or "aesthetic" for the refiner
+    pooled_width    width of the text_embeds that go with it
     zero_negative   an empty negative prompt is zeros, not the states of no words
-    guidance_width  of the embedded guidance scale that a latent consistency model takes; 0 is none
+    guidance_width  width of the embedded guidance scale of a latent consistency model; 0 for none
     inpainting      the UNet also takes a mask and the latents of what is outside it
     vae_float32     the autoencoder overflows in float16
     """

@@ -42,7 +42,7 @@ def unreadable() -> str:
 
 
 def _folders(home: Path) -> list[Path]:
-    """What is in a home of models, hidden names left out: pulls and conversions under way have those."""
+    """Entries of a folder of models. Hidden names are pulls and conversions under way, and are left out."""
     try:
         return sorted(each for each in home.iterdir() if not each.name.startswith("."))
     except OSError:

@@ -173,7 +173,7 @@ def _is_part(there: Iterable[str]) -> bool:
 
 
 def _instead(there: Mapping[str, Remote]) -> str:
-    """What a repository without a model in it has."""
+    """What a repository without a model holds, for the message."""
     if pickled := next(filter(is_pickle, there), ""):
         return f"only {pickled}, a pickle, which can run code when opened"
     if archive := next((each for each in there if each.endswith((".zip", ".tar", ".gz"))), ""):

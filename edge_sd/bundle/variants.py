@@ -18,7 +18,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One converted component: its graph, the files that together are its weights, and the names it speaks.
+    """One converted component: its graph, the files of its weights, and the names of its inputs and outputs.
 
     The weights of a graph are the bytes of `weights`, one file after the other: usually one `.bin`; in the embedded
     model the safetensors files that diffusers reads, then the few constants that are not in them. `lora` is a file of

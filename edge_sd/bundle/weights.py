@@ -70,7 +70,7 @@ def load_module(kind: Any, folder: Path, stem: str, dtype: Any = None, mapped: b
         what = "lacks" if missing else "has a wrong shape for"
         raise InvalidModel(f"{path} {what} {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""))
     for key, tensor in module.state_dict().items():
-        # The largest of numbers among which is NaN is NaN.
+        # The maximum is NaN if any number is.
         if tensor.is_floating_point() and not all(map(torch.isfinite, torch.aminmax(tensor))):
             raise InvalidModel(f"{path} is damaged: {key} holds NaN or infinity")
     return module.eval().requires_grad_(False)

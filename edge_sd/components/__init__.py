@@ -1,1 +1,1 @@
-"""One network as the pipeline calls it, what is put around it, and what is changed in it."""
+"""A network as the pipeline calls it, its wrappers, and the edits of its weights and graph."""

@@ -1,4 +1,4 @@
-"""Latents <-> pixels. Latent scaling and the way from float to uint8 stand here and nowhere else."""
+"""Latents <-> pixels. Latent scaling and the conversion from float to uint8 are done here only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def encode(
 ) -> NDArray[np.float32]:  # fmt: skip
     """Pixels [H, W, 3] to latents [1, C, h, w], a sample of q(z | x) made of the normal noise `eps` of that shape.
 
-    Where `hidden` [H, W] is, the encoder sees the middle of its range instead: what inpainting models are told. The
+    Where `hidden` [H, W] is set, the encoder sees the middle of its range instead, as inpainting models expect. The
     bounds of log variance are those of diffusers' DiagonalGaussianDistribution. Raises NumericalError.
     """
     sample = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(127.5) - 1

@@ -1,4 +1,4 @@
-"""What the pipeline calls: a component, one loaded network; and what some of them can do beside."""
+"""The Component protocol: one loaded network as the pipeline calls it, and optional abilities of some."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .edits import Edits
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
-# The output of a UNet that may be given back to it, as an input, in place of computing it again (see Shortcuts).
+# Output of a UNet that may be passed back as an input instead of being computed again (see Shortcuts).
 DEEP = "deep_features"
 
 
@@ -42,14 +42,14 @@ class Changeable(Protocol):
 
 @runtime_checkable
 class Resting(Protocol):
-    """A component that between calls has memory that it can do without."""
+    """A component that can give back memory between calls."""
 
     def rest(self) -> None:
-        """Give that back; the next call takes it again."""
+        """Give the memory back; the next call allocates it again."""
 
 
 def batches(inputs: Mapping[str, Array], shapes: Shapes) -> Iterator[dict[str, Array]]:
-    """A call's inputs, so many rows at a time as a graph of `shapes` takes; what has one row goes with all of them."""
+    """Inputs of a call in the batches that a graph of `shapes` takes. An input of one row goes with every batch."""
     rows = max(len(value) for value in inputs.values())
     size = max(shape[0] for shape in shapes.values())
     for n in range(0, rows, size):

@@ -1,4 +1,4 @@
-"""Several pictures through one network: each is drawn by a thread of its own, and where they ask the UNet, together.
+"""Several pictures through one network: a thread draws each, and their UNet calls are run as one batch.
 
 One thread works at a time; at the UNet it waits for the others, the last one runs it for all rows, and each goes on
 with its own. Samplers, guidance and noise know nothing of it, so a picture is what it would have been alone.
@@ -21,7 +21,7 @@ class Gathering:
     component: Component
     shapes: Shapes
     count: int
-    # Whoever works holds it.
+    # Held by the one thread that works.
     working: Condition = field(default_factory=Condition)
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ class Gathering:
         return [Seat(self, n) for n in range(self.count)]
 
     def ask(self, n: int, inputs: dict[str, Array]) -> dict[str, Array]:
-        """What the network makes of one caller's rows; raises what it raises."""
+        """The network's outputs for the rows of one caller. Raises what the network raises."""
         self._asked[n] = inputs
         self._run()
         while n not in self._told:
@@ -44,7 +44,7 @@ class Gathering:
         return told
 
     def leave(self, n: int) -> None:
-        """The others no longer wait for this one."""
+        """Leave the gathering: the others no longer wait for this caller."""
         self._here.discard(n)
         self._run()
 
@@ -52,7 +52,7 @@ class Gathering:
         if not self._asked or set(self._asked) != self._here:
             return
         asked, self._asked = self._asked, {}
-        # Who left is stood in for: the network takes so many rows and no fewer.
+        # Pad with a copy of the first waiting input: the batch size is fixed.
         order = [*asked, *[min(asked)] * (self.count - len(asked))]
         try:
             outputs = self.component(**self._joined([asked[n] for n in order]))
@@ -64,7 +64,7 @@ class Gathering:
         self.working.notify_all()
 
     def _joined(self, inputs: list[dict[str, Array]]) -> dict[str, Array]:
-        """Row after row; of what has one row for all, such as the timestep, the first caller's."""
+        """Concatenate the rows of all callers. An input of one row, such as the timestep, is the first caller's."""
         return {
             name: np.concatenate([each[name] for each in inputs]) if self.shapes.get(name, (0,))[0] != 1 else value
             for name, value in inputs[0].items()

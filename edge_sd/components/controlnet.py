@@ -29,7 +29,7 @@ DRAWN = 0.9
 
 
 def read_lines(image: Image, width: int, height: int, reading: str = "auto") -> NDArray[np.float32]:
-    """The condition of a ControlNet, float32 [1, 3, H, W] in [0, 1]: white lines on black, if it follows lines.
+    """The condition of a ControlNet, float32 [1, 3, H, W] in [0, 1]: white lines on black for nets that follow lines.
 
     reading   "canny": the edges of a picture; "scribble": dark strokes on paper; "lines": it is the condition already;
               "auto": a drawing is one of the last two by its background, and everything else has edges;
@@ -90,14 +90,14 @@ class Control:
         return f"{NET}_{self.net}" if self.net else NET
 
     def active(self, timesteps: Sequence[float]) -> frozenset[float]:
-        """Those at which it is asked."""
+        """The timesteps at which this ControlNet runs."""
         return active_timesteps(timesteps, self.start, self.end)
 
 
 def controls_of(control: Any, **each: Any) -> list[Control]:
     """One Control for each picture; other values are one for all, or a list as long. Raises InvalidRequest."""
     if control is None:
-        # What stands beside no picture is checked all the same.
+        # Options without a picture are checked too.
         Control(None, **{name: _one(value) for name, value in each.items()})
         return []
     pictures = list(control) if isinstance(control, (list, tuple)) else [control]
@@ -120,7 +120,7 @@ def _one(value: Any) -> Any:
 class ControlledUNet:
     """A UNet and its ControlNets as one Component: sample and timestep in, out_sample out. Residuals add up.
 
-    nets   each with the weight of its residuals and the timesteps at which it is asked; at others it is left alone
+    nets   each with the weight of its residuals and the timesteps at which it runs
     """
 
     unet: Component

@@ -24,8 +24,8 @@ class Denoiser:
     unet             takes sample [B, C, h, w] and timestep [1]; B is 2 (negative, then prompt) with guidance, else 1
     prediction_type  "epsilon", "v_prediction", "sample" or "flow_prediction"
     guidance         w of  out = out_negative + w (out_prompt - out_negative)
-    guided           the timesteps at which it is (Kynkäänniemi et al. 2024); None is all
-    deep_every       deep features are made by every n-th call and taken again by those between (Ma et al. 2023)
+    guided           timesteps with guidance (Kynkäänniemi et al. 2024); None for all
+    deep_every       deep features are computed by every n-th call and reused by the calls between (Ma et al. 2023)
     """
 
     unet: Component
@@ -51,7 +51,7 @@ class Denoiser:
         return x_0
 
     def _predicted(self, sample: Latents, timestep: Latents) -> Latents:
-        # Features of both rows serve a call for the prompt's alone, not the other way round.
+        # Features of both rows also serve a call with the prompt's row alone; the reverse does not hold.
         if self._deep is not None and self._age < self.deep_every and len(self._deep) >= len(sample):
             self._age += 1
             kept = {DEEP: self._deep[-len(sample) :]}

@@ -1,4 +1,4 @@
-"""Edits: what is changed of a component as it is loaded. Nothing of it is written to the model's own files."""
+"""Edits: changes of a component, made while it is loaded. The model's files stay as they are."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .lora import Lora
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """What a UNet is to be loaded for beside the plain sum. A backend that can't, loads it plainly.
+    """Optional UNet optimisations. A backend that lacks one ignores it.
 
     deep    it returns its `DEEP` features, and takes them back
     merge   keys and values of the finest self-attention are averaged over 2 x 2 tokens
-    apart   it is called with the prompt's half of the batch alone, too
-    lean    as little of it as can be is in memory at a time
+    apart   it is also called with the prompt's half of the batch alone
+    lean    as little of it as possible is in memory at a time
     """
 
     deep: bool = False
@@ -37,9 +37,9 @@ class Edits:
     clip_skip  a text encoder stops this many layers before its end, less one: 1 is the last layer, 2 the last but one,
                as AUTOMATIC1111 counts; its final norm is applied all the same
     vectors    float32 [n, C]: what the ids from embeddings.FIRST on stand for
-    shortcuts  what a UNet is loaded for beside the plain sum
+    shortcuts  optional UNet optimisations
     loras      differences that are added to weights, each with its factor
-    part       whose differences: "unet", "text_encoder", …
+    part       the component that `loras` change: "unet", "text_encoder", …
     states     "hidden_states.N" where hidden states are attended to, as in SDXL, and not those of the training: for
                encoders that return them of one layer
     """

@@ -1,7 +1,7 @@
 """Guarded: a component that goes on elsewhere when its device fails, in the middle of a picture too.
 
-A call that fails is made again, with the same inputs, at the component's next place. The sampler above never hears of
-it, so it goes on from the same step with the same latents.
+A call that fails is made again, with the same inputs, at the component's next place. The sampler does not notice, and
+goes on from the same step with the same latents.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FLAT = 1e-3
 
 
 ADVICE = "; try a variant in fp32"
-# What a place may raise that another may not.
+# Errors after which another place is tried.
 FAILURES = (DeviceError, NumericalError, MemoryError)
 
 
@@ -28,14 +28,14 @@ def fault(outputs: dict[str, Array]) -> str:
     for name, value in outputs.items():
         if not np.isfinite(value).all():
             return "returned NaN or infinity"
-        # A ControlNet may have nothing to say.
+        # A ControlNet's residuals may all be equal.
         if value.size > 1 and float(np.ptp(value)) < FLAT and not name.startswith("additional_residual"):
             return "returned one flat value"
     return ""
 
 
 def reason(error: BaseException) -> str:
-    """The error in words, less advice for those who have nowhere to go; Python's own MemoryError has none."""
+    """The error in words, without advice about other devices. Python's MemoryError has no words of its own."""
     return str(error).removesuffix(ADVICE) or "out of memory"
 
 

@@ -29,7 +29,7 @@ from .lora_strength import CONFIG_FILE, Strength, config_strength, header_streng
 Array = NDArray[np.float32]
 # One number, or one for each part.
 Weight = TypeVar("Weight")
-# Parts that share their weights' names: a UNet that takes control is a UNet.
+# Parts with the same weight names: a UNet that takes control has the UNet's.
 SAME = {"controlled_unet": "unet"}
 
 
@@ -45,7 +45,7 @@ class Difference:
 
         Raises ValueError for another's.
         """
-        # As many numbers in another order would be another model's weight. Nothing is multiplied before this is known.
+        # Shapes are compared before anything is multiplied: equal counts may be another model's weight.
         if (made_shape := product_shape(self.tensors)) != (shape[0], math.prod(shape[1:])):
             raise ValueError(f"{list(made_shape)} where the weight is {list(shape)}")
         t, thin = self.tensors, self.factors(factor)
@@ -128,7 +128,7 @@ class Lora:
         return any(where == SAME.get(part, part) for where, _ in self.modules)
 
     def differences(self, part: str, names: Iterable[str]) -> dict[str, Difference]:
-        """Those for the modules `names` of a component; what has no place is kept in `unplaced`."""
+        """Differences for the modules `names` of a component. Differences without a module are kept in `unplaced`."""
         part = SAME.get(part, part)
         known = {flat(name): name for name in names}
         mine = {module: each for (where, module), each in self.modules.items() if where == part}

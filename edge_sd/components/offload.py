@@ -12,7 +12,7 @@ from .base import Array, Component
 
 
 class Turns:
-    """Whose turn it is."""
+    """The component that is in memory now."""
 
     def __init__(self) -> None:
         self._current: Turn | None = None
@@ -24,7 +24,7 @@ class Turns:
 
 
 class Turn:
-    """A component that `load` makes when it is called; what is bound is bound again each time."""
+    """A component that is loaded when it is called. Bound inputs are bound again after each load."""
 
     def __init__(self, turns: Turns, load: Callable[[], Component]) -> None:
         self._turns, self._load = turns, load

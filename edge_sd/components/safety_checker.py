@@ -18,7 +18,7 @@ from ..errors import InvalidModel
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 SIDE = 224
-# What a picture near a special concept is nearer to all others.
+# A picture near a special concept gets this much closer to every other concept.
 ADJUSTMENT = 0.01
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..bundle.parts import TINY
 from .base import Array, Component, Shapes
 
-# The share of a window that its neighbour has too.
+# Overlap of neighbouring tiles as a fraction of the tile's side.
 OVERLAP = 1 / 4
 
 
@@ -29,7 +29,7 @@ def scales_of(part: str, factor: int) -> tuple[str, dict[str, int]]:
 
 
 def starts(length: int, window: int, overlap: int) -> list[int]:
-    """Where windows begin that cover 0 to length, evenly, at least `overlap` shared; one window where that is all."""
+    """Starts of windows that cover `length` evenly and overlap by `overlap` or more. One window if it is enough."""
     if length <= window:
         return [0]
     count = math.ceil((length - overlap) / (window - overlap))
@@ -58,7 +58,7 @@ class Tiled:
     _bound: dict[str, Array] = field(default_factory=dict)
 
     def bind(self, **constants: Array) -> None:
-        """Pictures are cut at each call; the rest is bound for good."""
+        """Bind inputs. Those that are pictures are cut at each call."""
         self._bound |= {name: value for name, value in constants.items() if name in self.factors}
         self.component.bind(**{name: value for name, value in constants.items() if name not in self.factors})
 

@@ -1,8 +1,8 @@
 """Which variant of each component runs where, and why. Choosing is a pure function of facts; it returns a DevicePlan.
 
-Of every backend that takes part one variant is used. All combinations of variants and devices are weighed by what they
-cost: measured on this machine where they were (`tuning`), estimated where not (`estimates`), less those that a rule
-speaks against (`rules`), within the memory that is free. The plan keeps the next best places, to fall back to.
+A plan uses one variant of each backend. All combinations of variants and devices are weighed by their cost, measured on
+this machine (`tuning`) or else estimated (`estimates`), without those that a rule excludes (`rules`), within the free
+memory. The plan keeps the next best places as fallbacks.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _options(
 
 
 def plausible(bundle: ModelBundle, devices: Sequence[Device], machine: Machine) -> dict[str, list[Placement]]:
-    """Each component's every place that no rule speaks against and that fits into memory by itself; estimates only."""
+    """For each component, every place that no rule excludes and that fits into memory on its own, by estimates."""
     budget = _budget(machine, devices)
     found: dict[str, list[Placement]] = {part: [] for part in PARTS}
     for name in sorted(bundle.variants):
@@ -128,7 +128,7 @@ def plausible(bundle: ModelBundle, devices: Sequence[Device], machine: Machine) 
 
 
 def _allowed(options: list[_Option], wish: str) -> dict[str, list[Placement]]:
-    """For each component where it may go: without objection, or, where there is nothing else, against a mild one."""
+    """For each component its allowed places: those without an objection, else those with a mild one."""
     allowed = {}
     for part in PARTS:
         mine = [option for option in options if option.part == part]
@@ -266,7 +266,7 @@ def _rejections(
     plans: list[DevicePlan],
     budget: Mapping[str, float],
 ) -> Iterator[Rejected]:
-    """Each variant and each device that is not in the plan, and each component that one of its devices may not have."""
+    """Reasons for each variant and device outside the plan, and for components that a device of the plan can't run."""
     backends = {device.backend for device in devices}
     for name, variant in sorted(bundle.variants.items()):
         if variant.backend not in backends:

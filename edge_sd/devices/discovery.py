@@ -40,6 +40,6 @@ class Here:
 
 
 def discover() -> Here:
-    """Look around. Nothing is raised where something is not installed or not known."""
+    """Find backends, devices and machine. Missing or unknown things raise nothing."""
     backends = AllBackends()
     return Here(backends, backends.devices(), this_machine())

@@ -1,4 +1,4 @@
-"""Estimates: what a component will cost on a device before anybody has measured it there.
+"""Estimates: the cost of a component on a device where it has not been measured.
 
 These are orders of magnitude, good enough to tell ten seconds from a hundred. Sources: multiply-adds of Stable
 Diffusion 1.5 as published, vendors' peak figures, and the share of them that people report on such pictures. A
@@ -28,7 +28,7 @@ TYPICAL_PSNR = {
     "p4": 20.0, "p2": 6.0, "p1": 2.0,
 }  # fmt: skip
 UNKNOWN_BITS, UNKNOWN_PSNR = 16, 25.0
-# What the arithmetic leaves of it, and the figure above which nobody sees a difference.
+# Highest PSNR in dB that each arithmetic allows, and the PSNR above which no difference is visible.
 ARITHMETIC_PSNR = {"f32": 100.0, "f16": 55.0, "bf16": 42.0}
 INVISIBLE = 50.0
 

@@ -1,4 +1,4 @@
-"""Measurements: what components took on this machine's devices, remembered between runs.
+"""Measurements: load and call times of components on this machine's devices, kept between runs.
 
 One small JSON file for each machine with its drivers; in it a row for each component, variant and device, found again
 by the variant's fingerprint. Other drivers, other weights or another version of this format are other keys, so nothing

@@ -29,7 +29,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A variant, a device, or a component of the one on the other, that was not chosen."""
+    """A variant, a device, or a component's placement that was not chosen."""
 
     what: str
     why: str
@@ -103,7 +103,7 @@ class DevicePlan:
     def fall_back(self, part: str, why: str, numerical: bool = False) -> DevicePlan | None:
         """The plan with `part` at its next place; None where there is none. `numerical`: it returned no numbers.
 
-        What overflowed float16 does so elsewhere too, so a wider type goes first then.
+        A component that overflows float16 does so on every device, so a wider type goes first then.
         """
         spares = self.spares.get(part, ())
         if not spares:

@@ -1,4 +1,4 @@
-"""Rules: what a device can't run, and what it runs so badly that it is never chosen by itself."""
+"""Rules: placements that are impossible, or so slow or inaccurate that they are never chosen automatically."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MACOS_OF = {"iOS16": 13, "iOS17": 14, "iOS18": 15, "iOS26": 26}
 
 @dataclass(frozen=True)
 class Objection:
-    """Why not. Where there is nothing else an objection is passed over, and told, but for these two kinds:
+    """A reason against a placement. It is overridden, with a note, when no other placement is left, except:
 
-    final    it can't be
-    unless   only where somebody asks for the device or variant of this name
-    last     with `unless`: or where there is nothing else
+    final    the placement is impossible
+    unless   it stands unless the device or variant of this name was asked for
+    last     with `unless`: it is overridden too when no other placement is left
     """
 
     why: str
@@ -39,9 +39,9 @@ def macos_needed(target: str) -> int:
 
 
 def objections(bundle: ModelBundle, name: str, part: str, device: Device, machine: Machine) -> Iterator[Objection]:
-    """All that speaks against `part` of variant `name` on `device`; the variant's backend is the device's.
+    """Objections to `part` of variant `name` on `device`, which are of the same backend.
 
-    Nothing is said of dynamic shapes: the backends fix them before they compile, for NPUs too.
+    Dynamic shapes are no objection: the backends fix shapes before they compile, for NPUs too.
     """
     variant = bundle.variant(name)
     needed, version = macos_needed(variant.target), machine.os_version

@@ -1,7 +1,7 @@
 """Tuning: which places are worth measuring, and measuring them within a budget of seconds.
 
-Components run in a process of their own (`probe`), one after the other. One that crashes its process or tries its
-patience counts as failed there; what the budget does not reach stays an estimate.
+Components run in a process of their own (`probe`), one after the other. A crash or a timeout counts as a failure of
+that placement. Placements that the budget does not reach stay estimates.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def all_rows(bundle: ModelBundle, devices: Sequence[Device], machine: Machine) -
 def undecided(
     bundle: ModelBundle, devices: Sequence[Device], machine: Machine, plan: DevicePlan, measured: Measurements
 ) -> list[Row]:
-    """What to measure at first use: the UNet on each device that may be the fastest; none where there is no question.
+    """Rows to measure at first use: the UNet on each device that may be the fastest. Empty where the choice is clear.
 
     That is where one device is plausible, the picture is quick anyway, speed is not what counts, or some of these were
     measured before, whatever came of it.
@@ -81,7 +81,7 @@ def first_use(
     measured: Measurements,
     tell: Callable[[str], None],
 ) -> Measurements:
-    """Measure what is `undecided`, having told so. A failure of measuring itself is told, and the estimates stay."""
+    """Measure the `undecided` rows, with a message. If measuring fails, a message says so and the estimates stay."""
     rows = undecided(bundle, devices, machine, plan, measured)
     if not rows:
         return {}
@@ -91,7 +91,7 @@ def first_use(
     try:
         tune(bundle, devices, machine, rows, FIRST_USE, found.__setitem__)
         if not found:
-            # Else every later run would ask, and wait, again.
+            # Otherwise every later run would measure again.
             found[rows[0]] = Measured(failure=f"not loaded and run within {FIRST_USE:.0f} s")
             remember(bundle, devices, machine, found)
     except (DeviceError, OutputError) as error:
@@ -117,7 +117,7 @@ def tune(
     command: Sequence[str] = PROBE,
     patience: float = PATIENCE,
 ) -> Tuning:
-    """Measure `rows` for at most `seconds` and remember what came of it; `told` hears of each as it is done.
+    """Measure `rows` for at most `seconds` and keep the results. `told` is called with each result.
 
     Raises DeviceError where measuring could not start, InvalidModel for damaged files, OutputError.
     """
@@ -180,7 +180,7 @@ def _probed(
                 return
             document = _document(line)
             if document is None:
-                # Drivers and tracebacks talk too.
+                # stdout also holds output of drivers and tracebacks.
                 last = line.strip() or last
             elif "ready" in document:
                 ready, limit = True, time.monotonic() + patience

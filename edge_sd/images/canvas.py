@@ -43,7 +43,7 @@ class Canvas:
 
     pixels   uint8 [H, W, 3]
     mask     where it is drawn anew, bool [H, W]; None is everywhere
-    frame    what the drawn is pasted back into; None where the canvas is the whole
+    frame    the picture that the result is pasted into; None where the canvas is the whole picture
     """
 
     pixels: NDArray[np.uint8]
@@ -105,7 +105,7 @@ def open_picture(source: str | Path | Image, what: str) -> Image:
 
 
 def _on_white(image: Image) -> Image:
-    """Transparent pixels hold colours that nobody sees."""
+    """RGB of a picture on white: transparent pixels hold colours that are not visible."""
     from PIL import Image as Images
 
     rgba = image.convert("RGBA")
@@ -230,6 +230,6 @@ def _size(image: Image) -> str:
 
 
 def content_hash(image: Image) -> str:
-    """Ten hex digits that name a picture's pixels; its path is nobody's business."""
+    """First ten hex digits of the hash of a picture's pixels. Its path is not recorded."""
     parts: Iterator[bytes] = iter((repr(image.size).encode(), image.tobytes()))
     return hashlib.sha256(b"".join(parts)).hexdigest()[:10]

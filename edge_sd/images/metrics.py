@@ -1,6 +1,6 @@
 """How near one picture is to another: PSNR, SSIM, MS-SSIM, in numpy.
 
-The tests hold each beside a kept library: PSNR and SSIM beside scikit-image, MS-SSIM beside pytorch-msssim.
+Tests compare PSNR and SSIM with scikit-image, MS-SSIM with pytorch-msssim.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Between two prompts: what the UNet is told is so far from the one to the other."""
+"""Linear interpolation between the text conditionings of two prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .request import Settings
 
 @dataclass
 class Told:
-    """Takes the place of a UNet where only what is bound to it matters."""
+    """Stands in for a UNet and records what is bound to it."""
 
     values: dict[str, Array] = field(default_factory=dict)
 

@@ -1,6 +1,6 @@
-"""The components of a model where its plan puts them: loaded for the shapes that are asked for, and kept.
+"""The components of a model on their planned devices, loaded for the shapes of a request and kept.
 
-One whose device fails goes on at the plan's next place for it, and `plan` tells so.
+A component whose device fails moves to its next place in the plan, and `plan` records it.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class Components:
             checked = [pool.submit(self.bundle.check, variant) for variant in variants]
             self._edits |= {part: edits.get(part, NONE) for part in missing}
             loading = {part: pool.submit(self._load, part, wanted[part]) for part in missing}
-            # A damaged file is named by the check before a backend stumbles over it.
+            # The check names a damaged file before a backend fails on it.
             for check in checked:
                 check.result()
             for part, loaded in loading.items():
                 self._loaded[part] = (wanted[part], loaded.result())
 
     def _serves(self, part: str, shapes: Shapes, edits: Edits) -> bool:
-        """Whether what is loaded of a part draws with these edits; it is changed where it can be."""
+        """Whether the loaded `part` has these edits, after changing it in place if it can be."""
         loaded, component = self._loaded.get(part, (None, None))
         if component is None or loaded != shapes:
             return False
@@ -80,9 +80,9 @@ class Components:
         return self.load(part, shapes) if self.turns is None else Turn(self.turns, lambda: self.load(part, shapes))
 
     def load(self, part: str, shapes: Shapes) -> Component:
-        """A part at its place, or where it can be loaded after that, with the edits that it was prepared with last.
+        """Load `part` on its planned device, or on the next fallback, with the edits of the last `prepare`.
 
-        It is the caller's: `prepare` keeps its own. Raises DeviceError, or what loading at the last place raises.
+        The caller owns the result; `prepare` keeps its own. Raises DeviceError, or the error of the last fallback.
         """
         planned = home_of(part)
 

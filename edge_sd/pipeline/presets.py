@@ -1,7 +1,7 @@
-"""Presets: how much of the work may be left out for how much likeness, in one word.
+"""Presets: named trade-offs between speed and likeness.
 
-What a preset sets is what the request's own options could: an option that is given goes before it. Its price, in dB
-and in classified pictures, is measured by `make bench`.
+A preset sets options of the request; an option that the request gives itself goes first. `make bench` measures what
+each preset costs, in dB and in pictures that the judge still recognises.
 """
 
 from __future__ import annotations

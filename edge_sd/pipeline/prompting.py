@@ -60,7 +60,7 @@ class Wording:
             lora = read_lora(path)
             lora.check(self.bundle.facts.text_width)
             used[lora.name] = (float(weight.text), float(weight.unet), lora.sha256)
-            # One that is here already knows what had no place.
+            # A LoRA that is kept already knows which modules had no place.
             self._loras.setdefault(lora.sha256, lora)
         return used
 
@@ -84,7 +84,7 @@ class Wording:
         return [self.tokenizer(text).chunks(prompt, words) for prompt in prompts]
 
     def edits(self, settings: Settings) -> dict[str, Edits]:
-        """What of `settings` changes components: text encoders' last layer and words they did not know, and LoRAs."""
+        """Edits of each component that `settings` ask for: CLIP skip, textual inversions and LoRAs."""
         words = self._words(settings).values()
         key = " ".join(word.sha256 for word in words)
         made = {"unet": NONE, "controlled_unet": NONE}
@@ -103,7 +103,7 @@ class Wording:
         return made
 
     def notes(self, settings: Settings, variant: str) -> list[str]:
-        """What of the prompts had no effect."""
+        """Notes about words and LoRAs of the prompts that had no effect."""
         notes = []
         tokenizer, count = self.tokenizer(), self.count(settings, variant)
         words = ids_of(self._words(settings))

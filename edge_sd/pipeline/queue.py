@@ -27,9 +27,9 @@ from .request import Request, Settings
 from .result import Result
 
 OnStep = Callable[[int, Step], None]
-# Pictures that are drawn together at most, and other numbers of them: a network is loaded for each.
+# Largest batch, and the batch sizes tried; each needs a UNet compiled for it.
 MOST, NUMBERS = 4, (4, 2)
-# Runs of each way that decide which is faster.
+# Timed runs of each batch size that decide which is faster.
 RUNS = 3
 
 
@@ -98,7 +98,7 @@ class Queue:
                 group = group[count:]
 
     def _next(self) -> list[_Waiting]:
-        """The first that waits and those like it; nothing once the queue is closed."""
+        """The first waiting request and those that can be drawn with it. Empty once the queue is closed."""
         with self._changed:
             while not self._waiting:
                 if self._closed:
@@ -197,7 +197,7 @@ class _Wide:
 
 
 def _seconds(component: Component, shapes: Shapes) -> float:
-    """The shortest of some calls, after one that is not counted."""
+    """Fastest of several calls, after a warm-up call."""
     rng = np.random.default_rng(0)
     inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     times = []

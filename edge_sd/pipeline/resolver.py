@@ -62,7 +62,7 @@ class Resolver:
         settings = replace(settings, safety=self._safety(request.safety), decoder=self.decoder(request.decoder))
         if self.low_memory and settings.vae_tile is None:
             settings = replace(settings, vae_tile=LOW_TILE)
-        self.wording.count(settings, self.plan.variant)  # A word that has no room is told here.
+        self.wording.count(settings, self.plan.variant)  # A word that does not fit is reported here.
         for name, side, piece in zip(
             ("width", "height"), (settings.width, settings.height), settings.window, strict=True
         ):

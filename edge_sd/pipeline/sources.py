@@ -9,7 +9,7 @@ from .request import Request
 
 
 def open_start(request: Request) -> tuple[Start, dict[str, Any]] | None:
-    """What `request` starts from, and its pictures' hashes; None where from nothing. Raises InvalidRequest."""
+    """The canvas of `request` and the hashes of its pictures. None for text to image. Raises InvalidRequest."""
     if request.image is None:
         return None
     image = open_picture(request.image, "image")

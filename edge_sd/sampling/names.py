@@ -12,7 +12,7 @@ from .samplers import SAMPLERS
 from .scheduler_fields import CHOOSES, CLASSES, class_of
 
 SIGMAS = ("karras", "exponential", "beta", "sgm_uniform")
-# Says that the model's own are meant, where a name before it said otherwise.
+# The model's own spacing, in place of one that the sampler's name carries.
 AUTOMATIC = "automatic"
 _OTHERS = {
     "eulerancestral": "euler_a", "ddimuniform": "ddim", "unipcbh2": "unipc", "floweuler": "euler",
@@ -77,7 +77,7 @@ def _allowed(name: str, sigmas: str) -> str:
 def sampler_of_config(config: Mapping[str, Any]) -> str:
     """The sampler of a diffusers scheduler_config.json. Its sigmas are NoiseSchedule's.
 
-    Where we have none, a text that says which it is, and that `find_sampler` refuses: who draws has to choose one.
+    If we have no such sampler, a text that names it and that `find_sampler` refuses: the request has to choose one.
     """
     kind = _ALIKE.get(class_of(config), class_of(config))
     fitting = [sampler for sampler in SAMPLERS.values() if sampler.diffusers_class == kind]

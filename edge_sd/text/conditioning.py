@@ -1,4 +1,4 @@
-"""What a UNet is told beside the noisy sample and the timestep: text, and in some families sizes or a guidance scale.
+"""Conditions of a UNet beside the sample and the timestep: text, and in some families sizes or a guidance scale.
 
 encoder_hidden_states   the text encoders' states side by side, [B, S, C]
 text_embeds, time_ids   SDXL (Podell et al. 2023, arXiv:2307.01952): the pooled text, and sizes in pixels
@@ -16,7 +16,7 @@ from ..components.base import Array
 from ..errors import InvalidModel, InvalidRequest
 
 HIDDEN = "hidden_states."
-# What SDXL's refiner was told of pictures that people liked, and of those that they did not (diffusers' defaults).
+# Aesthetic scores that SDXL's refiner takes for the prompt and the negative prompt (diffusers' defaults).
 AESTHETIC, NEGATIVE_AESTHETIC = 6.0, 2.5
 
 
@@ -56,7 +56,7 @@ def conditions(
 
 
 def time_ids(facts: Facts, width: int, height: int, rows: int) -> Array:
-    """The sizes that SDXL is told, float32 [rows, 6], or its refiner, [rows, 5]; the negative prompt's first of two.
+    """SDXL's size conditioning, float32 [rows, 6], or its refiner's, [rows, 5]; of two rows the negative prompt's first.
 
     A picture of width x height that was not scaled and not cropped: its height and width, top and left of the crop,
     and the height and width that are wanted; a refiner has an aesthetic score in place of the last two.

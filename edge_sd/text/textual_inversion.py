@@ -1,4 +1,4 @@
-"""Textual inversion (Gal et al. 2022, arXiv:2208.01618): a word of one's own that stands for learned vectors.
+"""Textual inversion (Gal et al. 2022, arXiv:2208.01618): a new word that stands for learned vectors.
 
 A word has one or several vectors, each in the place of a token's embedding. Files are safetensors that hold one of
 

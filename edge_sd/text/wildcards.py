@@ -29,7 +29,7 @@ def expand(template: str, seed: int, wildcards: Path | None = None) -> str:
         raise InvalidRequest(f"the folder of wildcards {str(wildcards)!r} does not exist")
     if not template.strip():
         return template
-    # It logs what is missing and goes on; here that is an error.
+    # The package logs a missing wildcard and goes on; here that is an error.
     logging.getLogger("dynamicprompts").setLevel(logging.CRITICAL)
     manager = WildcardManager(path=wildcards)
     try:

@@ -1,4 +1,4 @@
-"""A copy of a package in which constants have other values, whatever form they were stored in, or inputs other sources.
+"""A copy of a package with other values of constants, in whatever form they are stored, or other sources of inputs.
 
 A plain constant's new numbers go over its old ones. Those of a compressed one, or of another shape, are appended to the
 weight file as a blob of their own, and the graph gets a plain constant in its place: an operation that every deployment
