@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 TOKENS = 32
+# Of Playground 2.5's latents.
+NORMALIZED: dict[str, Any] = {
+    "latents_mean": [-1.6574, 1.886, -1.383, 2.5155], "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
+}  # fmt: skip
 
 
 def save_family(name: str, folder: Path, emoji: Path) -> Path:
-    """A diffusers folder of "sd2", "sdxl", its "refiner", "turbo", "lcm", "inpaint" or "distilled"."""
+    """A diffusers folder of "sd2", "sdxl", its "refiner", "playground", "turbo", "lcm", "inpaint" or "distilled"."""
     import diffusers
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -17,7 +21,7 @@ def save_family(name: str, folder: Path, emoji: Path) -> Path:
 
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(emoji / "tokenizer")
-    xl = name in ("sdxl", "refiner")
+    xl = name in ("sdxl", "refiner", "playground")
     # SD 2's encoder has GELU and is one layer shorter than the one that it was cut from.
     text: dict[str, Any] = {"hidden_act": "gelu"} if name == "sd2" else {}
     parts: dict[str, Any] = {"tokenizer": tokenizer, "text_encoder": _text_encoder(tokenizer, 32, **text)}
@@ -44,12 +48,18 @@ def save_family(name: str, folder: Path, emoji: Path) -> Path:
     parts["vae"] = AutoencoderKL(
         block_out_channels=(8, 16, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, scaling_factor=0.7, force_upcast=xl,
+        **(NORMALIZED if name == "playground" else {}),
     )  # fmt: skip
     parts["scheduler"] = _scheduler(name, xl)
     if name == "refiner":
         parts |= {"tokenizer": None, "text_encoder": None, "requires_aesthetics_score": True,
                   "force_zeros_for_empty_prompt": False}  # fmt: skip
-    kinds = {"sdxl": "XLPipeline", "refiner": "XLImg2ImgPipeline", "inpaint": "InpaintPipeline"}
+    kinds = {
+        "sdxl": "XLPipeline",
+        "playground": "XLPipeline",
+        "refiner": "XLImg2ImgPipeline",
+        "inpaint": "InpaintPipeline",
+    }
     kind = f"StableDiffusion{kinds.get(name, 'Pipeline')}" if name != "lcm" else "LatentConsistencyModelPipeline"
     if not xl:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -70,11 +80,13 @@ def _text_encoder(tokenizer: Any, width: int, projected: int | None = None, **mo
 
 
 def _scheduler(name: str, xl: bool) -> Any:
-    from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
+    from diffusers import DDIMScheduler, EDMDPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
 
     betas: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     if name == "lcm":
         return LCMScheduler(**betas, original_inference_steps=50)
+    if name == "playground":
+        return EDMDPMSolverMultistepScheduler()
     if xl or name == "turbo":
         spacing = {"steps_offset": 1} if xl else {"timestep_spacing": "trailing"}
         return EulerDiscreteScheduler(**betas, **spacing)

@@ -12,7 +12,7 @@ import numpy as np
 from edge_sd.backends.openvino.component import Graph
 from edge_sd.backends.openvino.loading import LARGE
 from edge_sd.backends.openvino.mapping import forgetting, mapped
-from edge_sd.backends.openvino.reading import read_model
+from edge_sd.backends.openvino.reading import accept_fractional_timesteps, read_model
 from edge_sd.backends.openvino.streaming import stream
 from edge_sd.backends.openvino.telemetry import refuse_telemetry
 from edge_sd.bundle.diffusers import GRAPH
@@ -147,6 +147,7 @@ def measure_parity(graph: Path, weights: list[Path], recording: Recording) -> Pa
     core = ov.Core()
     try:
         model, streamed = read_model(core, graph, weights), {}
+        accept_fractional_timesteps(model)
         names = [port.any_name for port in model.outputs]
         places = mapped(weights)
         if sum(path.stat().st_size for path in weights) >= LARGE:

@@ -55,7 +55,8 @@ def ours(bundle: ModelBundle, **wishes: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "guidance"), [("sd2", 5.0), ("sdxl", 5.0), ("turbo", 1.0), ("lcm", 8.5), ("distilled", 5.0)]
+    ("name", "guidance"),
+    [("sd2", 5.0), ("sdxl", 5.0), ("playground", 3.0), ("turbo", 1.0), ("lcm", 8.5), ("distilled", 5.0)],
 )
 def test_it_draws_what_diffusers_draws(families: Families, name: str, guidance: float) -> None:
     source, bundle = families(name)
@@ -130,9 +131,16 @@ def test_an_inpainting_model_without_a_mask_is_refused(families: Families) -> No
                 pipeline.resolve(Request(PROMPT, **wishes))
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"])
-def test_sdxl_goes_on_from_a_picture(families: Families, kind: str) -> None:
-    source, bundle = families("sdxl")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sdxl", "StableDiffusionXLImg2ImgPipeline"),
+        ("sdxl", "StableDiffusionXLInpaintPipeline"),
+        ("playground", "StableDiffusionXLImg2ImgPipeline"),
+    ],
+)
+def test_sdxl_goes_on_from_a_picture(families: Families, name: str, kind: str) -> None:
+    source, bundle = families(name)
     inpaint = kind.endswith("InpaintPipeline")
     more = {"mask_image": half(), "width": 64, "height": 64} if inpaint else {}
     expected = theirs(source, kind, image=picture(), strength=0.6, num_inference_steps=5, guidance_scale=5.0, **more)
