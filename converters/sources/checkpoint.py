@@ -73,8 +73,9 @@ def unpack(path: Path, folder: Path, *, tokenizer: Path | None = None, predictio
         checkpoint.write_text(folder / part, texts[part], prefix)
         length = texts[part]["max_position_embeddings"]
         _write_tokenizer(folder / part.replace("text_encoder", "tokenizer"), vocabulary, pad, length)
-    write_json(folder / "scheduler/scheduler_config.json", scheduler_config(checkpoint, prediction))
-    write_json(folder / "model_index.json", model_index(kind, unet))
+    scheduler = scheduler_config(checkpoint, prediction)
+    write_json(folder / "scheduler/scheduler_config.json", scheduler)
+    write_json(folder / "model_index.json", model_index(kind, unet, scheduler["_class_name"]))
     return folder
 
 

@@ -5,7 +5,7 @@ by diffusers' own functions. Only safetensors are opened.
 
     model.diffusion_model.                        the UNet; 9 channels go in where it is for inpainting
     first_stage_model.                            the autoencoder
-    cond_stage_model.transformer.text_model.      SD 1: CLIP ViT-L, 768 numbers for a token
+    cond_stage_model.transformer.text_model.      SD 1: CLIP ViT-L, 768 numbers; "text_model." may be absent
     cond_stage_model.model.                       SD 2: OpenCLIP ViT-H, 1024; its last layer is not used
     conditioner.embedders.0.transformer., .1.model.   SDXL: ViT-L and OpenCLIP bigG, 768 + 1280
     conditioner.embedders.0.model.                SDXL's refiner: bigG alone
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_sd.bundle.safetensors import check_readable
 from edge_sd.errors import InvalidModel, InvalidRequest, choices
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -31,6 +32,10 @@ REFINER_G = "conditioner.embedders.0.model."
 LEFT_BEHIND = re.compile(r"position_ids$|logit_scale$|attn_mask$|^first_stage_model\.(loss|model_ema)\.|^model_ema\.")
 # Marks of models that predict v, and of schedules that end in noise alone; not a number of theirs is used.
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
+# Marks of models preconditioned as EDM's (Karras et al. 2022): statistics of Playground 2.5's latents, ends of CosXL's
+# levels. `prediction` calls the first "edm" and the second "edm_v".
+EDM_MEAN, EDM_STD = "edm_mean", "edm_std"
+EDM_V_MAX, EDM_V_MIN = "edm_vpred.sigma_max", "edm_vpred.sigma_min"
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,8 @@ class Checkpoint:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with path.open("rb") as file:
-                start = file.read(2)
-            if start in (b"\x80\x02", b"PK") or path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+            check_readable(path)
+            if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
                 raise InvalidModel(
                     f"{path.name} is a pickle, which can run code when opened; only safetensors are read"
                 )
@@ -109,6 +113,11 @@ class Checkpoint:
             raise InvalidModel(f"{self.path.name} lacks {name}")
         return self.shapes[name]
 
+    @property
+    def edm(self) -> str | None:
+        """ "edm" (Playground 2.5) or "edm_v" (CosXL) where it is marked as such."""
+        return "edm" if {EDM_MEAN, EDM_STD} <= set(self.shapes) else "edm_v" if EDM_V_MAX in self.shapes else None
+
     def prediction(self, wish: str | None) -> str:
         """What the UNet predicts: as asked for, as the file is marked, or as all of its family do.
 
@@ -116,6 +125,10 @@ class Checkpoint:
         """
         if wish is not None and wish not in PREDICTIONS:
             raise InvalidRequest(f"unknown prediction {wish!r}; valid: {choices(PREDICTIONS)}")
+        if edm := self.edm:
+            if wish is not None:
+                raise InvalidRequest(f"{self.path.name} is marked as an EDM model; leave --prediction {wish} out")
+            return edm
         told = self.metadata.get("modelspec.prediction_type", "").lower()
         marked = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}.get(told)
         if V_MARK in self.shapes:
@@ -128,6 +141,14 @@ class Checkpoint:
                 "v_prediction (768 pixels) or --prediction epsilon (512 pixels, and inpainting)"
             )
         return "epsilon"
+
+    def numbers(self, name: str) -> list[float]:
+        """The numbers of a small tensor."""
+        from safetensors import safe_open
+
+        self.shape(name)
+        with safe_open(self.path, "pt") as opened:
+            return [float(value) for value in opened.get_tensor(name).flatten().tolist()]
 
     def side(self, usual: int) -> int:
         """Pixels of its usual square: what its metadata says, or what is usual."""
@@ -161,6 +182,8 @@ class Checkpoint:
         kind = getattr(transformers, config["architectures"][0])
         given = self.tensors(prefix)
         if prefix in (CLIP_L, XL_L):
+            if not self.has(f"{prefix}text_model."):  # What old merges and transformers from 5.6 on write.
+                given = {name.replace(prefix, f"{prefix}text_model.", 1): x for name, x in given.items()}
             self._write(folder, config, given, lambda tensors, _: convert_ldm_clip_checkpoint(tensors), kind)
             return
         if prefix == CLIP_H:

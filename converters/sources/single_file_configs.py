@@ -8,7 +8,23 @@ from typing import Any
 
 from edge_sd.errors import InvalidModel
 
-from .single_file import CLIP_H, CLIP_L, KINDS, REFINER_G, UNET, VAE, XL_G, XL_L, ZERO_SNR_MARK, Checkpoint, Kind
+from .single_file import (
+    CLIP_H,
+    CLIP_L,
+    EDM_MEAN,
+    EDM_STD,
+    EDM_V_MAX,
+    EDM_V_MIN,
+    KINDS,
+    REFINER_G,
+    UNET,
+    VAE,
+    XL_G,
+    XL_L,
+    ZERO_SNR_MARK,
+    Checkpoint,
+    Kind,
+)
 
 
 def unet_config(checkpoint: Checkpoint, kind: Kind) -> dict[str, Any]:
@@ -94,6 +110,18 @@ def vae_config(checkpoint: Checkpoint, kind: Kind) -> dict[str, Any]:
         "sample_size": checkpoint.side(kind.side),
         "scaling_factor": kind.scale,
         "force_upcast": kind.family == "sdxl",
+        **_normalized(checkpoint),
+    }
+
+
+def _normalized(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The statistics of Playground 2.5's latents, and the scale that goes with them; nothing for other models."""
+    if checkpoint.edm != "edm":
+        return {}
+    return {
+        "scaling_factor": 0.5,
+        "latents_mean": checkpoint.numbers(EDM_MEAN),
+        "latents_std": checkpoint.numbers(EDM_STD),
     }
 
 
@@ -101,9 +129,10 @@ def text_config(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
     """transformers' config of a text encoder, read off its tensors; heads are 64 wide in all that were published."""
     ours = prefix in (CLIP_L, XL_L)
     if ours:
-        words = checkpoint.shape(f"{prefix}text_model.embeddings.token_embedding.weight")
-        positions = checkpoint.shape(f"{prefix}text_model.embeddings.position_embedding.weight")[0]
-        layer = f"{prefix}text_model.encoder.layers."
+        inner = f"{prefix}text_model." if checkpoint.has(f"{prefix}text_model.") else prefix
+        words = checkpoint.shape(f"{inner}embeddings.token_embedding.weight")
+        positions = checkpoint.shape(f"{inner}embeddings.position_embedding.weight")[0]
+        layer = f"{inner}encoder.layers."
         inner = checkpoint.shape(f"{layer}0.mlp.fc1.weight")[0]
     else:
         words = checkpoint.shape(f"{prefix}token_embedding.weight")
@@ -130,6 +159,18 @@ def text_config(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
 
 
 def scheduler_config(checkpoint: Checkpoint, prediction: str) -> dict[str, Any]:
+    if prediction == "edm":
+        # The ends and sigma_data that Playground 2.5 was published with.
+        return {
+            "_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon", "sigma_data": 0.5,
+            "sigma_min": 0.002, "sigma_max": 80.0, "sigma_schedule": "karras", "rho": 7.0, "num_train_timesteps": 1000,
+        }  # fmt: skip
+    if prediction == "edm_v":
+        low = checkpoint.numbers(EDM_V_MIN)[0] if EDM_V_MIN in checkpoint.shapes else 0.002
+        return {
+            "_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction", "sigma_data": 1.0, "sigma_min": low,
+            "sigma_max": checkpoint.numbers(EDM_V_MAX)[0], "sigma_schedule": "exponential", "num_train_timesteps": 1000,
+        }  # fmt: skip
     return {
         "_class_name": "EulerDiscreteScheduler" if checkpoint.kind in ("sdxl", "refiner") else "PNDMScheduler",
         "beta_start": 0.00085,
@@ -145,11 +186,11 @@ def scheduler_config(checkpoint: Checkpoint, prediction: str) -> dict[str, Any]:
     }
 
 
-def model_index(kind: Kind, unet: dict[str, Any]) -> dict[str, Any]:
+def model_index(kind: Kind, unet: dict[str, Any], scheduler: str) -> dict[str, Any]:
     inpainting = "Inpaint" if unet["in_channels"] == 9 else ""
     index: dict[str, Any] = {
         "_class_name": f"{kind.pipeline}{inpainting}Pipeline",
-        "scheduler": ["diffusers", "EulerDiscreteScheduler" if kind.family == "sdxl" else "PNDMScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }

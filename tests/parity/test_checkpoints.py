@@ -96,6 +96,52 @@ def test_a_checkpoint_becomes_the_folder_that_it_came_from(
     assert torch.equal(schedulers[0].alphas_cumprod, schedulers[1].alphas_cumprod)
 
 
+def test_marks_of_edm_models_become_their_schedulers_and_latents(
+    folders: dict[str, Path], tmp_path: Path, emoji: Path
+) -> None:
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+
+    tensors = original(folders["sdxl"], "sdxl")
+    mean, std = torch.tensor([-1.5, 2.0, -1.25, 2.5]), torch.tensor([8.5, 6.0, 6.5, 5.25])
+    marks = {"edm_mean": mean.reshape(1, 4, 1, 1), "edm_std": std.reshape(1, 4, 1, 1)}
+    path = save(tmp_path / "a.safetensors", {**tensors, **marks})
+    made = unpack(path, tmp_path / "a", tokenizer=emoji)
+    facts = ModelBundle.open(made).facts
+    assert (facts.latents.mean, facts.latents.std, facts.latents.scale) == (
+        tuple(mean.tolist()),
+        tuple(std.tolist()),
+        0.5,
+    )
+    assert (facts.schedule.sigma_data, facts.schedule.sigma_max, facts.defaults.sampler) == (0.5, 80.0, "dpmpp_2m")
+    pipe = StableDiffusionXLPipeline.from_pretrained(made)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.watermark = None
+    expected = pipe("a red apple", num_inference_steps=3, generator=torch.Generator().manual_seed(2)).images[0]
+    with Pipeline.open(made) as pipeline:
+        result = pipeline.generate(Request("a red apple", seed=2, steps=3))
+    assert psnr(np.asarray(result.pictures[0].image), np.asarray(expected), peak=255) >= 40
+    marks = {"edm_vpred.sigma_max": torch.tensor(120.0), "edm_vpred.sigma_min": torch.tensor(0.25)}
+    path = save(tmp_path / "b.safetensors", {**tensors, **marks})
+    schedule = ModelBundle.open(unpack(path, tmp_path / "b", tokenizer=emoji)).facts.schedule
+    assert (schedule.sigma_data, schedule.sigma_min, schedule.sigma_max) == (1.0, 0.25, 120.0)
+    assert (schedule.prediction_type, schedule.sigma_spacing) == ("v_prediction", "exponential")
+    with pytest.raises(InvalidRequest, match="marked as an EDM model; leave --prediction epsilon out"):
+        Checkpoint.open(path).prediction("epsilon")
+
+
+def test_a_text_encoder_without_its_outer_name_is_the_same(
+    folders: dict[str, Path], tmp_path: Path, emoji: Path
+) -> None:
+    import torch
+
+    tensors = {name.replace(".text_model.", "."): x for name, x in original(folders["sd1"], "sd1").items()}
+    made = unpack(save(tmp_path / "a.safetensors", tensors), tmp_path / "a", tokenizer=emoji)
+    expected, found = weights(folders["sd1"]), weights(made)
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
+
+
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
 def test_its_pictures_are_those_of_the_folder_in_diffusers(
     folders: dict[str, Path], checkpoints: dict[str, Path], tmp_path: Path, emoji: Path, family: str
