@@ -22,19 +22,11 @@ from edge_sd.errors import EdgeSDError, InvalidRequest
 from . import machine, models, pictures, streams, train
 from .bench.commands import bench
 from .compare import commands as compare
-from .drawing import (
-    deliver,
-    one,
-    parse_embedding,
-    parse_extend,
-    parse_lora,
-    parse_seeds,
-    parse_size,
-    progress,
-)  # fmt: skip
+from .drawing import deliver, parse_size, progress
 from .libraries import hush_libraries
 from .macos import commands as macos
 from .options import AsJson, Overwrite, Quiet
+from .request_options import takes_request
 from .saving import Saver
 from .server.commands import serve
 from .terminal import say
@@ -108,79 +100,15 @@ def _options(
 
 
 @app.command()
+@takes_request
 def generate(
+    wishes: dict[str, Any],
     prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
     from_: Annotated[
         Path | None, typer.Option("--from", help="Make this picture again; options beside it change it.")
     ] = None,
-    negative: Annotated[str | None, typer.Option(help="What to lead away from.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How strongly to follow the prompt; 1 is not at all.")] = None,
-    seed: Annotated[
-        str | None, typer.Option(metavar="N|N-M", help="The same seed makes the same picture. Default: random.")
-    ] = None,
-    size: Annotated[str | None, typer.Option(metavar="N|WxH", help="Pixels, multiples of 8.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler_a, dpmpp_2m, heun, unipc, ddim, lcm, …")] = None,
-    sigmas: Annotated[str | None, typer.Option(help="karras, exponential, beta, sgm-uniform, automatic.")] = None,
-    zero_snr: Annotated[
-        bool | None, typer.Option("--zero-snr", help="Start from noise alone (v-prediction models).")
-    ] = None,
-    count: Annotated[int | None, typer.Option(help="Pictures, at seed, seed + 1, … Default: 1.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
-    strength: Annotated[float | None, typer.Option(help="How much of the image is drawn anew, up to 1.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="White where the image is drawn anew; the rest stays.")] = None,
-    mask_blur: Annotated[float | None, typer.Option(help="Pixels over which the two are blended.")] = None,
-    control: Annotated[
-        list[Path] | None,
-        typer.Option(help="A sketch or picture whose lines are followed. Repeats, with its options."),
-    ] = None,
-    control_weight: Annotated[list[float] | None, typer.Option(help="How closely, 0 to 2. Default: 1.")] = None,
-    control_start: Annotated[
-        list[float] | None, typer.Option(help="From this share of the steps … Default: 0.")
-    ] = None,
-    control_end: Annotated[list[float] | None, typer.Option(help="… to this one. Default: 1.")] = None,
-    control_reading: Annotated[
-        list[str] | None, typer.Option(help="auto, canny, scribble (dark on light), lines, grey, tile. Default: auto.")
-    ] = None,
-    control_net: Annotated[list[str] | None, typer.Option(help="Which of the model's ControlNets.")] = None,
-    mask_padding: Annotated[
-        int | None, typer.Option(help="Draw only the mask and N pixels around it, at the model's size.")
-    ] = None,
-    extend: Annotated[
-        str | None, typer.Option(metavar="L,R,T,B", help="Pixels to add to the image: left, right, top, bottom.")
-    ] = None,
-    colour: Annotated[
-        bool | None, typer.Option("--colour", "--color", help="Colour the image; its light and dark stay.")
-    ] = None,
-    variation_strength: Annotated[float | None, typer.Option(help="How far towards a second noise, 0 to 1.")] = None,
-    variation_seed: Annotated[int | None, typer.Option(help="The seed of that one; --count counts it on.")] = None,
-    tile: Annotated[int | None, typer.Option(help="Draw in overlapping pieces of N pixels a side.")] = None,
-    vae_tile: Annotated[int | None, typer.Option(help="Decode in such pieces; 0 is never.")] = None,
-    decoder: Annotated[
-        str | None, typer.Option(help="full, tiny (softer, a fraction of the work) or auto. Default: full.")
-    ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="All pictures in one file.")] = False,
     preset: Annotated[str | None, typer.Option(help="exact, balanced, fast, turbo: likeness for speed.")] = None,
-    guidance_start: Annotated[float | None, typer.Option(help="Guide from this share of the steps …")] = None,
-    guidance_end: Annotated[float | None, typer.Option(help="… to this one; others take half the time.")] = None,
-    deep_every: Annotated[int | None, typer.Option(help="Compute deep features on every n-th step only.")] = None,
-    merge_tokens: Annotated[bool | None, typer.Option(help="Average 2 x 2 positions that attention looks at.")] = None,
-    clip_skip: Annotated[int | None, typer.Option(help="The text encoder's layer from its end. Default: 1.")] = None,
-    embedding: Annotated[
-        list[str] | None, typer.Option(metavar="FILE[:WORD]", help="A textual inversion, and the word for it. Repeats.")
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA, LoHa, LoKr, and how much of it. Repeats."),
-    ] = None,
-    refiner: Annotated[str | None, typer.Option(help="SDXL's refiner, a bundle, for the last steps …")] = None,
-    refiner_start: Annotated[float | None, typer.Option(help="… after this share of them. Default: 0.8.")] = None,
-    lora_folder: Annotated[Path | None, typer.Option(help="Where the prompt's <lora:NAME:0.8> lie.")] = None,
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Prompts are templates: a {red|green} apple.")] = False,
-    wildcards: Annotated[Path | None, typer.Option(help="The folder that a template's __name__ is in.")] = None,
-    safety: Annotated[
-        bool | None, typer.Option(help="Black out what the model's checker flags. Default: if it has one.")
-    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = None,
     overwrite: Overwrite = False,
     model: Annotated[str | None, typer.Option(help="A name (edge-sd models list) or a folder. Default: emoji.")] = None,
@@ -202,31 +130,15 @@ def generate(
     from edge_sd.pipeline.recorded import read_recorded
     from edge_sd.pipeline.request import Request
 
-    width, height = parse_size(size)
-    first, count = parse_seeds(seed, count)
-    wishes = {
-        "prompt": prompt, "negative": negative, "width": width, "height": height, "steps": steps,
-        "guidance": guidance, "seed": first, "sampler": sampler, "sigmas": sigmas, "zero_snr": zero_snr,
-        "count": count, "image": image,
-        "strength": strength, "mask": mask, "mask_blur": mask_blur,
-        "control": one(control), "control_weight": one(control_weight), "control_start": one(control_start),
-        "control_end": one(control_end), "control_reading": one(control_reading), "control_net": one(control_net),
-        "guidance_start": guidance_start, "guidance_end": guidance_end, "deep_every": deep_every,
-        "merge_tokens": merge_tokens, "mask_padding": mask_padding, "extend": parse_extend(extend),
-        "colour": colour, "variation_strength": variation_strength, "variation_seed": variation_seed, "tile": tile,
-        "vae_tile": vae_tile, "decoder": decoder, "clip_skip": clip_skip, "dynamic": dynamic or None,
-        "wildcards": wildcards,
-        "embeddings": dict(map(parse_embedding, embedding)) if embedding else None,
-        "loras": dict(map(parse_lora, lora)) if lora else None, "lora_folder": lora_folder,
-        "refiner": refiner, "refiner_start": refiner_start, "safety": safety,
-    }  # fmt: skip
-    given: dict[str, Any] = {name: value for name, value in wishes.items() if value is not None}
-    if preset is not None:
-        given = {**preset_named(preset).changes, **given}
+    given = wishes if prompt is None else {"prompt": prompt, **wishes}
     recorded = None if from_ is None else read_recorded(from_)
     if recorded is None and prompt is None:
         raise InvalidRequest("there is no prompt: say what to draw, or give a picture to make again with --from")
-    request = Request(**given) if recorded is None else recorded.request(**given)
+    if recorded is None:
+        request = Request(**given)
+    else:
+        # What was recorded is definite: a preset's changes go before it, as options do.
+        request = recorded.request(**{**(preset_named(preset).changes if preset else {}), **given})
     silent = quiet or as_json
     saver = Saver(output, request.prompt, request.count or 1, grid=grid, overwrite=overwrite, say=not silent)
     saver.check()
@@ -238,16 +150,16 @@ def generate(
     if recorded is None:
         opened = Pipeline.open(model or "emoji", device, variant, prefer, tell, preset or "exact", low_memory)
     else:
-        opened = recorded.open(model, device, variant, prefer, tell, low_memory)
+        opened = recorded.open(model, device, variant, prefer, tell, low_memory, preset)
     with opened as pipeline:
-        settings = pipeline.resolve(request)  # A mistake is told before anything else is.
+        run = pipeline.run(request)  # A mistake is told before anything else is.
         if recorded is not None:
-            recorded.check(settings)
+            recorded.check(run.settings)
             for note in recorded.notes(given):
                 tell(f"note: {note}")
         tell(pipeline.plan.explain() if verbose else pipeline.plan.summary())
         with saver, progress(request, silent) as on_step:
-            result = pipeline.generate(request, on_step, saver.save)
+            result = pipeline.draw(run, on_step, saver.save)
     deliver(result, saver, as_json, quiet)
 
 

@@ -22,8 +22,8 @@ from edge_sd.files import write_atomically
 from edge_sd.images import metrics
 from edge_sd.images.canny import canny
 from edge_sd.images.files import encode
-from edge_sd.pipeline.request import Settings
 from edge_sd.pipeline.result import Picture
+from edge_sd.pipeline.settings import Settings
 from edge_sd.sampling.noise import TorchNoise
 from edge_sd.sampling.samplers import SAMPLERS
 from edge_sd.text.conditioning import conditions
@@ -170,7 +170,7 @@ def save_reference(image: NDArray[np.float32], facts: Facts, path: Path, source:
     from PIL import Image
 
     height, width = image.shape[2:]
-    settings = Settings(PROMPT, "", width, height, STEPS, facts.defaults.guidance, SEED, SAMPLER, 1)
+    settings = Settings(PROMPT, "", width, height, STEPS, facts.defaults.guidance, SEED, SAMPLER)
     pixels = Image.fromarray(to_pixels(image[0]))
     picture = Picture(pixels, settings, facts.name, "torch-fp32", "torch", source)
     write_atomically(path, encode(pixels, "PNG", *picture.texts()))

@@ -27,12 +27,13 @@ from edge_sd import Pipeline, Request
 marks, started = [], time.perf_counter()
 with Pipeline.open(MODEL, "cpu", VARIANT, low_memory=LOW) as pipeline:
     request = Request(PROMPT, seed=0, steps=STEPS, width=SIDE, height=SIDE, **{"guidance": GUIDANCE, **CHANGES})
-    pipeline.prepare(pipeline.resolve(request))
+    settings = pipeline.resolve(request)
+    pipeline.prepare(settings)
     load = time.perf_counter() - started
     marks.append(time.perf_counter())
     for step in pipeline.steps(request):
         marks.append(time.perf_counter())
-    pipeline.decode(step.latents)
+    pipeline.decode(step.latents, settings.decoder)
     marks.append(time.perf_counter())
 """
 GENAI = """

@@ -32,7 +32,7 @@ with Pipeline.open(MODEL, DEVICE, VARIANT) as pipeline:
     marks = [time.perf_counter()]
     for step in pipeline.steps(request):
         marks.append(time.perf_counter())
-    pipeline.decode(step.latents)
+    pipeline.decode(step.latents, settings.decoder)
     marks.append(time.perf_counter())
     print(json.dumps({"load": load, "marks": marks, "peak": peak_memory(), "width": settings.width,
                       "height": settings.height, "steps": settings.steps, "guidance": settings.guidance,

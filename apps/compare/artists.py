@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.pipeline.pipeline import Pipeline
-from edge_sd.pipeline.request import Request, Settings
+from edge_sd.pipeline.request import Request
+from edge_sd.pipeline.settings import Settings
 from edge_sd.sampling.samplers import SAMPLERS
 from edge_sd.sampling.schedule import Level
 
@@ -82,7 +83,7 @@ class Ours:
             seconds.append(time.perf_counter() - started)
             latents.append(_as_diffusers(step.latents, settings.sampler, levels, step.index, step.total))
             started = time.perf_counter()
-        pixels = self.pipeline.decode(step.latents)
+        pixels = self.pipeline.decode(step.latents, settings.decoder)
         return Drawing(np.concatenate(latents), pixels, seconds, time.perf_counter() - started)
 
     def about(self, request: Request) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class Diffusers:
         """The constructor has loaded everything."""
 
     def _settings(self, request: Request) -> Settings:
-        return request.resolve(self.bundle.defaults, 0)
+        return Settings.of(request, self.bundle.defaults, 0)
 
     def draw(self, request: Request) -> Drawing:
         import diffusers

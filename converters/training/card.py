@@ -317,6 +317,7 @@ def _control_samples(target: Path) -> None:
     """Each sketch, and what is drawn of it under each prompt, by the published variant itself."""
     from PIL import Image
 
+    from edge_sd.pipeline.control import Control
     from edge_sd.pipeline.pipeline import Pipeline
     from edge_sd.pipeline.request import Request
 
@@ -326,7 +327,7 @@ def _control_samples(target: Path) -> None:
             lines = sketch(name)
             sheet.paste(lines, (0, 128 * row))
             for column, prompt in enumerate(CONTROLLED):
-                request = Request(prompt, seed=column, control=lines)
+                request = Request(prompt, seed=column, controls=[Control(lines)])
                 picture = pipeline.generate(request).pictures[0].image
                 sheet.paste(picture, (128 * (1 + column), 128 * row))
     sheet.save(target / "control.png", optimize=True)

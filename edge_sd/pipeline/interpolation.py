@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..components.base import Array, Component
-from .request import Settings
+from .settings import Settings
 
 
 @dataclass

@@ -12,7 +12,7 @@ from .._version import __version__
 from ..sampling.samplers import SAMPLERS
 
 if TYPE_CHECKING:
-    from .request import Settings
+    from .settings import Settings
 
 
 def parameters_text(settings: Settings, model: str, model_hash: str) -> str:

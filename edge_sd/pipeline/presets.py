@@ -6,11 +6,12 @@ each preset costs, in dB and in pictures that the judge still recognises.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..bundle.bundle import ModelBundle
 from ..errors import InvalidRequest, choices
+from .request import Request
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,14 @@ class Preset:
                     return name
         return None
 
+    def applied(self, request: Request) -> Request:
+        """`request` with this preset's changes of what it leaves open."""
+        return replace(request, **{name: each for name, each in self.changes.items() if getattr(request, name) is None})
 
+
+EXACT = Preset()
 PRESETS = {
-    "exact": Preset(),
+    "exact": EXACT,
     "balanced": Preset(("w8a8",)),
     # No guidance interval: both rows side by side take little longer than one that has the cores for itself.
     "fast": Preset(("w8a8",), {"deep_every": 3, "merge_tokens": True}),

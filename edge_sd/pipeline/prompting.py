@@ -18,7 +18,8 @@ from ..text.conditioning import HIDDEN, states_of
 from ..text.prompt import LoraWeight, take_loras
 from ..text.textual_inversion import Embedding, ids_of, read_embedding
 from ..text.tokenizer import Chunk, TextTokenizer
-from .request import Request, Settings
+from .request import Request
+from .settings import Settings
 
 
 @dataclass

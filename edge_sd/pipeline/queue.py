@@ -21,10 +21,13 @@ import numpy as np
 from ..components.base import Component, Shapes
 from ..components.batching import Gathering, Seat
 from ..components.fallback import FAILURES
+from ..errors import EdgeSDError
 from ..sampling.samplers import Step
 from .pipeline import Pipeline
-from .request import Request, Settings
+from .request import Request
 from .result import Result
+from .run import Run
+from .settings import Settings
 
 OnStep = Callable[[int, Step], None]
 # Largest batch, and the batch sizes tried; each needs a UNet compiled for it.
@@ -35,7 +38,10 @@ RUNS = 3
 
 @dataclass
 class _Waiting:
-    request: Request
+    """`likeness` is equal for runs that can be drawn together; None is one that is drawn alone."""
+
+    run: Run
+    likeness: tuple[Settings, dict[str, Shapes]] | None
     on_step: OnStep | None
     future: Future[Result]
     on_start: Callable[[], None] | None = None
@@ -54,14 +60,16 @@ class Queue:
         self._thread.start()
 
     def submit(
-        self, request: Request, on_step: OnStep | None = None, on_start: Callable[[], None] | None = None
+        self, request: Request | str, on_step: OnStep | None = None, on_start: Callable[[], None] | None = None
     ) -> Future[Result]:
         """A picture to come; `on_step` as in `Pipeline.generate`, in the queue's threads. Cancel it while it waits.
 
-        `on_start` is called in the queue's thread before anything is loaded for it. The future raises what
-        `Pipeline.generate` raises. Raises RuntimeError after `close`.
+        `on_start` is called in the queue's thread before anything is loaded for it.
+        Raises InvalidRequest for what the model can't draw, and RuntimeError after `close`; the future raises what
+        drawing raises.
         """
-        waiting = _Waiting(request, on_step, Future(), on_start)
+        run = self._pipeline.run(request)
+        waiting = _Waiting(run, self._likeness(run), on_step, Future(), on_start)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the queue is closed")
@@ -105,30 +113,23 @@ class Queue:
                     return []
                 self._changed.wait()
             first = self._waiting.popleft()
-            key = self._likeness(first.request)
             group = [first]
             for each in list(self._waiting):
-                if len(group) < self._most and key is not None and self._likeness(each.request) == key:
+                if len(group) < self._most and first.likeness is not None and each.likeness == first.likeness:
                     group.append(each)
                     self._waiting.remove(each)
             return group
 
-    def _likeness(self, request: Request) -> tuple[Settings, dict[str, Shapes]] | None:
-        """What is alike of requests that can be drawn together; None for one that is drawn alone."""
-        try:
-            settings = self._pipeline.resolve(request)
-            if not self._pipeline.gathers(settings):
-                return None
-            return replace(settings, prompt="", negative="", seed=0), self._pipeline.shapes(settings)
-        except Exception:
-            # Drawing it says what is wrong.
+    def _likeness(self, run: Run) -> tuple[Settings, dict[str, Shapes]] | None:
+        if not self._pipeline.gathers(run.settings):
             return None
+        return replace(run.settings, prompt="", negative="", seed=0), self._pipeline.shapes(run.settings)
 
     def _draw(self, group: list[_Waiting]) -> None:
         wide = None
-        # Whatever is wrong with the requests is told to each by drawing it; the queue has to go on.
-        with suppress(Exception):
-            wide = self._wide.of(self._pipeline, group[0].request, len(group)) if len(group) > 1 else None
+        # What is wrong with the model or its device is said to each by drawing it; the queue has to go on.
+        with suppress(EdgeSDError, *FAILURES):
+            wide = self._wide.of(self._pipeline, group[0].run.settings, len(group)) if len(group) > 1 else None
         if wide is None:
             for each in group:
                 _settle(each, self._pipeline)
@@ -145,9 +146,13 @@ class Queue:
 
 def _settle(waiting: _Waiting, pipeline: Pipeline) -> None:
     try:
-        waiting.future.set_result(pipeline.generate(waiting.request, waiting.on_step))
-    except BaseException as error:
+        waiting.future.set_result(pipeline.draw(waiting.run, waiting.on_step))
+    except Exception as error:
+        # The thread goes on; whoever waits for this picture gets its error, a bug's as well.
         waiting.future.set_exception(error)
+    except BaseException as stop:
+        # Only a callback raises those here; whoever waits is not to be stopped by it.
+        waiting.future.set_exception(RuntimeError(f"on_step raised {type(stop).__name__}"))
 
 
 def _settle_seated(waiting: _Waiting, pipeline: Pipeline, seat: Seat) -> None:
@@ -165,9 +170,8 @@ class _Wide:
         self._key: Any = None
         self._loaded: dict[int, tuple[Component, Shapes] | None] = {}
 
-    def of(self, pipeline: Pipeline, request: Request, count: int) -> Gathering | None:
+    def of(self, pipeline: Pipeline, settings: Settings, count: int) -> Gathering | None:
         """A gathering of `count`, or None where they are drawn faster one after the other."""
-        settings = pipeline.resolve(request)
         pipeline.prepare(settings)
         key = (pipeline.shapes(settings)["unet"], settings.shortcuts, settings.loras)
         if key != self._key:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 from ..bundle.library import installed_models
 from ..errors import DeviceError, InvalidRequest, MissingExtra, ModelNotFound, VariantNotFound
 from ..images.metadata import Texts, read_texts
+from .control import Control
 from .infotext import Infotext, take
 from .programs import read_program
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
-    from .request import Request, Settings
+    from .request import Request
+    from .settings import Settings
 
 # Files that a picture was made from; it holds the hashes of their pixels.
-SOURCES = ("image", "mask", "control")
+SOURCES = ("image", "mask")
 # The one setting that holds the name of a model.
 REFINER = "refiner"
 # What other programs call settings.
@@ -71,6 +73,13 @@ class Recorded:
                 raise InvalidRequest(
                     f"{self.path} was made with {_a(name)} whose pixels hash to {self.settings[name]}; give that again"
                 )
+        controls = self.settings.get("controls") or ()
+        if len(controls) != len(given.get("controls", controls and ())) and controls:
+            hashes = ", ".join(str(each["image"]) for each in controls)
+            raise InvalidRequest(
+                f"{self.path} was made with {len(controls)} control pictures whose pixels hash to {hashes}; "
+                "give them again"
+            )
         names = {*given.get("embeddings", {}), *(Path(path).stem for path in given.get("loras", {}))}
         for (kind, name), digest in self._files().items():
             if name not in names:
@@ -82,15 +91,19 @@ class Recorded:
         self._check_names(given)
         try:
             again = {name: value for name, value in self.settings.items() if name not in ("embeddings", "loras")}
+            if controls:
+                given = {**given, "controls": _controls(controls, given["controls"])}
             return Request(**{**again, **self._awaited(given), **given})
-        except InvalidRequest:
-            raise  # It is a ValueError too.
+        except InvalidRequest as error:  # It is a ValueError too.
+            if given:
+                raise
+            raise InvalidRequest(f"{self.path} holds parameters that are damaged ({error})") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise InvalidRequest(f"{self.path} holds parameters that are damaged ({error})") from error
 
     def _check_names(self, given: Mapping[str, Any]) -> None:
         """Refuse settings that this version lacks, or that would have files read which the caller did not name."""
-        from .request import Settings
+        from .settings import Settings
 
         if unknown := set(self.settings) - {each.name for each in fields(Settings)}:
             raise InvalidRequest(
@@ -127,6 +140,7 @@ class Recorded:
         preference: str,
         tell: Callable[[str], None],
         low_memory: bool = False,
+        preset: str | None = None,
     ) -> Pipeline:
         """The pipeline that drew it, or the nearest to it; `tell` gets a line where that is another.
 
@@ -136,7 +150,9 @@ class Recorded:
         from .pipeline import Pipeline
 
         if not self.exact:
-            return Pipeline.open(model or "emoji", device, variant, preference, tell, low_memory=low_memory)
+            return Pipeline.open(
+                model or "emoji", device, variant, preference, tell, preset or "exact", low_memory=low_memory
+            )
         if model is None and self.model not in installed_models():
             raise ModelNotFound(
                 f"{self.path} was drawn by the model {self.model!r}, which is not installed under that name; "
@@ -145,10 +161,10 @@ class Recorded:
 
         def open_with(variant: str | None) -> Pipeline:
             name = model or self.model
-            return Pipeline.open(name, device, variant, preference, tell, low_memory=low_memory)
+            return Pipeline.open(name, device, variant, preference, tell, preset or "exact", low_memory)
 
         opened = None
-        if variant is None and device == "auto":
+        if variant is None and preset is None and device == "auto":
             # Where its own variant can't run, another of the same weights draws nearly the same.
             with contextlib.suppress(DeviceError, VariantNotFound, MissingExtra):
                 opened = open_with(self.variant)
@@ -171,6 +187,13 @@ class Recorded:
                     f"{self.path} was made with another {name}: its pixels hash to {wanted}, those given to {found}"
                 )
 
+        wanted_lines = [str(each["image"]) for each in self.settings.get("controls") or ()]
+        found_lines = [str(each.image) for each in settings.controls]
+        if wanted_lines and wanted_lines != found_lines:
+            raise InvalidRequest(
+                f"{self.path} was made with another control picture: its pixels hash to {', '.join(wanted_lines)}, "
+                f"those given to {', '.join(found_lines)}"
+            )
         found = _files({"embeddings": settings.embeddings, "loras": settings.loras})
         for (kind, name), digest in self._files().items():
             if found.get((kind, name)) != digest:
@@ -191,6 +214,27 @@ class Recorded:
             "exact": self.exact, "request": self.settings, **about, "others": self.others,
             "with_image": {**self.for_image, **self.for_mask}, "notes": list(self.unmet), "text": self.text,
         }  # fmt: skip
+
+
+def _controls(recorded: Sequence[Mapping[str, Any]], given: Sequence[Control]) -> tuple[Control, ...]:
+    """The controls as recorded, with the pictures given again; what else was given of one goes before."""
+    plain = Control(None)
+    changed = [{k: v for k, v in vars(each).items() if v != getattr(plain, k)} for each in given]
+    return tuple(Control(**{**row, **change}) for row, change in zip(recorded, changed, strict=True))
+
+
+def _with_controls(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the first versions had flat fields: control, control_weight, …, one for all or a list."""
+    old = {name: settings.pop(name) for name in list(settings) if name == "control" or name.startswith("control_")}
+    if old.get("control") is None:
+        return settings
+    images = old["control"] if isinstance(old["control"], list) else [old["control"]]
+    rows = [{"image": image} for image in images]
+    for name in ("weight", "start", "end", "reading", "net"):
+        values = old.get(f"control_{name}", getattr(Control(None), name))
+        for n, row in enumerate(rows):
+            row[name] = values[n if len(values) > 1 else 0] if isinstance(values, list) else values
+    return {**settings, "controls": rows}
 
 
 def _files(settings: dict[str, Any]) -> dict[tuple[str, str], str]:
@@ -238,7 +282,7 @@ def _ours(path: Path, text: str, parameters: str) -> Recorded:
     about: dict[str, Any] = {
         name: str(document.get(name, "")) for name in ("model", "model_hash", "variant", "device", "version")
     }
-    return Recorded(path, settings, True, parameters, **about)
+    return Recorded(path, _with_controls(settings), True, parameters, **about)
 
 
 def _theirs(path: Path, infotext: Infotext, found: Texts) -> Recorded:

@@ -7,37 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..bundle.bundle import ModelBundle
 from ..bundle.parts import NET, SAFETY_CHECKER, TINY, home_of
 from ..bundle.variants import Artifact
 from ..components.base import Array
-from ..components.controlnet import read_lines
 from ..devices.plan import DevicePlan
 from ..errors import InvalidRequest, choices
-from ..images.canvas import Canvas, content_hash, grain, open_picture
-from ..sampling.samplers import SAMPLERS
+from ..images.canvas import Canvas, Start, content_hash, grain, open_picture
+from ..images.lines import read_lines
 from ..text.prompt import take_loras
 from .prompting import Wording
-from .request import MAX_SEED, Request, Settings
+from .request import MAX_SEED, Request
+from .run import Run, Source
+from .settings import Settings
 from .sources import open_start
 
 # Pixels a side that are decoded at once where memory is low.
 LOW_TILE = 256
-
-
-@dataclass(frozen=True)
-class Source:
-    """The pictures of a request: what it starts from, and the lines it follows, float32 [1, 3, H, W] in [0, 1]."""
-
-    canvas: Canvas | None
-    lines: NDArray[np.float32] | None
-
-
-def steps_taken(settings: Settings) -> int:
-    """How many of the steps are taken, counted as diffusers does."""
-    return settings.steps if settings.strength is None else int(settings.steps * settings.strength)
 
 
 @dataclass(frozen=True)
@@ -49,20 +36,30 @@ class Resolver:
     wording: Wording
     low_memory: bool = False
 
-    def resolve(self, request: Request) -> tuple[Settings, Source]:
+    def resolve(self, request: Request) -> Run:
         """Raises InvalidRequest for what this model can't draw, InvalidModel for files that are damaged."""
-        defaults = self.bundle.defaults_of(self.plan.variant)
-        limit, factor = defaults.max_side, self.bundle.facts.latents.factor
-        opened = open_start(request)
-        if opened is not None and request.width is None and request.height is None:
-            width, height = opened[0].size(defaults.width * defaults.height, grain(defaults.width, factor), limit)
+        facts, defaults = self.bundle.facts, self.bundle.defaults_of(self.plan.variant)
+        start = open_start(request)
+        if start is not None and request.width is None and request.height is None:
+            multiple = grain(defaults.width, facts.latents.factor)
+            width, height = start[0].size(defaults.width * defaults.height, multiple, defaults.max_side)
             defaults = replace(defaults, width=width, height=height)
-        settings = request.resolve(defaults, secrets.randbelow(MAX_SEED + 2 - request.count))
+        settings = Settings.of(request, defaults, secrets.randbelow(MAX_SEED + 2 - request.count))
         settings = self.worded(replace(settings, embeddings=self.wording.read(request)), request, settings.seed)
-        settings = replace(settings, safety=self._safety(request.safety), decoder=self.decoder(request.decoder))
+        settings = replace(settings, safety=self._safety(request.safety), decoder=self.decoder(settings.decoder))
         if self.low_memory and settings.vae_tile is None:
             settings = replace(settings, vae_tile=LOW_TILE)
         self.wording.count(settings, self.plan.variant)  # A word that does not fit is reported here.
+        self._check_size(settings, defaults.max_side)
+        self._check_task(request)
+        settings, lines = self._read_controls(settings)
+        if start is None:
+            return Run.of(request, settings, Source(None, lines), facts)
+        settings, canvas = self._read_start(settings, request, *start)
+        return Run.of(request, settings, Source(canvas, lines), facts)
+
+    def _check_size(self, settings: Settings, limit: int) -> None:
+        factor = self.bundle.facts.latents.factor
         for name, side, piece in zip(
             ("width", "height"), (settings.width, settings.height), settings.window, strict=True
         ):
@@ -70,13 +67,9 @@ class Resolver:
                 raise InvalidRequest(f"{name} {piece} is beyond this model's limit of {limit}; larger ones need --tile")
             if side % factor:
                 raise InvalidRequest(f"{name} {side} is not a multiple of {factor}, as this model needs")
-        try:
-            SAMPLERS[settings.sampler].levels(settings.schedule(self.bundle.facts.schedule), settings.steps)
-        except ValueError as error:
-            raise InvalidRequest(f"sampler {settings.sampler}: {error}") from error
-        lines = None
-        if request.control is not None:
-            settings, lines = self._read_controls(request, settings)
+
+    def _check_task(self, request: Request) -> None:
+        """Refuse a request without the pictures that this model can't do without."""
         if self.bundle.facts.conditioning == "aesthetic" and request.image is None:
             raise InvalidRequest(
                 f"{self.bundle.name} is a refiner: it goes on from an image, or from a base model that it is given to"
@@ -85,32 +78,35 @@ class Resolver:
             raise InvalidRequest(
                 f"{self.bundle.name} is a model for inpainting: it needs an image and a mask of what it is to draw"
             )
-        if opened is None:
-            return settings, Source(None, lines)
+
+    def _read_start(
+        self, settings: Settings, request: Request, start: Start, hashes: Mapping[str, str]
+    ) -> tuple[Settings, Canvas]:
+        """The settings with the pictures' hashes, and the canvas that is gone on from."""
         self._need("vae_encoder", "an image")
-        if not steps_taken(settings):
+        if not settings.steps_taken:
             raise InvalidRequest(
                 f"strength {settings.strength:g} of {settings.steps} steps is less than one; give more of either"
             )
-        start, hashes = opened
         canvas = start.canvas(settings.width, settings.height)
-        settings = replace(settings, **hashes)
+        settings = replace(settings, image=hashes["image"], mask=hashes.get("mask"))
         if canvas.mask is not None:
             # A 128th of the picture's width: the four pixels at 512 that other programs have.
             blur = settings.width / 128 if request.mask_blur is None else request.mask_blur
             settings = replace(settings, mask_blur=blur)
-        return settings, Source(canvas, lines)
+        return settings, canvas
 
-    def _read_controls(self, request: Request, settings: Settings) -> tuple[Settings, Array]:
+    def _read_controls(self, settings: Settings) -> tuple[Settings, Array | None]:
         """The settings with the pictures' hashes, and what the nets follow, three channels each."""
-        hashes, lines = [], []
-        for each in request.controls():
+        if not settings.controls:
+            return settings, None
+        controls, lines = [], []
+        for each in settings.controls:
             self._need(each.part, "a control picture")
-            drawing = open_picture(each.picture, "control picture")
-            hashes.append(content_hash(drawing))
+            drawing = open_picture(each.image, "control picture")
+            controls.append(replace(each, image=content_hash(drawing)))
             lines.append(read_lines(drawing, settings.width, settings.height, each.reading))
-        many = isinstance(request.control, (list, tuple))
-        return replace(settings, control=tuple(hashes) if many else hashes[0]), np.concatenate(lines, axis=1)
+        return replace(settings, controls=tuple(controls)), np.concatenate(lines, axis=1)
 
     def _safety(self, wish: bool | None) -> bool | None:
         """Whether pictures are checked; None where the model has nothing to check them with."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..images.files import encode, save
 from ..images.grids import grid
 from .metadata import parameters_text, request_json
-from .request import Settings
+from .settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,6 +25,7 @@ class Picture:
     variant: str
     device: str
     model_hash: str
+    flagged: bool = False
 
     def save(self, path: str | Path) -> Path:
         """Write PNG, JPEG or WebP by the name's ending, with the parameters inside; all or nothing."""

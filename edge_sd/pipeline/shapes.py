@@ -6,18 +6,7 @@ from ..bundle.facts import Facts
 from ..bundle.parts import DECODER, SAFETY_CHECKER
 from ..components.base import Shapes
 from ..components.shapes import shapes_of
-from .request import Settings
-
-
-def is_doubled(facts: Facts, settings: Settings) -> bool:
-    """Whether the negative prompt is asked, too: not where the UNet itself takes the guidance scale."""
-    return settings.guided and not facts.guidance_width
-
-
-def latent_shape(facts: Facts, settings: Settings) -> tuple[int, int, int, int]:
-    """[1, C, h, w] of a picture as large as `settings` say."""
-    space = facts.latents
-    return 1, space.channels, settings.height // space.factor, settings.width // space.factor
+from .settings import Settings
 
 
 def shapes_for(facts: Facts, settings: Settings, chunks: int, view: int = 0) -> dict[str, Shapes]:
@@ -26,15 +15,16 @@ def shapes_for(facts: Facts, settings: Settings, chunks: int, view: int = 0) -> 
     `chunks`: how many times the text encoder's length the longer prompt is; `view`: the side in pixels of what the
     safety checker looks at.
     """
-    batch = 2 if is_doubled(facts, settings) else 1
+    # The UNet itself may take the guidance scale.
+    batch = 2 if settings.guided and not facts.guidance_width else 1
     width, height = settings.window
     shapes = shapes_of(facts, width, height, batch)
     _, tokens, values = shapes["unet"]["encoder_hidden_states"]
     shapes["unet"] = {**shapes["unet"], "encoder_hidden_states": (batch, tokens * chunks, values)}
-    if settings.control is not None:
+    if settings.controls:
         lines = {"controlnet_cond": (batch, 3, height, width)}
         unet = shapes.pop("unet")
-        shapes |= {each.part: {**unet, **lines} for each in settings.controls()}
+        shapes |= {each.part: {**unet, **lines} for each in settings.controls}
     width, height = settings.vae_window
     del shapes["vae_decoder"]
     shapes[DECODER[settings.decoder]] = shapes_of(facts, width, height, 1)["vae_decoder"]

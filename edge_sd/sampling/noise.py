@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,8 +86,15 @@ class TorchNoise:
         return uniforms
 
 
+class NoiseSource(Protocol):
+    """Where a picture's noise comes from; TorchNoise draws what torch's CPU generator draws."""
+
+    def normal(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The next standard normal values."""
+
+
 def first_noise(
-    noise: TorchNoise, shape: tuple[int, ...], second_seed: int | None = None, share: float = 0.0
+    noise: NoiseSource, shape: tuple[int, ...], second_seed: int | None = None, share: float = 0.0
 ) -> NDArray[np.float32]:
     """What a picture begins with: the next of `noise`, `share` of the way to the first of another seed."""
     eps = noise.normal(shape)

@@ -16,6 +16,7 @@ from edge_sd import Pipeline, Request
 from edge_sd.bundle.assembly import whole_package
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest
+from edge_sd.pipeline.control import Control
 
 from ..conftest import convert
 from .test_cli import edge_sd
@@ -36,7 +37,9 @@ def test_the_same_seed_draws_the_same_picture_on_both_backends(
     lines = Image.new("RGB", (16, 16))
     lines.paste("white", (3, 5, 12, 6))
     for guidance, control in ((1.0, None), (5.0, None), (5.0, lines)):
-        request = Request("a red apple", seed=7, steps=2, guidance=guidance, control=control)
+        request = Request(
+            "a red apple", seed=7, steps=2, guidance=guidance, controls=[Control(control)] if control else []
+        )
         images = []
         for device in ("cpu", "coreml-reference"):
             with Pipeline.open(target, device) as pipeline:

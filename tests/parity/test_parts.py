@@ -16,6 +16,7 @@ from edge_sd.bundle.parts import TINY
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.sources.parts import composed, find_part
 from edge_sd.errors import InvalidModel, InvalidRequest, ModelNotFound
+from edge_sd.pipeline.control import Control
 
 from ..conftest import convert, save_miniature
 
@@ -134,7 +135,7 @@ def test_a_controlnet_is_added(source: Path, net: Path, tmp_path: Path) -> None:
         both = shutil.copytree(whole, tmp_path / "both")
     with Pipeline.open(both, "torch-cpu") as pipeline:
         drawing = Image.new("RGB", (SIDE, SIDE), "white")
-        assert pipeline.generate(Request(PROMPT, control=drawing, **WISHES)).pictures
+        assert pipeline.generate(Request(PROMPT, controls=[Control(drawing)], **WISHES)).pictures
     assert not (source / "controlnet").exists()
 
 

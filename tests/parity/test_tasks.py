@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.converters.parity import psnr
+from edge_sd.pipeline.control import Control, controls_of
 
 from ..conftest import convert
 from .test_peers import GUIDANCE, PROMPT, SEED, STEPS
@@ -68,9 +69,7 @@ def test_inpainting_is_what_diffusers_draws(emoji: Path, emoji_bundle: ModelBund
     assert psnr(ours(emoji_bundle, mask=mask(), strength=strength), expected, peak=255) >= 40
 
 
-@pytest.mark.parametrize(
-    "wishes", [{}, {"control_weight": 0.6}, {"control_start": 0.25, "control_end": 0.75}, {"guidance": 1.0}]
-)
+@pytest.mark.parametrize("wishes", [{}, {"weight": 0.6}, {"start": 0.25, "end": 0.75}, {"guidance": 1.0}])
 def test_a_controlnet_does_what_it_does_in_diffusers(
     miniature: Path, bundle: ModelBundle, wishes: dict[str, float]
 ) -> None:
@@ -83,13 +82,17 @@ def test_a_controlnet_does_what_it_does_in_diffusers(
     pipe.set_progress_bar_config(disable=True)
     lines = Image.new("RGB", (64, 64))
     ImageDraw.Draw(lines).ellipse((12, 12, 50, 50), outline="white")
-    settings = {"guidance": GUIDANCE, "control_weight": 1.0, "control_start": 0.0, "control_end": 1.0, **wishes}
+    shares = {"weight": 1.0, "start": 0.0, "end": 1.0, **wishes}
+    guidance = shares.pop("guidance", GUIDANCE)
     expected = pipe(
-        PROMPT, image=lines, num_inference_steps=8, guidance_scale=settings["guidance"], width=64, height=64,
-        controlnet_conditioning_scale=settings["control_weight"], control_guidance_start=settings["control_start"],
-        control_guidance_end=settings["control_end"], generator=torch.Generator().manual_seed(SEED),
+        PROMPT, image=lines, num_inference_steps=8, guidance_scale=guidance, width=64, height=64,
+        controlnet_conditioning_scale=shares["weight"], control_guidance_start=shares["start"],
+        control_guidance_end=shares["end"], generator=torch.Generator().manual_seed(SEED),
     ).images[0]  # fmt: skip
-    request = Request(PROMPT, seed=SEED, steps=8, sampler="euler", width=64, height=64, control=lines, **settings)
+    request = Request(
+        PROMPT, seed=SEED, steps=8, sampler="euler", width=64, height=64, guidance=guidance,
+        controls=[Control(lines, **shares)],
+    )  # fmt: skip
     with Pipeline.open(bundle.root, variant="openvino-fp32") as pipeline:
         found = np.asarray(pipeline.generate(request).pictures[0].image)
         plain = pipeline.generate(Request(PROMPT, seed=SEED, steps=8, sampler="euler", width=64, height=64))
@@ -116,12 +119,12 @@ def test_several_controls_add_up_as_in_diffusers(miniature: Path, bundle: ModelB
         control_guidance_end=shares["end"], generator=torch.Generator().manual_seed(SEED),
     ).images[0]  # fmt: skip
     request = Request(
-        PROMPT, seed=SEED, steps=8, sampler="euler", guidance=GUIDANCE, width=64, height=64, control=pictures,
-        control_reading="lines", **{f"control_{name}": values for name, values in shares.items()},
+        PROMPT, seed=SEED, steps=8, sampler="euler", guidance=GUIDANCE, width=64, height=64,
+        controls=controls_of(pictures, reading=["lines"], **shares),
     )  # fmt: skip
     with Pipeline.open(bundle.root, variant="openvino-fp32") as pipeline:
         found = np.asarray(pipeline.generate(request).pictures[0].image)
-        first = replace(request, control=pictures[0], control_weight=0.9, control_start=0.0, control_end=0.75)
+        first = replace(request, controls=request.controls[:1])
         alone = pipeline.generate(first)
     assert psnr(found, np.asarray(expected), peak=255) >= 40
     assert psnr(found, np.asarray(alone.pictures[0].image), peak=255) < 50, "the second matters"

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.converters.parity import psnr
 from edge_sd.errors import InvalidModel, InvalidRequest
+from edge_sd.pipeline.control import Control
 
 PROMPT, SEED, STEPS, GUIDANCE = "a red apple, glossy style", 3, 4, 4.0
 
@@ -95,7 +96,7 @@ def test_a_controlnet_is_followed_as_in_diffusers(miniature: Path) -> None:
     ImageDraw.Draw(lines).ellipse((12, 12, 50, 50), outline="white")
     net = {"controlnet": ControlNetModel.from_pretrained(miniature / "controlnet")}
     expected = theirs("StableDiffusionControlNetPipeline", miniature, net=net, image=lines, width=64, height=64)
-    found = drawn(miniature, control=lines, control_reading="lines", width=64, height=64)
+    found = drawn(miniature, controls=[Control(lines, reading="lines")], width=64, height=64)
     assert psnr(found, expected, peak=255) >= 40
     assert psnr(found, drawn(miniature), peak=255) < 35, "the lines matter"
 

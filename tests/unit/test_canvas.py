@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from edge_sd import Request
-from edge_sd.components.controlnet import read_lines
 from edge_sd.errors import InvalidRequest
 from edge_sd.images.canvas import Canvas, content_hash, make_canvas, open_picture, proportioned
+from edge_sd.images.lines import read_lines
+from edge_sd.pipeline.control import Control
 from edge_sd.sampling.samplers import SAMPLERS
 
 from .test_pipeline import pipeline
@@ -140,15 +141,15 @@ def test_what_cannot_be_is_told(wish: dict[str, object], told: str) -> None:
 @pytest.mark.parametrize(
     ("wish", "told"),
     [
-        ({"control": picture()}, "has no controlnet, which a control picture needs"),
-        ({"control_weight": 3}, "control weight 3 is not"),
-        ({"control_start": 0.5, "control_end": 0.5}, "no part of the steps"),
-        ({"control_reading": "depth"}, "unknown control reading 'depth'; valid: auto, canny"),
+        ({}, "has no controlnet, which a control picture needs"),
+        ({"weight": 3}, "control weight 3 is not"),
+        ({"start": 0.5, "end": 0.5}, "no part of the steps"),
+        ({"reading": "depth"}, "unknown control reading 'depth'; valid: auto, canny"),
     ],
 )
 def test_control_that_cannot_be_is_told(wish: dict[str, object], told: str) -> None:
     with pipeline() as opened, pytest.raises(InvalidRequest, match=told):
-        opened.generate(Request("a cat", **wish))  # type: ignore[arg-type]
+        opened.generate(Request("a cat", controls=[Control(picture(), **wish)]))  # type: ignore[arg-type]
 
 
 def test_a_drawing_is_read_by_its_background_and_a_picture_by_its_edges() -> None:

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from edge_sd import Request
-from edge_sd.components.controlnet import Control, ControlledUNet, controls_of, read_lines
+from edge_sd.components.controlnet import ControlledUNet
 from edge_sd.errors import InvalidRequest
+from edge_sd.images.lines import read_lines
+from edge_sd.pipeline.control import Control, controls_of
+from edge_sd.sampling.schedule import active_timesteps
 
 from .test_canvas import picture
 
@@ -41,17 +44,17 @@ def test_residuals_add_up_with_their_weights_in_their_steps() -> None:
 
 
 def test_values_are_one_for_all_or_one_each() -> None:
-    found = controls_of(["a", "b"], weight=0.5, start=[0.0, 0.5], net=["", "depth"])
-    assert found == [Control("a", 0.5), Control("b", 0.5, 0.5, net="depth")]
+    found = controls_of(["a", "b"], weight=[0.5], start=[0.0, 0.5], net=["", "depth"])
+    assert found == (Control("a", 0.5), Control("b", 0.5, 0.5, net="depth"))
     assert [each.part for each in found] == ["controlnet", "controlnet_depth"]
     with pytest.raises(InvalidRequest, match="2 control pictures have 3 values of weight"):
         controls_of(["a", "b"], weight=[1.0, 1.0, 1.0])
     with pytest.raises(InvalidRequest, match="control weight 3 is not"):
-        Request("a cat", control=["a", "b"], control_weight=[1.0, 3])
+        Request("a cat", controls=[Control("a"), Control("b", weight=3)])
 
 
 def test_steps_take_part_that_lie_between_start_and_end() -> None:
-    assert Control("a", start=0.25, end=0.75).active([999.0, 750.0, 500.0, 250.0]) == {750.0, 500.0}
+    assert active_timesteps([999.0, 750.0, 500.0, 250.0], 0.25, 0.75) == {750.0, 500.0}
 
 
 def test_grey_and_tile_are_the_picture_itself() -> None:

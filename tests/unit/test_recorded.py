@@ -15,6 +15,7 @@ from edge_sd import Request
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.errors import InvalidRequest
 from edge_sd.pipeline.recorded import read_recorded
+from edge_sd.pipeline.settings import Settings
 
 from .test_canvas import half, picture
 from .test_pipeline import pipeline
@@ -52,7 +53,7 @@ def test_text_of_other_programs_is_read_as_sd_parsers_reads_it(tmp_path: Path, n
     assert str(recorded.settings["seed"]) == sampler.parameters["seed"]
     assert f"{recorded.settings['guidance']:g}" == sampler.parameters["cfg_scale"]
     assert recorded.settings["sampler"] == sampler.name == "Euler a"
-    assert recorded.request().resolve(fake_bundle().defaults, 0).sampler == "euler_a"
+    assert Settings.of(recorded.request(), fake_bundle().defaults, 0).sampler == "euler_a"
     (model,) = theirs.models
     assert (recorded.model, recorded.model_hash) == (model.name, model.hash)
     assert (recorded.settings["width"], recorded.settings["height"]) == (512, 768)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
 import pytest
 
+from edge_sd import Pipeline
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.errors import InvalidRequest
+from edge_sd.pipeline.presets import preset_named
 from edge_sd.pipeline.request import MAX_SEED, Request
+from edge_sd.pipeline.settings import Settings
+
+from .test_pipeline import pipeline
 
 
 @pytest.mark.parametrize(
@@ -45,7 +51,7 @@ def test_nonsense_is_refused_in_one_line(values: dict[str, Any], message: str) -
 
 
 def test_the_models_defaults_fill_what_is_not_said() -> None:
-    settings = Request("a cat", steps=7).resolve(fake_bundle().defaults, seed=11)
+    settings = Settings.of(Request("a cat", steps=7), fake_bundle().defaults, seed=11)
     assert (settings.width, settings.height, settings.steps, settings.sampler, settings.seed) == (
         64,
         64,
@@ -53,4 +59,50 @@ def test_the_models_defaults_fill_what_is_not_said() -> None:
         "euler",
         11,
     )
-    assert Request(**asdict(settings)).resolve(fake_bundle().defaults, seed=0) == settings
+    assert Settings.of(Request(**asdict(settings)), fake_bundle().defaults, seed=0) == settings
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": "20"}, "steps '20' is not a whole number from 1 to 1000"),
+        ({"steps": True}, "steps True is not a whole number"),
+        ({"negative": None}, "the negative prompt is None, not a text"),
+        ({"prompt": 7}, "the prompt is 7, not a text"),
+        ({"guidance": "much"}, "guidance 'much' is not a number from 0 to 100"),
+        ({"zero_snr": "yes"}, "zero_snr 'yes' is neither True nor False"),
+        ({"sampler": 3}, "3 is no name of a sampler"),
+        ({"loras": ["a"]}, "loras is list, not a dict"),
+        ({"loras": {"a": "1"}}, "the weight 1 of a LoRA is not a number"),
+        ({"controls": ["a.png"]}, "controls are Control objects"),
+        ({"count": 1.5}, "count 1.5 is not a whole number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        Request(**{"prompt": "a cat", **values})
+
+
+def test_settings_are_fields_of_a_request() -> None:
+    assert {each.name for each in fields(Settings)} <= {each.name for each in fields(Request)}
+
+
+def test_a_preset_is_one_thing_wherever_it_is_named() -> None:
+    turbo = preset_named("turbo")
+    asked = turbo.applied(Request("a cat"))
+    assert (asked.merge_tokens, asked.decoder) == (True, "auto")
+    kept = turbo.applied(Request("a cat", decoder="full", merge_tokens=False))
+    assert (kept.merge_tokens, kept.decoder) == (False, "full"), "what a request says goes before it"
+    with Pipeline.open(preset="turbo") as opened:
+        assert opened.resolve("a cat").merge_tokens
+        assert opened.resolve("a cat").decoder == "tiny"
+
+
+def test_noise_can_be_handed_in() -> None:
+    class Still:
+        def normal(self, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
+            return np.zeros(shape, np.float32)
+
+    with pipeline() as opened:
+        first, second = (opened.generate(Request("a cat", seed=n), noise=lambda seed: Still()) for n in (1, 2))
+    assert first.pictures[0].image.tobytes() == second.pictures[0].image.tobytes()

@@ -7,6 +7,7 @@ import pytest
 from edge_sd import Request
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.errors import InvalidRequest
+from edge_sd.pipeline.settings import Settings
 from edge_sd.sampling.names import choose_sampler, find_sampler, sampler_of_config
 from edge_sd.sampling.samplers import SAMPLERS
 
@@ -65,14 +66,14 @@ def test_sigmas_go_before_the_samplers_name() -> None:
 
 
 def test_a_request_is_recorded_in_our_names() -> None:
-    settings = Request("a cat", sampler="DPM++ 2M Karras").resolve(fake_bundle().defaults, 0)
+    settings = Settings.of(Request("a cat", sampler="DPM++ 2M Karras"), fake_bundle().defaults, 0)
     assert (settings.sampler, settings.sigmas) == ("dpmpp_2m", "karras")
     schedule = settings.schedule(fake_bundle().facts.schedule)
     assert schedule.sigma_spacing == "karras"
-    trailing = Request("a cat", sigmas="sgm-uniform").resolve(fake_bundle().defaults, 0).schedule(schedule)
+    trailing = Settings.of(Request("a cat", sigmas="sgm-uniform"), fake_bundle().defaults, 0).schedule(schedule)
     assert (trailing.timestep_spacing, trailing.sigma_spacing) == ("trailing", None)
     with pytest.raises(ValueError, match="zero_snr needs a model of v_prediction; this one is of epsilon"):
-        Request("a cat", zero_snr=True).resolve(fake_bundle().defaults, 0).schedule(schedule)
+        Settings.of(Request("a cat", zero_snr=True), fake_bundle().defaults, 0).schedule(schedule)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,119 @@
+"""The options of a request on the command line, made from the fields of Request and Control (pipeline/options.py)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edge_sd.pipeline import control
+from edge_sd.pipeline.control import Control, controls_of
+from edge_sd.pipeline.options import Option, options
+from edge_sd.pipeline.request import DRAWING, STARTING, WORDS, Request, Shared
+
+from .drawing import parse_embedding, parse_extend, parse_lora, parse_seeds, parse_size
+
+# Fields that have another form here, or stand beside a command's own arguments.
+OTHERWISE = ("prompt", "width", "height", "seed", "count", "extend", "controls", "embeddings", "loras")
+DECLARED = {"colour": ("--colour", "--color"), "safety": ("--safety/--no-safety",)}
+# Option -> its type and what typer says of it, where it is not a field as it is.
+FORMS: dict[str, tuple[Any, str, str, str]] = {
+    "seed": (str, "N|N-M", "The same seed makes the same picture. Default: random.", DRAWING),
+    "size": (str, "N|WxH", "Pixels, multiples of 8. Default: the model's.", DRAWING),
+    "count": (int, "N", "Pictures, at seed, seed + 1, … Default: 1.", DRAWING),
+    "extend": (str, "L,R,T,B", "Pixels to add to the image: left, right, top, bottom.", STARTING),
+    "embedding": (list[str], "FILE[:WORD]", "A textual inversion, and the word for it. Repeats.", WORDS),
+    "lora": (list[str], "FILE[:WEIGHT]", "A LoRA, LoHa, LoKr, and how much of it. Repeats.", WORDS),
+}
+
+
+def takes_request(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with all options of a request after its own; it gets what was given as `wishes`, fields of Request."""
+    own = inspect.signature(command, eval_str=True).parameters
+    added = list(_parameters())
+    names = [each.name for each in added]
+    kept = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, each in own.items() if name != "wishes"]
+    # The prompt comes first and the command's own options last, as in the help page's order of headings.
+    first = [each for each in kept if each.name == "prompt"]
+    parameters = [*first, *added, *(each for each in kept if each.name != "prompt")]
+
+    @wraps(command)
+    def wrapped(**values: Any) -> None:
+        given = {name: values.pop(name) for name in names}
+        command(**values, wishes=_fields_of(given))
+
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
+    return wrapped
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    def parameter(name: str, annotation: Any) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+    for name, (kind, metavar, text, group) in FORMS.items():
+        option = typer.Option(f"--{name}", metavar=metavar, help=text, rich_help_panel=group)
+        yield parameter(name, Annotated[kind | None, option])
+    shared = {name for name, _, _ in options(Shared)}
+    for name, described, default in sorted(options(Request), key=lambda row: row[0] in shared):
+        if name not in OTHERWISE:
+            kind = described.kind.type
+            flags = DECLARED.get(name, (_dashed(name),))
+            option = typer.Option(*flags, help=_help(described, default), rich_help_panel=described.group)
+            yield parameter(name, Annotated[kind | None, option])
+    for name, described, default in options(Control):
+        flag = "--control" if name == "image" else f"--control-{name}"
+        kind = list[Path] if name == "image" else list[described.kind.type]  # type: ignore[name-defined]
+        option = typer.Option(
+            flag, metavar=described.kind.type.__name__, help=_help(described, default), rich_help_panel=control.GROUP
+        )
+        yield parameter(_control(name), Annotated[kind | None, option])
+
+
+def _dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _control(name: str) -> str:
+    return "control" if name == "image" else f"control_{name}"
+
+
+def _help(described: Option, default: Any) -> str:
+    """The help, the range, and the default."""
+    parts = [described.help.removesuffix("."), described.kind.range]
+    if described.default:
+        parts.append(f"default: {described.default}")
+    elif default not in (None, False, "", ()):
+        parts.append(f"default: {default}")
+    said = [each for each in parts[1:] if each]
+    text = f"{parts[0]} ({'; '.join(said)})" if said else parts[0]
+    return text if text.endswith("…") else f"{text}."
+
+
+def _fields_of(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, as fields of Request."""
+    size, lora, embedding = (given.pop(name) for name in ("size", "lora", "embedding"))
+    extend, seed, count = (given.pop(name) for name in ("extend", "seed", "count"))
+    rows = {name: given.pop(_control(name)) for name, _, _ in options(Control)}
+    images = rows.pop("image") or []
+    width, height = parse_size(size)
+    first, count = parse_seeds(seed, count)
+    return {
+        name: value
+        for name, value in {
+            **given,
+            "width": width,
+            "height": height,
+            "seed": first,
+            "count": count,
+            "extend": parse_extend(extend),
+            "controls": controls_of(images, **rows) or None,
+            "embeddings": dict(map(parse_embedding, embedding)) if embedding else None,
+            "loras": dict(map(parse_lora, lora)) if lora else None,
+        }.items()
+        if value is not None
+    }

@@ -1,0 +1,134 @@
+"""Drawing: one picture, from text and noise to latents, on components that are loaded for it.
+
+text encoders, bound once -> noise, the same everywhere -> the sampler's loop over a denoiser
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..components.autoencoder import encode
+from ..components.base import Component
+from ..components.controlnet import ControlledUNet
+from ..components.denoiser import Denoiser
+from ..components.inpainting import Inpainting, Masked
+from ..components.tiling import fitted
+from ..images.canvas import Canvas
+from ..sampling.noise import NoiseSource, first_noise
+from ..sampling.samplers import Denoise, Latents, Step
+from ..sampling.schedule import active_timesteps
+from ..text.conditioning import conditions, states_of
+from ..text.tokenizer import encode as encode_text
+from .interpolation import bind_between
+from .loader import Components
+from .prompting import Wording
+from .run import Run
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What draws `run`; the components are loaded for it."""
+
+    run: Run
+    components: Components
+    wording: Wording
+    noise: NoiseSource
+
+    def steps(self) -> Iterator[Step]:
+        """The loop; the last step's latents are the picture's. A refiner's base model stops where that begins."""
+        run, settings = self.run, self.run.settings
+        unet = self._unet()
+        bind_between(self._bind_text, unet, settings)
+        denoise: Denoise = self._denoiser(unet)
+        if run.source.canvas is None:
+            eps = first_noise(self.noise, run.latent_shape, *settings.variation)
+            x = run.sampler.start(eps, run.levels, run.schedule)
+        else:
+            denoise, x = self._begin(run.source.canvas, self._denoiser(unet))
+        if settings.refiner is None:
+            yield from run.sampler.run(denoise, x, run.levels, self.noise.normal)
+            return
+        total = len(run.levels) - 1
+        # `solve`, not `run`: these latents are no end, and stay x.
+        for step in run.sampler.solve(denoise, x, run.levels[: run.before_refining() + 1], self.noise.normal):
+            yield replace(step, total=total)
+
+    def refine(self, x: Latents) -> Iterator[Step]:
+        """Go on from where a base model stopped (Podell et al. 2023, section 2.5)."""
+        unet = self.components.fitted("unet", self.run.latent_shape)
+        self._bind_text(unet, self.run.settings)
+        denoiser = Denoiser(unet, self.run.schedule.prediction_type, self.run.settings.guidance)
+        yield from self.run.sampler.run(denoiser, x, self.run.levels, self.noise.normal)
+
+    def _denoiser(self, unet: Component) -> Denoiser:
+        run, settings = self.run, self.run.settings
+        guided = active_timesteps(run.timesteps, settings.guidance_start, settings.guidance_end)
+        scale = settings.guidance if run.doubled else 1.0
+        return Denoiser(unet, run.schedule.prediction_type, scale, guided, settings.deep_every)
+
+    def _unet(self) -> Component:
+        """The UNet for the run's size, with its ControlNets around it."""
+        run, controls = self.run, self.run.settings.controls
+        if run.source.lines is None:
+            return self.components.fitted("unet", run.latent_shape)
+        nets = [
+            (self.components[each.part], each.weight, active_timesteps(run.timesteps, each.start, each.end))
+            for each in controls
+        ]
+        both = ControlledUNet(self.components["controlled_unet"], nets)
+        shapes = self.components.shapes(controls[0].part)
+        whole = fitted(both, "unet", shapes, run.latent_shape, run.facts.latents.factor)
+        whole.bind(controlnet_cond=np.repeat(run.source.lines, shapes["controlnet_cond"][0], axis=0))
+        return whole
+
+    def _begin(self, canvas: Canvas, denoise: Denoiser) -> tuple[Denoise, Latents]:
+        """The denoiser and the first x where a picture is gone on from; noise is drawn in the order of diffusers."""
+        run, shape = self.run, self.run.latent_shape
+        if run.facts.inpainting:
+            return self._begin_masked(canvas, denoise)
+        encoder, mask = self.components.fitted("vae_encoder", shape), canvas.latent_mask(run.facts.latents.factor)
+        z = encode(encoder, run.facts.latents, canvas.pixels, self.noise.normal(shape))
+        eps = first_noise(self.noise, shape, *run.settings.variation)
+        x = z + np.float32(run.levels[0].sigma) * eps
+        if mask is None:
+            return denoise, x
+        if run.settings.strength == 1:
+            # Nothing of what is to go may shine through.
+            x = mask * run.sampler.start(eps, run.levels, run.schedule) + (1 - mask) * x
+        return Inpainting(denoise, z, mask), x
+
+    def _begin_masked(self, canvas: Canvas, denoise: Denoiser) -> tuple[Denoise, Latents]:
+        """The same for a UNet that sees the mask: it keeps the rest by itself."""
+        run, space, shape = self.run, self.run.facts.latents, self.run.latent_shape
+        encoder, mask = self.components.fitted("vae_encoder", shape), canvas.latent_mask(space.factor)
+        assert mask is not None, "a request without one was refused"
+        if run.settings.strength == 1:
+            x = run.sampler.start(first_noise(self.noise, shape, *run.settings.variation), run.levels, run.schedule)
+        else:
+            z = encode(encoder, space, canvas.pixels, self.noise.normal(shape))
+            x = z + np.float32(run.levels[0].sigma) * first_noise(self.noise, shape, *run.settings.variation)
+        visible = encode(encoder, space, canvas.pixels, self.noise.normal(shape), canvas.mask)
+        return replace(denoise, unet=Masked(denoise.unet, mask, visible)), x
+
+    def _bind_text(self, unet: Component, settings: Settings) -> None:
+        facts = self.run.facts
+        shapes = self.components.shapes("unet" if not settings.controls else settings.controls[0].part)
+        # What was loaded decides: a plan may have changed meanwhile.
+        count = shapes["encoder_hidden_states"][1] // facts.max_tokens
+        encoded = {
+            text.part: encode_text(
+                self.components[text.part],
+                self.wording.chunks(settings, count, text),
+                states_of(text, settings.clip_skip),
+            )
+            for text in facts.encoders
+        }
+        bound = conditions(facts, encoded, settings.width, settings.height, settings.guidance, settings.clip_skip)
+        if facts.zero_negative and self.run.doubled and not settings.negative:
+            for name in ("encoder_hidden_states", "text_embeds"):
+                bound[name] = np.concatenate([np.zeros_like(bound[name][:1]), bound[name][1:]])
+        unet.bind(**bound)
