@@ -12,7 +12,7 @@ from pathlib import Path
 from edge_sd import ModelBundle, Pipeline, Queue, Request
 from edge_sd.errors import DeviceError, InvalidRequest, ModelNotFound, choices
 from edge_sd.machine import this_machine
-from edge_sd.pipeline.request import Settings
+from edge_sd.pipeline.settings import Settings
 
 LOG = logging.getLogger("edge_sd.server")
 # Model, variant (None: the plan's choice), device, preset.
