@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from edge_sd.errors import InvalidRequest, choices
+from edge_sd.pipeline.control import Control
 from edge_sd.pipeline.request import MAX_PROMPT, MAX_SEED, MAX_STEPS, Request
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ class Wish(BaseModel):
         for name in PICTURES:
             if (text := getattr(self, name)) is not None:
                 given[name] = open_given(decode_base64(text, name), name)
+        flat = {name: given.pop(f"control_{name}") for name in ("weight", "start", "end", "reading")}
+        if "control" in given:
+            given["controls"] = [Control(given.pop("control"), **flat)]
         if self.loras:
             given["loras"] = {find_lora(lora_folder, name): weight for name, weight in self.loras.items()}
         return Request(**given, lora_folder=lora_folder)

@@ -23,9 +23,8 @@ class Settings(Shared):
     """What a model really draws; fields as in Request, with these differences.
 
     `image`, `mask` and the controls' images are hashes of pixels, the values of `embeddings` hashes of files, and
-    `loras` are
-    names with the weights for text encoders and UNet, and a hash. `safety` is None where the model has no checker, and False where it was
-    switched off.
+    `loras` are names with the weights for text encoders and UNet, and a hash. `safety` is None where the model has no
+    checker, and False where it was switched off.
     """
 
     prompt: str

@@ -31,10 +31,6 @@ def picture(prompt: str = "a cat", negative: str = "") -> Picture:
     return Picture(image, wanted, "my: model, odd", "openvino-fp16", "cpu", "0123456789")
 
 
-def parameters_text(drawn: Picture) -> str:
-    return text_of(drawn.settings, drawn.model, drawn.model_hash)
-
-
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".webp", ".PNG"])
 @given(prompt=PROMPTS, negative=PROMPTS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
