@@ -1,1 +1,1 @@
-"""What people start."""
+"""The programs that people start: command line, comparison, benchmark, service, macOS scripts."""

@@ -152,7 +152,7 @@ def generate(
     else:
         opened = recorded.open(model, device, variant, prefer, tell, low_memory, preset)
     with opened as pipeline:
-        run = pipeline.run(request)  # A mistake is told before anything else is.
+        run = pipeline.run(request)  # Report mistakes before anything is printed.
         if recorded is not None:
             recorded.check(run.settings)
             for note in recorded.notes(given):

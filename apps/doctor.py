@@ -1,4 +1,4 @@
-"""The doctor: versions, devices, caches, and one picture per device held beside the one that torch float32 drew.
+"""The doctor: versions, devices, caches, and one picture per device compared with torch float32's.
 
 Each picture is drawn by `edge-sd generate` in a process of its own, as a user would: a driver that crashes is a line of
 the report, and the command is there to be run again. The home folder, which names its user, is a ~ in it.
@@ -153,7 +153,7 @@ def _private(path: Path) -> str:
 
 
 def _test(bundle: ModelBundle, model: str, here: Here, device: Device, seconds: float) -> SelfTest:
-    """Draw with the best variant that `device` can run for the UNet, and nowhere else."""
+    """Draw with the best variant of the UNet that `device` can run, on that device only."""
     others = [each for each in here.devices if each.backend == device.backend]
     try:
         plan = choose(bundle, others, device.name, machine=here.machine, preference="quality")
@@ -188,7 +188,7 @@ def _reference(bundle: ModelBundle, variant: str) -> Path | None:
 
 
 def _request(reference: Path | None) -> list[str]:
-    """The words that ask for the picture of `reference`; for any other where there is none."""
+    """Command-line arguments for the picture of `reference`, or for a default picture without one."""
     if reference is None:
         return ["a red apple, glossy style", "--seed", "0", "--steps", "4"]
     request = read_recorded(reference).settings

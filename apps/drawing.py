@@ -1,4 +1,4 @@
-"""What commands that draw have in common: sizes and seeds as people write them, the bar, and what is printed."""
+"""Shared by the commands that draw: parsing of sizes and seeds, the progress bar, and the output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other people's libraries, made to keep quiet."""
+"""Silences other libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edge-sd devices`, `tune` and `doctor`: what this machine has, what runs best on it, and whether that is right."""
+"""`edge-sd devices`, `tune` and `doctor`: the machine's devices, what runs best on them, and whether it is right."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def devices(
     try:
         plan = _plan(bundle, here, device, variant, prefer)
     except (DeviceError, VariantNotFound) as error:
-        # What was asked for by name is a mistake; that nothing is installed is an answer.
+        # A name that is not there is a mistake; that nothing is installed is an answer.
         if device != "auto" or variant is not None:
             raise
         why = str(error)
@@ -75,7 +75,7 @@ def tune(
 
     _check_seconds(seconds)
     bundle, here = ModelBundle.open(model), discover()
-    _plan(bundle, here, "auto", None, prefer)  # A mistake, or nothing to run on, is told before anything is measured.
+    _plan(bundle, here, "auto", None, prefer)  # Report mistakes, or a machine without devices, before measuring.
     rows = tuning.all_rows(bundle, here.devices, here.machine)
 
     def told(row: Row, measured: Measured) -> None:

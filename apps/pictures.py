@@ -17,7 +17,7 @@ from .options import AsJson, Overwrite, Quiet
 from .saving import Saver, free_path, refuse_existing
 from .terminal import plain, say
 
-# What a picture is said to show that says nothing of itself.
+# Prompt for a picture whose file has none.
 ANYTHING = "a detailed picture, sharp focus"
 
 
@@ -71,7 +71,7 @@ def upscale(
         request = Request(
             prompt, width=width, height=height, steps=steps, seed=seed, image=opened, strength=strength, tile=side
         )
-        pipeline.resolve(request)  # A mistake is told before anything else is.
+        pipeline.resolve(request)  # Report mistakes before anything is printed.
         tell(pipeline.plan.summary())
         with saver, progress(request, silent) as on_step:
             result = pipeline.generate(request, on_step, saver.save)
@@ -142,7 +142,7 @@ def interpolate(
     try:
         write(data, path, new=not overwrite)
     except FileExistsError:
-        # Another process was faster.
+        # Another process wrote it meanwhile.
         path = write(data, free_path(path))
     if not quiet:
         print(path)

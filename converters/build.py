@@ -48,7 +48,7 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
     """Add the variant `FORM-RECIPE` of `source` to the bundle in `target`, which is made if it is not there.
 
     `form` is a backend's name where nothing else is wished. `report(what, share)` is told what is being done and how
-    much is done, 0 to 1. A variant that is there already, made from the same source and whole, is left as it is.
+    much is done, 0 to 1. A whole variant of the same source that exists already is kept.
 
     Raises InvalidModel (source), InvalidRequest (what the form cannot be), ParityError or ConversionError; the bundle
     is then as it was.
@@ -70,7 +70,7 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
             return bundle
         staging = target / f".{name}.partial"
         with _hidden_if_fresh(target, staging):
-            # A ControlNet's residuals go into a UNet whose weights are those of its own; that of W8A8 has others.
+            # The UNet that takes control shares the plain UNet's weights, which W8A8 changes.
             parts = tuple(part for part in opened.parts
                           if part in form.parts and not (recipe.activations and part in CONTROL))  # fmt: skip
             _check_space(opened, parts, recipe, target)
@@ -87,7 +87,7 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
             shared = _publish_tokenizer(opened, target)
             others = {other: variant for other, variant in bundle.variants.items() if other != name}
             if name in bundle.variants:
-                # It was damaged. Unlist it before its files go, so that what is listed is always whole.
+                # It was damaged. Unlist it before its files are removed, so that every listed variant is whole.
                 replace(bundle, variants=others).write_manifest()
             shutil.rmtree(target / name, ignore_errors=True)
             os.replace(staging, target / name)
@@ -100,7 +100,7 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
 
 
 def variant_name(form: Form, recipe: QuantRecipe) -> str:
-    """What the manifest calls this form in this recipe."""
+    """Name of the variant in the manifest, for this form and recipe."""
     return f"{form.name}-{recipe.name}"
 
 
@@ -150,7 +150,7 @@ def _existing(target: Path, source: Source, name: str) -> ModelBundle:
 
 
 def _check_space(source: Source, parts: tuple[str, ...], recipe: QuantRecipe, target: Path) -> None:
-    """Refuse up front what cannot fit: torch's fp16 or fp32 bytes, rescaled to the recipe's bits."""
+    """Refuse up front a variant that would not fit the disk, by torch's bytes rescaled to the recipe's bits."""
     from safetensors import safe_open
 
     need = 0
@@ -260,7 +260,7 @@ def _make_part(
     ]
     made = form.convert(wrapped, source, recipe, staging, component.recording)
     del wrapped, component.module
-    # torch's modules hold themselves in circles; measuring needs as much memory again.
+    # Torch's modules hold reference cycles, and measuring needs as much memory again, so collect now.
     gc.collect()
     parity = form.measure(part, made, staging, component.recording)
     if not parity.psnr >= recipe.floor:

@@ -1,4 +1,4 @@
-"""A form: what a model is converted to. All that `build` needs of a backend, so that it knows none."""
+"""The protocol of a form, the target of a conversion. It is all that `build` needs to know of a backend."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Made:
 
 
 class Form(Protocol):
-    """Methods raise InvalidRequest (a wish that cannot be), MissingExtra or ConversionError."""
+    """Methods raise InvalidRequest (impossible options), MissingExtra or ConversionError."""
 
     @property
     def backend(self) -> str: ...
@@ -56,14 +56,14 @@ class Form(Protocol):
 
     @property
     def halves(self) -> bool:
-        """Whether it traces modules that keep weights of 16 bits as they are (see halves)."""
+        """Whether it traces modules that keep float16 weights as stored (see sources/half_weights.py)."""
 
     @property
     def recipes(self) -> tuple[str, ...]:
         """The names of the recipes that this form can store."""
 
     def check(self, source: Source, recipe: QuantRecipe) -> None:
-        """Refuse what cannot be, before any work."""
+        """Refuse impossible combinations before any work."""
 
     def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
         """Heights and widths of the latents on which parity is measured."""
@@ -73,11 +73,11 @@ class Form(Protocol):
     ) -> Made:
         """Write one component into `staging`; `wrapped` may be changed on the way.
 
-        `recording` is what it will be measured by, for choices that depend on what a component computes.
+        `recording` holds the inputs and outputs it is measured on, for choices that depend on them.
         """
 
     def measure(self, part: str, made: Made, staging: Path, recording: Recording) -> Parity:
         """Parity of a written component, the same on every machine."""
 
     def finish(self, source: Source, staging: Path) -> None:
-        """Write what other programs look for beside the components."""
+        """Write files that other programs need beside the components."""

@@ -45,7 +45,7 @@ Runner = Callable[[Arrays], Arrays]
 
 @dataclass(frozen=True)
 class Recording:
-    """What went into a component during one picture, and what torch float32 made of it."""
+    """Inputs of a component during one picture, and the outputs of torch float32."""
 
     inputs: list[Arrays]
     outputs: list[Arrays]
@@ -88,7 +88,7 @@ def record(
     prompt: str = PROMPT,
     steps: int = STEPS,
 ) -> Arrays:
-    """Run one component's share of a picture of `latents` (h, w) in torch; returns what other components need of it.
+    """Run one component for a picture of `latents` (h, w) in torch; returns the outputs that later components take.
 
     Components come in the order of the pipeline, one in memory at a time: `before` holds what earlier ones returned.
     `tokenizers` are those of the text encoders, by part.
@@ -142,7 +142,7 @@ def record(
 
 
 def _told(before: Mapping[str, Arrays], facts: Facts, latents: tuple[int, int]) -> Arrays:
-    """What is bound to a UNet or a ControlNet; of the prompt alone where samples are of one row, without guidance."""
+    """Bound inputs of a UNet or ControlNet: of the prompt alone where samples have one row, without guidance."""
     height, width = (side * facts.latents.factor for side in latents)
     told = conditions(facts, before, width, height, facts.defaults.guidance)
     return told if facts.guidance_width or facts.defaults.guidance != 1 else {n: v[-1:] for n, v in told.items()}

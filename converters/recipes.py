@@ -16,7 +16,7 @@ class QuantRecipe:
     bits        32 and 16 are floating point, fewer are integers with a scale (8: per output channel, 4: per group),
                 or, with `palette`, indices of a table that k-means made
     floor       PSNR in dB against torch float32 that every component must reach
-    activations whether what layers are given is rounded to integers, too (W8A8); calibrated on several pictures
+    activations whether inputs of layers are rounded to integers too (W8A8); calibrated on several pictures
     hybrid      with `activations`: those of the UNet's convolutions only; all else has 8-bit weights and no more
     mixed       `bits` is for the weights that need most, others get fewer, as a sensitivity analysis says
     group_size  the channels or inputs that share a scale or a table; None is the whole channel or tensor
@@ -49,7 +49,7 @@ RECIPES = {
         QuantRecipe("p4g16", 4, floor=18.0, group_size=16, palette=True),
         QuantRecipe("p2", 2, floor=5.0, palette=True),
         QuantRecipe("p1", 1, floor=0.0, palette=True),
-        # As near as fp16 has to be, in as few bits as that takes.
+        # The floor of fp16 in as few bits as that takes.
         QuantRecipe("mixed", 16, floor=45.0, palette=True, mixed=True),
     )
 }

@@ -1,4 +1,4 @@
-"""Which layers pay for int8: each one's share of a network's error, beside its share of the products.
+"""Sensitivity to int8: each layer's share of a network's error, beside its share of the products.
 
 The rounding of one layer's inputs and weights is imitated in torch while all others stay float32, and the network's
 output is compared. Errors of layers are small and nearly independent, so their squares add up; the layers that cost
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Cost:
-    """What int8 in one layer costs and what it could save.
+    """Cost and gain of int8 in one layer.
 
-    error      mean square of what it does to the network's output, relative to the output's own
+    error      mean square error of the network's output, relative to the output's mean square
     products   the layer's share of the network's
     """
 
@@ -50,7 +50,7 @@ def costs(module: nn.Module, inputs: list[tuple[Tensor, ...]]) -> list[Cost]:
 
 
 def sensitive(found: list[Cost], error: float, products: float) -> list[str]:
-    """The layers to leave alone: those that cost most for what they save, until what is left costs less than `error`.
+    """Layers to keep in floating point: those with the most error for each product, until the rest is below `error`.
 
     error      relative mean square of the output that may remain
     products   at most this share of them is left in floating point

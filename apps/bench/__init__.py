@@ -1,1 +1,1 @@
-"""`edge-sd bench` and `make bench`: what every figure of the README was printed by."""
+"""`edge-sd bench` and `make bench`, which print the figures of docs/benchmarks.md and the README."""

@@ -1,4 +1,4 @@
-"""What it takes to convert a model of full size: to OpenVINO, beside optimum-cli, and its UNet to Core ML."""
+"""Time and memory to convert a model of full size: to OpenVINO, beside optimum-cli, and its UNet to Core ML."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The embedded model here and in its peers on the same weights, in one run, interleaved, medians.
 
-Each row is a process of its own. It draws a picture, and the time from its start to the PNG on disk is what a person
-waits for; then it draws another, whose time is what a loaded program takes. The ratio columns hold on a busy machine,
+Each row is a process of its own. It draws a picture, timed from the start of the process to the PNG on disk, and then
+another, timed in the loaded program. The ratio columns hold on a busy machine,
 where the seconds do not. Peak memory is the largest resident set up to the first PNG.
 """
 

@@ -19,7 +19,7 @@ from .report import Column, Table, gibibytes, seconds
 
 SIDE, STEPS, GUIDANCE = 512, 20, 7.5
 PROMPT = "a red apple, glossy style"
-# Of those whose steps are all alike so many are run.
+# Steps that are run where all steps are alike.
 FEW = 4
 
 OURS = """
@@ -148,7 +148,7 @@ def table(rows: list[Row]) -> Table:
 
 
 def make_bundle(home: Path) -> Path:
-    """The model with random weights, as fp16 and W8A8; what was made before is taken."""
+    """The model with random weights, as fp16 and W8A8, kept from an earlier run where it exists."""
     from edge_sd.converters.build import build
     from edge_sd.converters.recipes import RECIPES
 

@@ -1,4 +1,4 @@
-"""A model of one's own: what its variants take on this machine, beside openvino.genai, and where the time goes.
+"""A user's own model: time and memory of its variants, beside openvino.genai, and the operations that take the time.
 
 Each row is a process that loads, draws as the model does by default, and says how long each part of it took.
 """
@@ -112,7 +112,7 @@ def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def tables(model: str, variants: Sequence[str], device: str, rounds: int) -> list[Table]:
-    """What each variant takes; of those that OpenVINO runs, what the UNet's operations take of a step on the CPU."""
+    """Time and memory of each variant; for OpenVINO's, the UNet operations' shares of a step on the CPU."""
     rows = measure(model, variants, device, rounds)
     columns = (
         Column("variant", model),

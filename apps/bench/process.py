@@ -1,4 +1,4 @@
-"""A measured script in a process of its own: nothing of one row's memory or caches is in another's."""
+"""Runs a measured script in a process of its own, so that rows share neither memory nor caches."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def peak_memory():
 def measured(name: str, script: str, *, home: str = "", **values: Any) -> dict[str, Any]:
     """Run `script` with `values` as its globals and `peak_memory()` at hand; the JSON of its last line.
 
-    `home` is where edge-sd keeps models and caches, if not where it always does. Raises RuntimeError with its errors
-    where it fails; `name` says whose they are.
+    `home` replaces the folder of edge-sd's models and caches. Raises RuntimeError with the script's errors and `name`.
     """
     text = "".join(f"{key} = {value!r}\n" for key, value in values.items()) + PEAK + script
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **({"EDGE_SD_MODELS": home} if home else {})}

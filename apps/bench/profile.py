@@ -1,4 +1,4 @@
-"""Where a step's time goes, and how much of what this machine's integer units can do is reached.
+"""Where a step's time goes, and the share of this machine's integer throughput that is reached.
 
 The machine's rate is measured, not looked up: the best of some products of 8-bit matrices of the UNet's own shapes, by
 the same library. Sums are counted in the graph: two for each product of a convolution, a matrix product or attention.
@@ -108,7 +108,7 @@ def of_unet(bundle: ModelBundle, name: str, width: int, height: int) -> Profile:
     shapes = shapes_of(bundle.facts, width, height, ROWS)["unet"]
     request = LoadRequest(bundle, variant, "unet", backend.devices()[0], shapes)
     loading = Counted(backend.core, backend.version, backend.flags, backend.cores, request)
-    # Without what is added for this processor, which is no work that anyone asked for.
+    # Without the padding for this processor, which is no useful work.
     graph = replace(loading, flags=loading.flags - {TILES}).graphs()[0]["whole"]
     count = sums(graph) * ROWS / loading.shapes["sample"][0]
     component = loading.open()
@@ -159,7 +159,7 @@ def _core() -> Any:
 
 
 def _type(kernel: str) -> str:
-    """The type that a kernel computes in, of a name such as brgconv_avx512_amx_I8."""
+    """The type that a kernel computes in, from a name such as brgconv_avx512_amx_I8."""
     return kernel.rsplit("_", 1)[-1].lower()
 
 

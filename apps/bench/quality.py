@@ -1,4 +1,4 @@
-"""What the presets cost: the embedded model's pictures beside those of float32, same prompts and seeds."""
+"""The cost of presets: the embedded model's pictures beside float32's, for the same prompts and seeds."""
 
 from __future__ import annotations
 

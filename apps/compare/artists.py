@@ -1,4 +1,4 @@
-"""The artists themselves: a variant through our pipeline, and torch float32 through diffusers' own."""
+"""Artists, which draw: a variant through our pipeline, or torch float32 through diffusers' pipeline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .plan import Artist
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture and how it came about.
+    """One picture, with its latents and times.
 
     latents   float32 [steps, C, h, w], after each step, as diffusers' scheduler of that name holds them
     pixels    uint8 [H, W, 3]
@@ -96,7 +96,7 @@ class Ours:
 def _with_part(bundle: ModelBundle, artist: Artist) -> ModelBundle:
     """The bundle, its variant `artist.variant` having one component of `artist.donor`."""
     base, donor = bundle.variant(artist.variant), bundle.variant(artist.donor)
-    # Computed as in its own variant: what is swapped into float32 would be told from it by its weights alone.
+    # Computed in its own variant's precision; in float32 only its weights would differ.
     part = donor.artifacts[artist.part]
     part = replace(part, precision=part.precision or donor.precision)
     mixed = replace(

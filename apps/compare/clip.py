@@ -1,4 +1,4 @@
-"""OpenAI's CLIP (Radford et al. 2021), where it lies on this disk: for pictures that the judge knows nothing of."""
+"""OpenAI's CLIP (Radford et al. 2021), if it is on this disk, for models other than the embedded one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def open_clip() -> tuple[Clip | None, str]:
         if folder and (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
             try:
                 return Clip(folder, name), ""
-            # transformers raises what it likes of a damaged file.
+            # transformers raises errors of any type for a damaged file.
             except Exception as error:
                 return None, f"{name} cannot be read ({type(error).__name__})"
     return None, f"edge-sd downloads nothing, and none of {', '.join(NAMES)} is on this disk with safetensors"

@@ -184,7 +184,7 @@ def _compare(
 
 
 def _check(folder: Path, prompts: Path | None, fail_under: list[str] | None) -> None:
-    """Tell mistakes before anything is converted or drawn."""
+    """Report mistakes before anything is converted or drawn."""
     from .plan import read_prompts
     from .verdict import parse_gates
 

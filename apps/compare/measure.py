@@ -1,4 +1,4 @@
-"""Let all artists of a comparison draw and be timed. What is done is on disk: a second run does the rest.
+"""Let all artists of a comparison draw and be timed. Finished work is on disk, so a second run does the rest.
 
 FOLDER/work/ARTIST/STEM.npy, STEM.png    latents of every step, and the picture
 FOLDER/work/ARTIST/artist.json           its device and settings
@@ -28,7 +28,7 @@ Report = Callable[[str, float], None]
 
 @dataclass
 class Work:
-    """Where an artist's files are, what it said of itself, its rounds, and why it failed, if it did."""
+    """An artist's folder, its description, its timed rounds, and the reason if it failed."""
 
     folder: Path
     about: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def measure(comparison: Comparison, folder: Path, rounds: int, report: Report) -
         if not its.error:
             its.about = json.loads((its.folder / "artist.json").read_text("utf-8"))
     for n in range(rounds):
-        # There and back again, so that nobody always comes after the same one.
+        # Forwards and backwards in turn, so that no artist always follows the same one.
         for artist in comparison.timed()[:: -1 if n % 2 else 1]:
             its, path = work[artist], work[artist].folder / f"times-{n}.json"
             report(f"{artist.name} is timed, round {n + 1} of {rounds}", done / total)

@@ -1,8 +1,8 @@
 """LPIPS (Zhang et al. 2018, version 0.1 with AlexNet), where both files of weights lie on this disk already.
 
 torchmetrics and lpips bring the linear weights; those of AlexNet are torchvision's, in the cache of torch.hub. The
-libraries' own functions fetch what they miss, so only the files are theirs, read without unpickling anything but
-tensors; tests hold the figures beside torchmetrics'.
+libraries' own functions download missing files, so only the files are theirs, read without unpickling anything but
+tensors. Tests compare the figures with torchmetrics'.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def open_perceptual() -> tuple[Perceptual | None, str]:
         return None, f"LPIPS: not measured, since edge-sd downloads nothing and {NETWORK} is not in torch.hub's cache"
     try:
         return Perceptual(network, linear), ""
-    # torch raises what it likes of a damaged file: RuntimeError, UnpicklingError, EOFError …
+    # torch raises errors of many types for a damaged file: RuntimeError, UnpicklingError, EOFError …
     except Exception as error:
         return None, f"LPIPS: not measured, since its weights cannot be read ({type(error).__name__})"
 

@@ -1,4 +1,4 @@
-"""The pictures of a report: which are shown, and as what. They are read from the work folder."""
+"""The pictures of a report: which are shown, and in which form. They are read from the work folder."""
 
 from __future__ import annotations
 

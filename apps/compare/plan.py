@@ -1,4 +1,4 @@
-"""What is compared: artists draw the same shots, and each row of the report holds one artist beside another.
+"""The plan of a comparison: artists draw the same shots, and each row of the report compares two artists.
 
 artist   one way to draw: torch float32, a variant on a device, or a variant with one component of another
 shot     a prompt and a seed
@@ -76,7 +76,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What every picture has in common; None is the variant's own default."""
+    """Options of all pictures; None is the variant's own default."""
 
     steps: int | None = None
     guidance: float | None = None
@@ -102,7 +102,7 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
     def artists(self) -> dict[Artist, list[Shot]]:
-        """Everybody who draws, each once, and what."""
+        """Each artist with the shots that it draws."""
         wanted: dict[Artist, dict[Shot, None]] = {}
         for row in self.rows:
             for shot in self.shots[: row.count]:
@@ -122,7 +122,7 @@ class Comparison:
         return artist.device in REFERENCES or _only_by_executor(self.bundle, artist.variant)
 
     def folder_name(self, artist: Artist) -> str:
-        """A name that is another as soon as anything differs that could change this artist's pictures or times."""
+        """A name that depends on everything that could change this artist's pictures or times."""
         hashes = [self.bundle.fingerprint(name) for name in (artist.variant, artist.donor) if name]
         if not artist.variant and self.weights:
             from edge_sd.converters.sources.source import Source
@@ -268,7 +268,7 @@ def _bytes(bundle: ModelBundle, variant: str) -> int:
 
 
 def _floors(bundle: ModelBundle, reference: Artist, artists: list[Artist], count: int) -> list[Row]:
-    """What a decibel means: how far apart pictures are whose difference everybody knows."""
+    """The noise floor, for scale: the distance between pictures whose difference is well known."""
     rows = []
     by_form: dict[tuple[str, str, str], Artist] = {}
     for artist in artists:

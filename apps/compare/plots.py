@@ -102,7 +102,7 @@ def lay_out(plot: Plot) -> list[Mark]:
     marks.append(Mark("axis", (frame.at(Point(frame.xs[0], frame.ys[0])), frame.at(Point(frame.xs[-1], frame.ys[0])))))
     middle = (LEFT + WIDTH - RIGHT) / 2
     marks.append(Mark("text", (Point(middle, HEIGHT - 6),), text=plot.x_label, anchor="middle"))
-    # Above the axis and not beside it, where it would stand on its head.
+    # Above the axis, not beside it, where it would be rotated.
     marks.append(Mark("text", (Point(4, 11),), text=plot.y_label))
     for series in plot.series:
         pixels = tuple(frame.at(point) for point in series.points)

@@ -43,7 +43,7 @@ def make_report(
     min_psnr: float,
     max_size: float | None,
 ) -> dict[str, Any]:
-    """Everything that was found, as JSON values; `failed` are variants that could not even be made, and why."""
+    """All results as JSON values. `failed`: variants that could not be made, with the reason."""
     scorer = Scorer(comparison, work)
     rows = []
     for row in comparison.rows:
@@ -97,7 +97,7 @@ def _speed(times: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _unmeasured(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What a reader may look for and does not find, and why."""
+    """Notes on figures that were not measured, with the reason."""
     notes = []
     timed = [row["speed"] for row in rows if "speed" in row]
     if timed and not any("energy" in speed for speed in timed):

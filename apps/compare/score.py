@@ -1,4 +1,4 @@
-"""From pictures to figures: each picture against the reference's of the same shot, then mean, median and worst."""
+"""Scores: each picture against the reference's of the same shot, then mean, median and worst."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ METRICS = {
     "agreement": "share of pictures in which the judge names the same concept as in the reference's",
     "clip": "cosine of the vectors that the judge, or CLIP where there is no judge, has for picture and prompt",
 }
-# Of all others more is better.
+# For all other metrics, higher is better.
 LESS_IS_BETTER = ("lpips",)
 
 
@@ -59,7 +59,7 @@ class Scorer:
         self._opinions: dict[Path, Opinion] = {}
 
     def score(self, row: Row) -> dict[str, Any]:
-        """What the report says of `row`'s pictures; {"error": …} where there is nothing to measure."""
+        """Figures of `row`'s pictures for the report; {"error": …} where there are none to measure."""
         for artist in (row.artist, row.against):
             if self.work[artist].error:
                 whose = "" if artist == row.artist else f"{artist.name}: "
@@ -143,7 +143,7 @@ def divergence(found: Path, reference: Path) -> NDArray[np.float64] | None:
 
 
 def decibels(value: float) -> float:
-    """Infinity as the ceiling, and what is not finite as 0: what a mean can be taken of."""
+    """A finite value for means: infinity becomes the ceiling, other non-finite values 0."""
     return CEILING if value == math.inf else 0.0 if not math.isfinite(value) else min(value, CEILING)
 
 

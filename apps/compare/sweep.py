@@ -16,13 +16,13 @@ from edge_sd.errors import ConversionError, InvalidRequest, choices
 from ..libraries import hush_libraries
 
 KINDS = ("float", "weights", "palette", "w8a8", "hybrid")
-# Activations are calibrated on pictures, which takes far longer than rounding weights: only for those who ask.
+# Calibrating activations takes far longer than rounding weights, so these are tried only when named.
 DEFAULT = ("float", "weights", "palette")
 
 
 def methods_of(recipe: QuantRecipe) -> set[str]:
-    """What `--method` may call it: float (nothing is quantized), weights or w8, w4 (integers and scales, of that many
-    bits), palette (of a table), w8a8 (activations, too), hybrid (activations of convolutions)."""
+    """Names that `--method` has for a recipe: float (not quantized), weights or w8, w4 (integers of that many bits with
+    scales), palette (a table), w8a8 (activations too), hybrid (activations of convolutions)."""
     if recipe.activations:
         return {"hybrid" if recipe.hybrid else "w8a8"}
     if recipe.palette:

@@ -1,4 +1,4 @@
-"""What a report shows in tables and curves; its page, its text and its Markdown take them from here."""
+"""Tables and curves of a report, for its page, its text and its Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .plots import COLOURS, Plot, Point, Series
 
 
 def plots(report: dict[str, Any]) -> dict[str, Plot]:
-    """Those that there is something to draw in: quality over size, and the divergence of every step."""
+    """Plots with data: quality over size, and the divergence of every step."""
     chosen: dict[str, Plot] = {}
     colour = colours(report)
     rows = {row["name"]: row for row in main_rows(report) if row["kind"] == "variant" and "quality" in row}
@@ -79,7 +79,7 @@ def sizes(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def failures(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and reason of each row that failed; what failed only because a variant did is not told again."""
+    """Name and reason of each row that failed, without rows that failed only because their variant did."""
     found: list[tuple[str, str]] = []
     for row in (row for row in report["rows"] if "error" in row):
         own = row["kind"] in ("reference", "variant")
@@ -141,7 +141,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
 
 
 def label(row: dict[str, Any]) -> str:
-    """The name of a main row and what one must know to read its figures."""
+    """The name of a main row, with a remark where its figures need one."""
     remarks = ["reference"] if row["kind"] == "reference" else []
     remarks += ["numerics, not speed"] if row.get("numerics_only") else []
     return f"{row['name']} ({'; '.join(remarks)})" if remarks else str(row["name"])

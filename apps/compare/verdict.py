@@ -1,4 +1,4 @@
-"""What follows from the figures: the Pareto front, the variant to take, and whether a gate was missed."""
+"""Conclusions: the Pareto front, the recommended variant, and gates that were missed."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ ACTIONS = {
 
 
 def draw(prompt: str, model: str = "emoji", seed: int | None = None, say: Callable[[str], None] = print) -> Result:
-    """One picture by Core ML; `say` is told where it was drawn, and why where that was another backend."""
+    """One picture by Core ML. `say` gets the device, and the reason if another backend drew it."""
     for device in ("ane", "auto"):
         try:
             with Pipeline.open(model, device) as pipeline:

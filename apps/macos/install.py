@@ -49,7 +49,7 @@ def install(home: Path, python: str) -> list[Path]:
 
 
 def uninstall(home: Path) -> list[Path]:
-    """Take away what `install` put in place; returns what was there. Files that are not ours stay."""
+    """Remove what `install` put in place, and return what was removed. Files that are not ours stay."""
     removed = []
     for path in (home / COMMAND, home / WORKFLOW):
         if not _is_ours(path):

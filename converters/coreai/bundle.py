@@ -101,7 +101,7 @@ def misdrawn(facts: Facts) -> str:
 
 
 def limits(facts: Facts, size: tuple[int, int], batch: int) -> list[str]:
-    """What Apple's pipeline ends in an error of its own for."""
+    """Limits of Apple's pipeline that end in an error of its own."""
     width, height = size
     found = {
         f"{facts.max_tokens} tokens of text, not {TOKENS}": facts.max_tokens != TOKENS,

@@ -37,7 +37,7 @@ def convert(component: AppleComponent) -> Any:
                     entrypoint_name=function.name,
                 )
             return converter.to_coreai()
-    except Exception as error:  # Both libraries raise whatever they stumble over.
+    except Exception as error:  # Both libraries raise errors of any type.
         raise ConversionError(f"{component.name} could not be converted: {first_line(error)}") from error
 
 
@@ -49,7 +49,7 @@ def save(program: Any, path: Path, description: str, license_: str) -> None:
     metadata.model_description, metadata.license = description, license_
     try:
         program.save_asset(path, metadata)
-    except Exception as error:  # The library wraps whatever it stumbles over.
+    except Exception as error:  # The library wraps errors of any type.
         cause = error.__cause__ or error
         raise ConversionError(f"{path} could not be written: {first_line(cause)}") from error
 
@@ -82,7 +82,7 @@ def _upsample(x: Tensor, output_size: Any, scale_factors: Any) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's banner on stdout, which is the command's, and its warnings of versions."""
+    """Silence the library's banner, since stdout belongs to the command, and its version warnings."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

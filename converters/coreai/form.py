@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 COMPUTE = ("gpu", "ane")
 # The parts whose shapes depend on the size of pictures.
 SIZED = ("unet", "vae_decoder", "vae_encoder", TINY, *CONTROL)
-# The parts with attention to text, which the Neural Engine wants in its own form.
+# The parts with attention to text, which are rewritten for the Neural Engine.
 SPLIT = ("unet", *CONTROL)
 NEEDED = ("coreai", "coreai_torch", "coreai_opt")
 
@@ -59,7 +59,7 @@ class CoreAIForm:
 
     @property
     def name(self) -> str:
-        """coreai-gpu; sizes that were asked for are part of it, and whatever else is not the usual."""
+        """The variant's name: coreai-gpu, with sizes that were asked for and other unusual options."""
         wishes = [f"{width}x{height}" for width, height in self.sizes]
         wishes += [f"b{self.batch}"] if self.batch != 2 else []
         return "-".join(["coreai", self.compute, *wishes])
@@ -92,7 +92,7 @@ class CoreAIForm:
         if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
             return replace(self._write(wrapped, source, RECIPES["fp32"], staging), precision="float32")
         if wrapped.part in (SAFETY_CHECKER, TINY) and recipe.bits < 16:
-            # A picture's verdict is to be the same in every variant; the tiny decoder has nothing to save.
+            # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
             recipe = RECIPES["fp16"]
         made = self._write(wrapped, source, recipe, staging)
         if recipe.bits == 32 or not _overflows(wrapped.part, made, staging, recording):

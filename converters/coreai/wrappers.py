@@ -1,6 +1,6 @@
 """One torch module per function of an asset, in Apple's layout: names, shapes and dtypes as its Swift package reads.
 
-`wrap` takes the wrappers that every form starts from; the form of attention is the caller's business (`ane.rewrite`).
+`wrap` takes the wrappers that every form starts from; the caller chooses the form of attention (`ane.rewrite`).
 Timesteps and SDXL's sizes stay float32 in a float16 program: float16 has steps of 0.5 at 999.
 """
 

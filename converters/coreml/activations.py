@@ -1,8 +1,8 @@
 """Activations of 8 bits: the inputs of convolutions and linear layers rounded to integers of a fixed range.
 
 coremltools writes the operations, but calibrates by Core ML, which is on macOS alone. Here the ranges are what the
-executor meets in recorded pictures. A range that a few large numbers stretch leaves few steps for all others: the
-layers whose input loses most that way keep float16, as many as the component's floor wants.
+executor meets in recorded pictures. A range stretched by a few outliers leaves few steps for the other numbers. The
+layers whose input loses most that way keep float16, as many as the component's floor needs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHARES = (0.0, 0.0625, 0.125, 0.25, 0.5)
 
 @dataclass
 class Range:
-    """What was met of one value: its smallest and largest number, and the sum of their squares."""
+    """Observed range of one value: smallest and largest number, and the sum of squares."""
 
     low: float = float("inf")
     high: float = float("-inf")
@@ -82,10 +82,10 @@ def compress(model: Any, met: Mapping[str, Range], layers: Collection[str]) -> A
     config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(layers, rounded))
     # Zero must be a step: convolutions pad with it.
     stats = {name: {"rmin": min(each.low, 0.0), "rmax": max(each.high, 0.0)} for name, each in met.items()}
-    # Only what goes in: what comes out of a layer is added and normed with all its digits.
+    # Inputs only: outputs of a layer are added and normalised in float16.
     rounding = PASS_REGISTRY["compression::insert_prefix_quantize_dequantize_pair"]
     rounding.set_options([PassOption("config", config), PassOption("activation_stats", stats)])
     try:
         return utils._apply_graph_pass(model, [rounding])
-    except Exception as error:  # The library raises whatever it stumbles over.
+    except Exception as error:  # The library raises errors of any type.
         raise ConversionError(f"activations could not be stored in 8 bits: {first_line(error)}") from error

@@ -2,8 +2,8 @@
 
 The Neural Engine wants tensors of shape (B, C, 1, S) whose last axis is the longest, convolutions in place of linear
 layers, and attention one head at a time, so that a head's (S, S) weights stay in its cache (Apple, "Deploying
-Transformers on the Apple Neural Engine", 2022). The arithmetic is that of the stock modules; the tests hold both
-beside each other. Text context comes in as (B, C, 1, S) too, as Apple's layout has it.
+Transformers on the Apple Neural Engine", 2022). The arithmetic is that of the stock modules; tests compare the
+two. Text context comes in as (B, C, 1, S) too, as Apple's layout has it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Torch component -> `.mlpackage`: an ML Program of static shapes, float16 inside, for a deployment target.
 
-The way is torch.export, then its decompositions, then coremltools: `torch.jit.trace` fails in coremltools 9 with
-numpy 2.4. A target decides which operations and compressions are legal; what a target cannot hold is refused by name.
+A component goes through torch.export and its decompositions to coremltools: `torch.jit.trace` fails in coremltools 9
+with numpy 2.4. The target decides which operations and compressions are legal; others are refused by name.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def convert(component: AppleComponent, target: str, float32: bool = False) -> An
             compute_precision=precision,
             skip_model_load=True,
         )
-    except Exception as error:  # Both libraries raise whatever they stumble over.
+    except Exception as error:  # Both libraries raise errors of any type.
         raise ConversionError(f"{component.name} could not be converted: {first_line(error)}") from error
 
 

@@ -34,11 +34,11 @@ LOWEST = {"ane": "iOS16", "gpu": "iOS18"}
 # The parts whose shapes depend on the size of pictures, and those that are cut into chunks.
 SIZED = ("unet", "vae_decoder", "vae_encoder", TINY, SAFETY_CHECKER, *CONTROL)
 CHUNKED = ("unet", "controlled_unet")
-# The parts with attention to text, which the Neural Engine wants in its own form.
+# The parts with attention to text, which are rewritten for the Neural Engine.
 SPLIT = ("unet", *CONTROL)
-# dB between what is aimed at with mixed bits, on the first and the last call of a picture, and what all must reach.
+# Margin in dB: mixed bits are chosen on the first and last call of a picture, but all calls must reach the floor.
 ROOM = 0.5
-# The most recorded calls that ranges of activations are read off.
+# Most recorded calls used to calibrate activation ranges.
 CALIBRATED = 16
 
 
@@ -78,7 +78,7 @@ class CoreMLForm:
 
     @property
     def name(self) -> str:
-        """coreml-ane; sizes that were asked for are part of it, and whatever else is not the usual."""
+        """The variant's name: coreml-ane, with sizes that were asked for and other unusual options."""
         wishes = [f"{width}x{height}" for width, height in self.sizes]
         wishes += [f"b{self.batch}"] if self.batch != 2 else []
         wishes += ["chunks"] if self.chunks else []
@@ -126,7 +126,7 @@ class CoreMLForm:
             made = self._write(wrapped, source, recipe, staging, recording, float32=True)
             return replace(made, precision="float32")
         if wrapped.part in (SAFETY_CHECKER, TINY):
-            # A picture's verdict is to be the same in every variant; the tiny decoder has nothing to save.
+            # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
             recipe = RECIPES["fp16"]
         made = self._write(wrapped, source, recipe, staging, recording)
         if _overflow(wrapped.part, made, staging, recording) is None:

@@ -53,7 +53,7 @@ def link(package: Path, safetensors: list[Path], linked: Path, constants: Path, 
     constants.write_bytes(kept)
     assembly = Assembly(weights[0].relative_to(package).as_posix(), record_file(weights[0]), tuple(row))
     assembly.save(pieces)
-    # Once here, so that it can't fail elsewhere.
+    # Assemble it once here, so that it can't fail at first use.
     with TemporaryDirectory() as scratch:
         Assembly.read(pieces).write([*safetensors, constants], Path(scratch))
 
@@ -74,7 +74,7 @@ def _pieces(weights: Path, safetensors: list[Path]) -> tuple[list[Piece], bytes]
             found = halves.scaled(value.view("<f2"))
         if found is None:
             continue
-        # All that was not found since the last piece: records, padding, small tables.
+        # Bytes that were not found since the last piece: records, padding, small tables.
         if start > at:
             row.append((end + len(kept), start - at))
             kept += data[at:start].tobytes()

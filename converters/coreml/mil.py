@@ -1,4 +1,4 @@
-"""The executor: runs a `.mlpackage` with torch on any machine, to know its numbers where Core ML is not.
+"""The executor: computes a `.mlpackage` with torch on any machine, where there is no Core ML.
 
 Two modes. "exact" computes in float32 whatever the program says: what the conversion itself lost. "fp16" rounds the
 result of every operation to its declared type, so that what overflows on a device overflows here; the first operation
@@ -51,7 +51,7 @@ class Program:
         body = package.functions[name]
         self.inputs = body.inputs
         self.overflow: Overflow | None = None
-        # Is told every value that is computed, by name.
+        # Called with the name and the value of each result.
         self.watch: Callable[[str, Tensor], None] | None = None
         self._constants: dict[str, Any] = {}
         self._operations = [each for each in body.operations if not self._take_constant(each)]
@@ -157,7 +157,7 @@ class Program:
         return _usable(found)
 
     def _take_constant(self, operation: Operation) -> bool:
-        """Keep a constant, or the promise of one: compressed weights are unpacked when they are first used."""
+        """Keep a constant, or a lazy one: compressed weights are unpacked at first use."""
         name, kind = operation.outputs[0] if operation.outputs else ("", TensorType("unknown", ()))
         if operation.kind == "const":
             value = operation.attributes["val"]

@@ -1,4 +1,4 @@
-"""Mixed-bit palettes: for each weight of a package as few bits as keep a component at a wished PSNR.
+"""Mixed-bit palettes: the fewest bits for each weight of a package that keep a component at a given PSNR.
 
 Let E_i(b) be the mean square error of the outputs when weight i alone is stored in b bits. Small errors of many weights
 add up: E = sum_i E_i(b_i). Of all choices with as many bytes, the one with the smallest E minimises
@@ -70,7 +70,7 @@ class BitRecipe:
 
 
 def choose(program: Program, names: list[str], run: Runner, recording: Recording, floor: float) -> BitRecipe:
-    """The cheapest bits of `names` (constants of the program) at which the component stays at `floor` dB.
+    """The fewest bits for `names` (constants of the program) at which the component stays at `floor` dB.
 
     `run` calls the program with the recording's names. What no bits reach gets 16 everywhere.
     """
@@ -184,7 +184,7 @@ def _distance(weight: Array, bits: int) -> float:
 def _k_means(flat: Array, count: int, rounds: int = 30) -> Array:
     """The means of sorted numbers' clusters. Numbers on a line: a cluster is a run of them, its sum a difference."""
     sums = np.concatenate([[0.0], np.cumsum(flat)])
-    # Half by rank, half by value: dense where the numbers are, and somebody out where the rare large ones are.
+    # Initial means: half by rank, dense where numbers are; half by value, for the rare large ones.
     ranks = flat[((np.arange(count) + 0.5) * len(flat) / count).astype(int)]
     table = (ranks + np.linspace(flat[0], flat[-1], count)) / 2
     for _ in range(rounds):

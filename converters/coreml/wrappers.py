@@ -1,7 +1,6 @@
 """One torch module per component in Apple's layout: names, shapes and dtypes as Swift programs expect them.
 
-`wrap` takes the wrappers that every backend starts from; the form of attention is the caller's business
-(`ane.rewrite`).
+`wrap` takes the wrappers that every backend starts from; the caller chooses the form of attention (`ane.rewrite`).
 """
 
 from __future__ import annotations
@@ -69,8 +68,8 @@ class TextEncoderXL(nn.Module):
 class Unet(nn.Module):
     """sample [B, 4, h, w], timestep [B], encoder_hidden_states [B, C, 1, S] -> noise_pred [B, 4, h, w].
 
-    SDXL's has two more inputs, time_ids [B, 6] and text_embeds [B, P]. After these come the residuals of a ControlNet
-    where it listens to one, the middle block's last.
+    SDXL's has two more inputs, time_ids [B, 6] and text_embeds [B, P]. The residuals of a ControlNet, if it takes one,
+    come after these, the middle block's last.
     """
 
     def __init__(self, model: Any, channel_first: bool) -> None:

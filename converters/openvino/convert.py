@@ -33,7 +33,7 @@ def convert(
 ) -> None:
     """Write the component's graph and weights, stored as `recipe` says, into `folder`. Raises ConversionError.
 
-    A recipe with `activations` is calibrated on what `recording` says went into the component.
+    A recipe with `activations` is calibrated on the inputs in `recording`.
     """
     refuse_telemetry()
     import openvino as ov
@@ -45,7 +45,7 @@ def convert(
             example = tuple(wrapped.example.values())
             traced = torch.jit.trace(wrapped.module, example, check_trace=False, strict=False)
             model = _from_trace(traced, example)
-    except Exception as error:  # The frontend raises whatever torch's tracer raises.
+    except Exception as error:  # The frontend raises errors of any type, as torch's tracer does.
         raise ConversionError(f"{wrapped.part} could not be traced: {str(error).splitlines()[0]}") from error
     _name_ports(model, wrapped)
     if wrapped.part.startswith("vae") and (facts.vae_float32 or facts.schedule.prediction_type == "v_prediction"):
@@ -69,7 +69,7 @@ def convert(
 
 
 def _from_trace(traced: Any, example: tuple[Any, ...]) -> Any:
-    """What ov.convert_model does of a trace, without the preprocessing that it also builds, in half the time.
+    """Convert a trace as ov.convert_model does, without its preprocessing, in half the time.
 
     The transformations have no public name; optimum-intel calls them by the same one.
     """
@@ -87,7 +87,7 @@ def _from_trace(traced: Any, example: tuple[Any, ...]) -> Any:
 
 
 def _in_integers(recipe: QuantRecipe, part: str) -> bool:
-    """Whether what layers of this component are given is rounded, too."""
+    """Whether the inputs of this component's layers are rounded too."""
     if recipe.hybrid:
         return part == "unet"
     # Text takes 1 % of the time and steers every step: its activations are left alone.

@@ -61,7 +61,7 @@ class OpenVINOForm:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         if part in (SAFETY_CHECKER, TINY) and recipe.bits < 16:
-            # A picture's verdict is to be the same in every variant; the tiny decoder has nothing to save.
+            # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
             recipe = RECIPES["fp16"]
         openvino.convert(wrapped, recipe, folder, source.facts, recording)
         (folder / "config.json").write_text(json.dumps(source.config(part), indent=2), "utf-8")

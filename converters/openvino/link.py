@@ -38,7 +38,7 @@ def link(graph: Path, weights: list[Path], safetensors: list[Path], linked: Path
 def share_weights(graph: Path, other: Path, rest: Path) -> None:
     """Let `graph` take the weights that it has in common with `other`, its .bin beside each, from `other`'s.
 
-    What is left goes into `rest`, and `graph`'s own .bin away. Raises ConversionError if little is common.
+    The rest goes into `rest`, and `graph`'s own .bin is removed. Raises ConversionError if little is common.
     """
     weights, shared = graph.with_suffix(".bin"), other.with_suffix(".bin")
     places = {key: (offset, len(value)) for key, offset, value in _constants(ElementTree.parse(other), [shared])}

@@ -1,8 +1,8 @@
-"""Eight bits for weights and activations (W8A8) of an OpenVINO graph, by nncf, with what is known of these models.
+"""Eight bits for weights and activations (W8A8) of an OpenVINO graph, by nncf, with settings for diffusion models.
 
 Ranges come from inputs that real pictures produce: prompts x timesteps x guidance. SmoothQuant (Xiao et al. 2023) moves
-outliers of activations into weights. What the sensitivity analysis finds too dear stays in floating point, and so does
-what a loop over steps computes once (see backends/openvino/graph.py). Weights take seven of their eight bits: CPUs
+outliers of activations into weights. Layers that the sensitivity analysis finds too costly stay in floating point, as
+do layers that run once for a whole picture (see backends/openvino/graph.py). Weights take seven of eight bits: CPUs
 without VNNI add products in 16 bits, and the sums of two would not fit.
 
 The hybrid form is optimum-intel's for UNets: convolutions and products of activations as above, while layers that are
@@ -69,14 +69,14 @@ def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording, hyb
         ignored_scope=nncf.IgnoredScope(linear, [ALWAYS_FLOAT, *kept], [ATTENTION], validate=False),
         advanced_parameters=AdvancedQuantizationParameters(
             overflow_fix=OverflowFix.ENABLE,
-            disable_bias_correction=True,  # Made no difference to pictures, and takes most of the time.
+            disable_bias_correction=True,  # Off: it made no difference to pictures and takes most of the time.
             smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=ALPHA_CONVOLUTION, matmul=ALPHA_MATMUL),
         ),
     )
 
 
 def linear_layers(model: Any) -> list[str]:
-    """Names of the matrix products with constants, and not of those of attention, where both sides are computed."""
+    """Names of the matrix products with constants, without attention's, where both sides are computed."""
 
     def is_constant(port: Any) -> bool:
         node = port.get_node()
@@ -89,7 +89,7 @@ def linear_layers(model: Any) -> list[str]:
 
 
 def sensitive_layers(wrapped: Wrapped, inputs: list[Arrays], hybrid: bool = False) -> list[str]:
-    """Names of the layers of `wrapped.module` that cost more than they save; `hybrid` asks of convolutions only."""
+    """Names of the layers of `wrapped.module` that cost more than they save; with `hybrid`, of convolutions only."""
     import torch
 
     from ..sensitivity import costs, sensitive

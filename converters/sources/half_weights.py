@@ -1,7 +1,7 @@
-"""Weights of 16 bits that are computed with in 32: a model takes half the memory, and files are read where they are.
+"""Layers that keep float16 weights and compute in float32: half the memory, and weight files stay mapped.
 
-Each layer makes its weights float32 when it is called and forgets them after that. A trace of it has that step, too, so
-what is exported has the weights as they are stored.
+Each layer converts its weights to float32 at every call. A trace contains that step too, so an exported graph has the
+weights as they are stored.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Checkpoint:
                 checkpoint = cls(path, shapes, opened.metadata() or {})
         except (SafetensorError, OSError) as error:
             raise InvalidModel(f"{path} is damaged or no safetensors file: {error}") from error
-        _ = checkpoint.kind  # Of none that is known is told here.
+        _ = checkpoint.kind  # No known family: the error is raised here.
         return checkpoint
 
     @property

@@ -35,7 +35,7 @@ PARTS = {
     # The UNet that takes a ControlNet's residuals; its weights are the UNet's.
     "controlled_unet": ("diffusers", "UNet2DConditionModel", "unet", "diffusion_pytorch_model"),
 }
-# Bytes of weights from which a part is large: what takes no time of smaller ones takes minutes.
+# Bytes of weights from which a part is large, and steps that are cheap for small parts take minutes.
 LARGE = 256 << 20
 CONTROL = ("controlnet", "controlled_unet")
 

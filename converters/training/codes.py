@@ -1,4 +1,4 @@
-"""What a learned code is worth: the autoencoder beside PCA with as many numbers per picture, on pictures neither saw.
+"""The value of a learned code: the autoencoder beside PCA with as many numbers per picture, on unseen pictures.
 
     patch PCA     each 8x8 patch of 192 values as its 4 strongest components: 16 x 16 x 4 numbers, like a latent
     picture PCA   the whole picture of 49,152 values as its 1,024 strongest components

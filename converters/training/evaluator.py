@@ -56,7 +56,7 @@ class Evaluator(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         h = self.trunk(F.avg_pool2d(pixels, 2))
-        # The mean says what there is, the maximum what there is somewhere.
+        # The mean covers the whole picture, the maximum any place in it.
         h = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)
         return self.concept(h), self.style(h), self.background(h), F.normalize(self.image_projection(h), dim=-1)
 
@@ -120,7 +120,7 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
             similarity = image.float() @ judge.embed_text(pooled).float().T / TEMPERATURE
         own = torch.arange(len(concept), device=device)
         named = F.cross_entropy(says_concept.float(), concept.to(device))
-        # Four styles are told by less than 256 things are, and are learned last.
+        # The style loss is small beside that of 256 concepts, and styles are learned last.
         loss = named + 2.0 * F.cross_entropy(says_style.float(), style.to(device))
         loss = loss + 0.5 * F.cross_entropy(says_background.float(), background.to(device))
         contrast = (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2

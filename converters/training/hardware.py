@@ -1,4 +1,4 @@
-"""What processors are fast at: ways to compute the same that training takes where they save time."""
+"""Faster ways to compute the same result on particular processors, for training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every training here shares: a budget, a learning-rate schedule, an average of the weights, checkpoints.
+"""The training loop of all stages: budget, learning-rate schedule, average of the weights, checkpoints.
 
 A run ends after a number of steps or of minutes, whichever it was given; its schedule follows the share of that budget
 that is used up, so the same recipe fits a laptop's evening and a GPU's minute. A checkpoint holds all that a run is:
@@ -66,7 +66,7 @@ class Run:
     budget: Budget
     peak: float
     ema_decay: float = 0.999
-    # The average is brought up to date every few steps, which costs a fraction and changes nothing that one could see.
+    # The average is updated every few steps: less work, with no visible difference.
     ema_every: int = 4
     weight_decay: float = 0.01
     # Layers that begin at zero and have to find their size first: at EAGER times the rate, and not by Muon, whose steps
@@ -197,7 +197,7 @@ class Run:
         return used
 
     def _pause(self, sample: Callable[[], None] | None) -> None:
-        """A checkpoint, and a look at where things are."""
+        """Write a checkpoint and the stage's own samples."""
         self.save()
         if sample is not None and self.is_main:
             sample()
@@ -212,7 +212,7 @@ class Run:
             g.copy_(mean.view_as(g))
 
     def _log(self, lr: float, sums: dict[str, float], count: int) -> str:
-        """Keep the means since the last row, and say them."""
+        """Log and print the means since the last row."""
         row: Row = {"step": self.step, "minutes": self.seconds / 60, "lr": lr}
         row |= {key: value / count for key, value in sums.items()}
         self.log.append(row)

@@ -65,7 +65,7 @@ def publish(work: Path, target: Path) -> None:
     parts["unet"].save_pretrained(target / "unet", max_shard_size=SHARD)
     _save_companions(work, target)
     for config in target.glob("*/config.json"):
-        # The libraries write where a module was loaded from, which is nobody's business.
+        # The libraries write the path a module was loaded from, which is removed.
         values = read_json(config)
         values.pop("_name_or_path", None)
         config.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
@@ -76,7 +76,7 @@ def publish(work: Path, target: Path) -> None:
 
 
 def _save_companions(work: Path, target: Path) -> None:
-    """What is trained beside the model, as far as it is there."""
+    """Optional parts of the model that have been trained."""
     from diffusers import AutoencoderTiny, ControlNetModel
 
     for name, kind in (("controlnet", ControlNetModel), ("vae_tiny", AutoencoderTiny)):

@@ -80,7 +80,7 @@ class WordNet:
         depth = dict.fromkeys(anchored, 0)
         edge = list(anchored)
         for below in range(1, DEEPEST + 1):
-            # Breadth first: who is reached first is nearest.
+            # Breadth first, so a word is reached by its shortest way.
             following = []
             for parent in edge:
                 for child in children.get(parent, ()):

@@ -56,7 +56,7 @@ def conditions(
 
 
 def time_ids(facts: Facts, width: int, height: int, rows: int) -> Array:
-    """SDXL's size conditioning, float32 [rows, 6]; its refiner's, [rows, 5]. Of two rows the negative prompt's is first.
+    """SDXL's size conditioning, float32 [rows, 6]; its refiner's, [rows, 5]. The negative prompt's row is the first.
 
     A picture of width x height that was not scaled and not cropped: its height and width, top and left of the crop,
     and the height and width that are wanted; a refiner has an aesthetic score in place of the last two.
