@@ -1,0 +1,39 @@
+"""What `import edge_sd` hands out: every name is there, lazily, and documented on itself."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import edge_sd
+from edge_sd import errors
+
+
+def test_the_lazy_names_are_those_that_are_promised() -> None:
+    assert {*edge_sd._HOMES, "__version__"} == {*edge_sd.__all__}
+    assert len(edge_sd.__all__) == len({*edge_sd.__all__})
+
+
+def test_every_error_can_be_caught_from_the_top() -> None:
+    kinds = {name for name, each in vars(errors).items() if inspect.isclass(each) and issubclass(each, Exception)}
+    assert kinds <= {*edge_sd.__all__}
+
+
+@pytest.mark.parametrize("name", sorted({*edge_sd.__all__} - {"__version__"}))
+def test_a_public_name_is_documented_on_itself(name: str) -> None:
+    found = getattr(edge_sd, name)
+    assert found.__doc__
+    assert not found.__doc__.startswith(f"{name}("), "a dataclass's own signature is no documentation"
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    script = "import edge_sd, sys; print(' '.join({'numpy', 'PIL', 'torch', 'openvino'} & {*sys.modules}))"
+    assert not subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Pipelin'"):
+        edge_sd.Pipelin  # noqa: B018
