@@ -19,7 +19,7 @@ import typer
 from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest
 
-from . import machine, models, pictures, streams, train
+from . import cache, machine, models, pictures, streams, train
 from .bench.commands import bench
 from .compare import commands as compare
 from .drawing import deliver, parse_size, progress
@@ -42,6 +42,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(train.app, name="train")
 app.add_typer(compare.app, name="compare")
 app.add_typer(macos.app, name="macos")
+app.add_typer(cache.app, name="cache")
 for command in (
     pictures.upscale, pictures.interpolate, pictures.info, machine.devices, machine.tune, machine.doctor, bench,
     serve,

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from edge_sd import __version__
 from edge_sd.backends import Device
 from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.caches import CACHES
 from edge_sd.devices.choose import choose
 from edge_sd.devices.discovery import Here, discover
 from edge_sd.errors import EdgeSDError
@@ -136,8 +137,7 @@ def _versions() -> dict[str, str]:
 
 def _caches() -> list[dict[str, Any]]:
     rows = []
-    for what in ("models", "openvino", "compiled", "edited", "assembled", "measured"):
-        folder = models_home() if what == "models" else models_home().parent / what
+    for folder in (models_home(), *(cache.folder() for cache in CACHES)):
         files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
         sizes = sum(path.stat().st_size for path in files)
         rows.append({"path": _private(folder), "files": len(files), "bytes": sizes})

@@ -60,11 +60,11 @@ def _beside(names: list[str] | tuple[str, ...], rounds: int, pictures: int, home
         import openvino_genai  # noqa: F401
     except ImportError as error:
         raise MissingExtra("benchmarks beside other programs", "convert,dev") from error
-    from edge_sd.paths import models_home
+    from edge_sd.caches import cache_folder
 
     from . import conversion, embedded, large, lora, profile, quality, together
 
-    home = home or models_home().parent / "bench"
+    home = home or cache_folder("bench") / "sd15-random"
     for name in names:
         if name == "embedded":
             yield embedded.table(embedded.measure(rounds))

@@ -90,7 +90,7 @@ def measure(runs: int = 5) -> list[Row]:
         build(emoji, Path(scratch) / "bundle", "openvino", RECIPES["fp16"], lambda what, share: None)
         theirs = str(Path(scratch) / "bundle/openvino-fp16")
         rows = [
-            Row("edge-sd", OURS, "emoji", home=f"{scratch}/models"),
+            Row("edge-sd", OURS, "emoji", home=f"{scratch}/caches"),
             Row("openvino.genai, with its cache", GENAI, theirs, {"CACHE_DIR": f"{scratch}/cache"}),
             Row("openvino.genai", GENAI, theirs),
             Row("diffusers, torch float32", DIFFUSERS, str(emoji)),

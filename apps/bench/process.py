@@ -25,10 +25,10 @@ def peak_memory():
 def measured(name: str, script: str, *, home: str = "", **values: Any) -> dict[str, Any]:
     """Run `script` with `values` as its globals and `peak_memory()` at hand; the JSON of its last line.
 
-    `home` replaces the folder of edge-sd's models and caches. Raises RuntimeError with the script's errors and `name`.
+    `home` replaces the folder of edge-sd's caches. Raises RuntimeError with the script's errors and `name`.
     """
     text = "".join(f"{key} = {value!r}\n" for key, value in values.items()) + PEAK + script
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **({"EDGE_SD_MODELS": home} if home else {})}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **({"EDGE_SD_CACHE": home} if home else {})}
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{name} failed:\n{done.stderr}")

@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
+from ..caches import cache_folder
 from ..errors import InvalidModel, OutputError
 from ..files import FileRecord, hash_file, inside, record_file
-from ..paths import models_home
 from .bundle import ModelBundle
 from .variants import Artifact
 
@@ -96,7 +96,7 @@ def whole_package(bundle: ModelBundle, artifact: Artifact) -> Path:
     assembly = Assembly.read(pieces)
     files = [path for path in sorted(graph.rglob("*")) if path.is_file()]
     key = hashlib.sha256("".join(hash_file(path) for path in (*files, pieces)).encode()).hexdigest()[:16]
-    home = models_home().parent / "assembled"
+    home = cache_folder("assembled")
     kept = home / key / graph.name
     if assembly.is_whole(kept):
         return kept

@@ -17,10 +17,10 @@ from typing import Any
 
 from ..backends.base import Device
 from ..bundle.bundle import ModelBundle
+from ..caches import cache_folder
 from ..errors import OutputError
 from ..files import write_atomically
 from ..machine import Machine
-from ..paths import models_home
 
 FORMAT = 1
 LIMIT = 4 << 20
@@ -55,7 +55,7 @@ def measurements_file(devices: Sequence[Device], machine: Machine) -> Path:
     key = [machine.system, machine.version, machine.arch, machine.cpu, sorted(machine.flags), machine.cores,
            machine.apple_chip, sorted([place_of(d), d.description, d.driver] for d in devices)]  # fmt: skip
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    return models_home().parent / "measured" / f"{digest}.json"
+    return cache_folder("measured") / f"{digest}.json"
 
 
 def remembered(bundle: ModelBundle, devices: Sequence[Device], machine: Machine) -> tuple[Measurements, str]:

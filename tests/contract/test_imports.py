@@ -13,7 +13,7 @@ HEAVY = ("torch", "diffusers", "transformers", "coremltools", "coreai", "coreai_
 # Each room may import from those in lines above its own, and from itself.
 ORDER = (
     ("errors", "_version", "paths", "machine"),
-    ("files",),
+    ("files", "caches"),
     ("sampling",),
     ("images", "bundle"),
     ("components",),

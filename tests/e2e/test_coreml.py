@@ -57,7 +57,7 @@ def test_packages_without_weights_draw_the_same_picture(
     from edge_sd.converters.sources.source import Source
     from edge_sd.converters.training.publish import COREML, link_coreml, records
 
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path / "home"))
     target = tmp_path / "model"
     shutil.copytree(shallow, target)
     publish_halves(target)

@@ -22,7 +22,12 @@ from .test_cli import edge_sd
 
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    return {"EDGE_SD_MODELS": str(tmp_path / "home/models"), "HOME": str(tmp_path)}
+    caches = {"EDGE_SD_CACHE": str(tmp_path / "home"), "EDGE_SD_MODELS": str(tmp_path / "home/models")}
+    return {**caches, "HOME": str(tmp_path)}
+        "EDGE_SD_MODELS": str(tmp_path / "home/models"),
+        "EDGE_SD_CACHE": str(tmp_path / "home"),
+        "HOME": str(tmp_path),
+    }
 
 
 def test_devices_says_where_and_why(tmp_path: Path, home: dict[str, str]) -> None:

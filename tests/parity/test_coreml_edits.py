@@ -28,7 +28,7 @@ def theirs(shallow: Path) -> Any:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path / "home"))
     return tmp_path / "home"
 
 

@@ -91,7 +91,7 @@ def test_sdxls_text_encoders_give_the_states_before_the_last_layer(
     found = Program.open(package).predict(given)
     assert psnr(found["hidden_embeds"], wanted) > 45
     # CLIP skip 2: the output reads a layer less, and the pooled text is that of all.
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path / "home"))
     (copy,) = edited([package], "digest", Edits(states="hidden_states.1"), "TextEncoder")
     earlier = Program.open(copy).predict(given)
     wanted = model.model(ids, output_hidden_states=True).hidden_states[1].numpy()
@@ -227,7 +227,7 @@ def test_an_sdxl_bundle_draws_what_diffusers_draws(
     # Without guidance: diffusers skips no layers for the negative prompt.
     wishes = {"num_inference_steps": 3, "guidance_scale": 1.0, "width": 64, "height": 64}
     skipped, whole = theirs(source, clip_skip=1, **wishes), theirs(source, **wishes)
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path / "home"))
     with Pipeline.open(bundle.root, "coreml-reference") as pipeline:
         found = np.asarray(pipeline.generate(request).pictures[0].image)
         assert psnr(found, expected, peak=255) > 35

@@ -80,7 +80,7 @@ def linked_bundle(root: Path, emoji: Path) -> tuple[ModelBundle, Artifact, bytes
 
 @pytest.fixture
 def linked(tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModelBundle, Artifact, bytes]:
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path / "home"))
     return linked_bundle(tmp_path / "bundle", emoji)
 
 
@@ -182,7 +182,7 @@ def test_on_a_mac_the_whole_package_is_compiled_and_kept_for_these_weights(
     tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path / "home"))
     root = tmp_path / "bundle"
     (root / "v/Unet.mlpackage").mkdir(parents=True)
     (root / "v/Unet.mlpackage/Manifest.json").write_text("{}")

@@ -279,7 +279,7 @@ def mac(tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     from dataclasses import replace
 
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "home/models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path / "home"))
     package = tmp_path / "bundle/v/Unet.mlpackage"
     package.mkdir(parents=True)
     (package / "weights.bin").write_bytes(b"weights")

@@ -75,7 +75,7 @@ def lora(shape: tuple[int, int] = (64, 64)) -> Lora:
 
 
 def test_copies_are_made_once_and_the_oldest_go(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path))
     given = lora()
     (first,) = edited([plain], "digest", Edits(loras=((given, 0.5),), part="unet"), "Unet")
     change = given.modules["unet", QUERIES.removeprefix("p_model_")].of((64, 64), 0.5)
@@ -98,7 +98,7 @@ def test_copies_are_made_once_and_the_oldest_go(plain: Path, tmp_path: Path, mon
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path))
     with pytest.raises(InvalidRequest, match=r"'style' does not fit this model: down_blocks_0.* is \[64, 32\]"):
         edited([plain], "d", Edits(loras=((lora((64, 32)), 1.0),), part="unet"), "Unet")
     strange = Lora("odd", "cd" * 32, {("unet", "nothing_like_it"): next(iter(lora().modules.values()))})

@@ -19,7 +19,7 @@ REQUEST = Request("a red apple, glossy style", seed=1, steps=3)
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path))
     return tmp_path / "openvino"
 
 

@@ -26,7 +26,7 @@ BLOBS = {"whole": bytes(range(256)) * 20, "timestep": b"x" * 5000}
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path))
     return tmp_path / "openvino"
 
 

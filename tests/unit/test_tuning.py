@@ -33,7 +33,7 @@ PARTS = ("text_encoder", "unet", "vae_decoder")
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGE_SD_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path))
     return tmp_path
 
 

@@ -23,10 +23,10 @@ from ...bundle.apple_layout import Chain, Layout, call, layout_of, pick
 from ...bundle.assembly import whole_package
 from ...bundle.mlpackage.compiled import COMPILED, interface
 from ...bundle.variants import Artifact, Variant
+from ...caches import cache_folder
 from ...components.base import Array, last_rows
 from ...errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
 from ...files import hash_file
-from ...paths import models_home
 from ..base import Device, LoadRequest
 from .edits import edited, known_ids, table_rows
 from .plan import placements
@@ -192,7 +192,7 @@ class CompiledProgram:
     def _compiled(self, package: Path, key: str) -> Path:
         import coremltools as ct
 
-        home = models_home().parent / "compiled"
+        home = cache_folder("compiled")
         kept = home / f"{package.stem}-{key}.mlmodelc"
         if kept.is_dir():
             return kept

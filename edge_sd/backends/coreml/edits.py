@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from ...bundle.mlpackage.constexpr import Constants
 from ...bundle.mlpackage.package import Function, Package
 from ...bundle.mlpackage.rewrite import rewrite
+from ...caches import cache_folder
 from ...components.edits import Edits
 from ...components.lora import Difference, Lora
 from ...errors import InvalidModel, InvalidRequest, OutputError
 from ...files import FileRecord, record_file
-from ...paths import models_home
 from ...text.conditioning import HIDDEN
 from ...text.textual_inversion import FIRST
 
@@ -66,7 +66,7 @@ def edited(packages: Sequence[Path], digest: str, edits: Edits, name: str) -> li
     loras = "".join(f"{lora.sha256}{factor!r}" for lora, factor in edits.loras)
     vectors = b"" if edits.vectors is None else edits.vectors.tobytes()
     key = hashlib.sha256(f"{digest} {loras} {edits.clip_skip} {edits.states} ".encode() + vectors).hexdigest()[:16]
-    home = models_home().parent / "edited"
+    home = cache_folder("edited")
     kept = home / key
     # Also where the copy exists: this finds the modules without a place and refuses a LoRA for another model.
     plans = _plans(packages, edits, name)

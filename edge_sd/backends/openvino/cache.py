@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...paths import models_home
+from ...caches import cache_folder
 
 Bytes = NDArray[np.uint8]
 # Limit in bytes for all entries together; the newest entry is always kept.
@@ -33,7 +33,7 @@ HEAD_LIMIT = 1 << 20
 
 
 def home() -> Path:
-    return models_home().parent / "openvino"
+    return cache_folder("openvino")
 
 
 def path(key: str) -> Path:

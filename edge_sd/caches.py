@@ -1,0 +1,88 @@
+"""The caches: what each holds, where it lies, how many bytes it has, and how it is cleared.
+
+Each is a folder of entries in cache_home(). An entry is known by the form of its name, so that nothing else in a folder
+that a person chose is ever counted, moved or removed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from .paths import cache_home, models_home
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One kind of entries.
+
+    about    what they are
+    pattern  a glob of their names
+    partial  a glob of what is left of one while it is written, or after its process was killed
+    """
+
+    name: str
+    about: str
+    pattern: str
+    partial: str
+
+    def folder(self) -> Path:
+        """Where its entries lie. What lies at `folder_before` is moved here, once, by renaming.
+
+        Where the two are on different disks, or EDGE_SD_CACHE names a folder, it stays where it is and is made again
+        here; `edge-sd cache` shows and clears both.
+        """
+        folder, before = cache_home() / self.name, self.folder_before()
+        if "EDGE_SD_CACHE" not in os.environ and not folder.exists() and before.is_dir():
+            # Another process may be moving the same entries.
+            with suppress(OSError):
+                folder.mkdir(parents=True)
+                for path in before.glob(self.pattern):
+                    os.replace(path, folder / path.name)
+                before.rmdir()
+        return folder
+
+    def folder_before(self) -> Path:
+        """Where the first versions of edge-sd kept it: beside the models."""
+        return models_home().parent / self.name
+
+    def entries(self, folder: Path) -> list[Path]:
+        """Its entries in a folder, and what is left of some."""
+        return sorted([*folder.glob(self.pattern), *folder.glob(self.partial)])
+
+
+_KEY = "[0-9a-f]" * 16
+CACHES = (
+    Cache("openvino", "graphs compiled by OpenVINO", f"{'[0-9a-f]' * 24}.blob", ".*.partial"),
+    Cache("compiled", "packages compiled by Core ML", f"*-{_KEY}.mlmodelc", ".*-*"),
+    Cache("edited", "packages with LoRAs, embeddings or CLIP skip in them", _KEY, f".{_KEY}-*"),
+    Cache("assembled", "packages put together with the weights of their model", _KEY, f".{_KEY}-*"),
+    Cache("measured", "what was measured on this machine", f"{_KEY}.json", ".*.partial"),
+    Cache("bench", "the large model that edge-sd bench makes", "sd15-random", ".sd15-random-*"),
+)
+
+
+def cache_folder(name: str) -> Path:
+    """Where the entries of a cache lie; it may not be there yet."""
+    (cache,) = [each for each in CACHES if each.name == name]
+    return cache.folder()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; what goes meanwhile counts as none."""
+    total = 0
+    for each in [path] if path.is_file() else path.rglob("*"):
+        with suppress(OSError):
+            total += each.lstat().st_size if each.is_file() else 0
+    return total
+
+
+def remove(path: Path) -> None:
+    """Remove an entry. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
