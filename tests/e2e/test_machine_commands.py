@@ -84,9 +84,9 @@ def test_tune_remembers_and_the_next_plan_says_so(tmp_path: Path, home: dict[str
     assert done.stdout == "x.png\n"
 
 
-def test_generate_says_one_line_unless_more_is_asked_for(tmp_path: Path, home: dict[str, str]) -> None:
+def test_generate_says_where_it_runs_and_the_seed_unless_more_is_asked_for(tmp_path: Path, home: dict[str, str]) -> None:
     done = edge_sd("generate", "a cat", "--steps", "1", "-o", "x.png", cwd=tmp_path, **home)
-    assert re.fullmatch(r"openvino-fp16 on cpu \([^\n]+\n", done.stderr), done.stderr
+    assert re.fullmatch(r"openvino-fp16 on cpu \([^\n]+\nseed \d+\n", done.stderr), done.stderr
 
 
 def test_the_doctor_draws_and_compares_and_exits_with_1_when_something_is_off(
