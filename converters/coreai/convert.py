@@ -24,7 +24,7 @@ from .wrappers import AppleComponent, Function
 def convert(component: AppleComponent) -> Any:
     """The component as an AIProgram, not yet saved. Raises ConversionError."""
     try:
-        with _quiet():
+        with quiet():
             import coreai_torch
 
             # RELEASE leaves out torch's stack traces, which would hold paths of this machine.
@@ -81,7 +81,7 @@ def _upsample(x: Tensor, output_size: Any, scale_factors: Any) -> Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the library's banner, since stdout belongs to the command, and its version warnings."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edge_sd.backends.coreai.runtime import Arrays, Asset, Loop, array, check_finite
 from edge_sd.bundle.apple_layout import Layout
 from edge_sd.bundle.coreai_layout import layout_of, outputs_of, pick, runs
@@ -23,6 +25,7 @@ from ..recipes import RECIPES, QuantRecipe
 from ..sources.source import CONTROL, PARTS, Source
 
 if TYPE_CHECKING:
+    from ..coreml.mixed import BitRecipe
     from ..sources.wrappers import Wrapped
 
 COMPUTE = ("gpu", "ane")
@@ -30,6 +33,10 @@ COMPUTE = ("gpu", "ane")
 SIZED = ("unet", "vae_decoder", "vae_encoder", TINY, *CONTROL)
 # The parts with attention to text, which are rewritten for the Neural Engine.
 SPLIT = ("unet", *CONTROL)
+# dB between what is aimed at with mixed bits, on the first and the last call of a picture, and what all must reach.
+ROOM = 0.5
+# The mean bits of a weight where mixed bits are held to a size: with norms and biases under 30 % of float16's bytes.
+MEAN_BITS = 4.5
 NEEDED = ("coreai", "coreai_torch", "coreai_opt")
 
 
@@ -49,7 +56,7 @@ class CoreAIForm:
     lowest: str = "macOS27"
     halves: bool = False
     parts: tuple[str, ...] = tuple(PARTS)
-    recipes: tuple[str, ...] = ("fp32", "fp16")
+    recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "int4", "int4g64", "p8", "p6", "p4", "mixed", "mixed4")
 
     def __post_init__(self) -> None:
         if self.compute not in COMPUTE:
@@ -85,41 +92,61 @@ class CoreAIForm:
     def convert(
         self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
     ) -> Made:
+        self._arrange(wrapped)
+        if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
+            made = self._write(wrapped, source, RECIPES["fp32"], staging, recording)
+            return replace(made, precision="float32")
+        if wrapped.part in (SAFETY_CHECKER, TINY) and recipe.bits < 16:
+            # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
+            recipe = RECIPES["fp16"]
+        from ..sources.wrappers import wrap as stock
+
+        made = self._write(wrapped, source, recipe, staging, recording)
+        if recipe.bits == 32 or not _overflows(wrapped.part, made, staging, recording):
+            return made
+        # As SDXL's autoencoder: float16 does not hold its values. What was rounded is read anew.
+        exact = self._arrange(stock(wrapped.part, source.load(wrapped.part), source.facts))
+        return replace(self._write(exact, source, RECIPES["fp32"], staging, recording), precision="float32")
+
+    def _arrange(self, wrapped: Wrapped) -> Wrapped:
+        """Attention as the Neural Engine wants it, where that is what is converted for."""
         from ..coreml import ane
 
         if self.compute == "ane" and wrapped.part in SPLIT:
             ane.rewrite(wrapped.module)
-        if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
-            return replace(self._write(wrapped, source, RECIPES["fp32"], staging), precision="float32")
-        if wrapped.part in (SAFETY_CHECKER, TINY) and recipe.bits < 16:
-            # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
-            recipe = RECIPES["fp16"]
-        made = self._write(wrapped, source, recipe, staging)
-        if recipe.bits == 32 or not _overflows(wrapped.part, made, staging, recording):
-            return made
-        # As SDXL's autoencoder: float16 does not hold its values.
-        return replace(self._write(wrapped, source, RECIPES["fp32"], staging), precision="float32")
+        return wrapped
 
-    def _write(self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path) -> Made:
-        """Convert for all sizes and save one asset."""
+    def _write(
+        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
+    ) -> Made:
+        """Make weights smaller, convert for all sizes, and save one asset."""
         import torch
 
-        from . import convert
+        from . import compress, convert
         from .wrappers import Sizes, wrap
 
         part = wrapped.part
+        places: list[str] = []
+        bits = None
         pixels = self._pixels(source.facts) if part in SIZED else self._pixels(source.facts)[:1]
         sizes = [Sizes(height, width, self.batch) for width, height in pixels]
         dtype = torch.float32 if recipe.bits == 32 else torch.float16
-        module = wrapped.module.to(dtype)
-        component = wrap(part, module, source.facts, sizes, dtype, self.compute == "ane" and part in SPLIT)
+        split = self.compute == "ane" and part in SPLIT
+        if recipe.mixed:
+            chosen = _choose_bits(wrapped, split, source.facts, recipe, recording)
+            bits = chosen.bits
+        module = compress.compress(wrapped.module.to(dtype), recipe, bits)
+        component = wrap(part, module, source.facts, sizes, dtype, split)
         program = convert.convert(component)
         graph = f"{component.name}.aimodel"
+        if recipe.mixed:
+            places.append(f"{component.name}.bits.json")
+            chosen.save(staging / places[-1])
         shutil.rmtree(staging / graph, ignore_errors=True)
         told = f"{source.facts.name}, {part} of Stable Diffusion for {self.compute}, weights {recipe.name}"
         convert.save(program, staging / graph, told, source.facts.license)
         main = component.functions[0]
-        return Made((graph,), graph, (f"{graph}/main.mlirb",), tuple(main.example), main.outputs)
+        return Made((graph, *places), graph, (f"{graph}/main.mlirb",), tuple(main.example), main.outputs)
 
     def measure(self, part: str, made: Made, staging: Path, recording: Recording) -> Parity:
         try:
@@ -176,11 +203,39 @@ def _shapes(given: Arrays) -> Mapping[str, tuple[int, ...]]:
     return {name: value.shape for name, value in given.items()}
 
 
+def _choose_bits(wrapped: Wrapped, split: bool, facts: Facts, recipe: QuantRecipe, recording: Recording) -> BitRecipe:
+    """The sensitivity analysis of a component in torch, on the recorded calls of the first size."""
+    import torch
+
+    from ..coreml import mixed
+    from . import compress
+    from .wrappers import Denoising
+
+    module = Denoising(wrapped.module, True) if split else wrapped.module
+    states = {text.states for text in facts.encoders if text.part == wrapped.part}
+    wanted = states | {"text_embeds"} if states else set(wrapped.outputs)
+
+    def run(given: Arrays) -> Arrays:
+        with torch.no_grad():
+            found = module(*(torch.from_numpy(np.ascontiguousarray(given[name])) for name in wrapped.example))
+        row = found if isinstance(found, tuple) else (found,)
+        named = zip(wrapped.outputs, row, strict=True)
+        return {name: value.numpy() for name, value in named if name in wanted}
+
+    calls = [n for n, given in enumerate(recording.inputs) if _shapes(given) == _shapes(recording.inputs[0])]
+    first = Recording([recording.inputs[n] for n in calls], [recording.outputs[n] for n in calls])
+    program, names = compress.Weights(wrapped.module), list(compress.weights(wrapped.module))
+    if recipe.bits < 16:
+        return mixed.choose_within(program, names, run, first, MEAN_BITS)
+    return mixed.choose(program, names, run, first, recipe.floor + ROOM)
+
+
 def _overflows(part: str, made: Made, staging: Path, recording: Recording) -> bool:
     """Whether float16 does not hold what will be measured. Raises ConversionError."""
     try:
         with _Runner(part, made, staging, recording) as run:
-            for given in recording.inputs:
+            # The first and the last of a picture's calls; measuring, which comes after, is of all.
+            for given in recording.inputs[:1] + recording.inputs[1:][-1:]:
                 run(given)
     except NumericalError:
         return True

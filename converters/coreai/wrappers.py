@@ -55,15 +55,14 @@ class AppleComponent:
 class TextEncoder(nn.Module):
     """input_ids [1, S] int32 -> last_hidden_state [1, S, C]."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.dtype = model, dtype
 
     def encode(self, input_ids: Tensor) -> Any:
         """The library's output for a batch of token ids."""
         length = input_ids.shape[1]
-        dtype = self.model.get_input_embeddings().weight.dtype
-        mask = torch.full((length, length), MASKED, dtype=dtype).triu(1)[None, None]
+        mask = torch.full((length, length), MASKED, dtype=self.dtype).triu(1)[None, None]
         return self.model(input_ids, attention_mask=mask, output_hidden_states=True)
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
@@ -73,8 +72,8 @@ class TextEncoder(nn.Module):
 class TextEncoderXL(TextEncoder):
     """input_ids [1, S] -> hidden_embeds [1, S, C], the states before the last layer, pooled_outputs [1, P]."""
 
-    def __init__(self, model: Any, pooled: str) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, dtype: torch.dtype, pooled: str) -> None:
+        super().__init__(model, dtype)
         self.pooled = pooled
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
@@ -89,8 +88,8 @@ class Layers(TextEncoder):
     text.
     """
 
-    def __init__(self, model: Any, pooled: str = "") -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, dtype: torch.dtype, pooled: str = "") -> None:
+        super().__init__(model, dtype)
         self.pooled, self.count = pooled, int(model.config.num_hidden_layers)
         (self.norm,) = (each for name, each in model.named_modules() if name.endswith("final_layer_norm"))
 
@@ -133,7 +132,7 @@ def wrap(
     channel_first   its attention takes the text as (B, C, 1, S): `ane.rewrite` was there
     """
     if part.startswith("text_encoder"):
-        return _text_encoder(part, stock.model, facts)
+        return _text_encoder(part, stock.model, facts, dtype)
     module = Denoising(stock, channel_first) if part in ("unet", "controlnet", "controlled_unet") else stock
     made = []
     for n, size in enumerate(sizes):
@@ -148,15 +147,15 @@ def wrap(
     return AppleComponent(layout.package, tuple(made))
 
 
-def _text_encoder(part: str, model: Any, facts: Facts) -> AppleComponent:
+def _text_encoder(part: str, model: Any, facts: Facts, dtype: torch.dtype) -> AppleComponent:
     ids = {"input_ids": torch.ones(1, facts.max_tokens, dtype=torch.int32)}
     if facts.family == "sdxl":
         name, pooled = ("TextEncoder2", "text_embeds") if part == "text_encoder_2" else ("TextEncoder", "pooler_output")
-        main = Function(MAIN, TextEncoderXL(model, pooled), ids, ("hidden_embeds", "pooled_outputs"))
-        layers = Layers(model, pooled)
+        main = Function(MAIN, TextEncoderXL(model, dtype, pooled), ids, ("hidden_embeds", "pooled_outputs"))
+        layers = Layers(model, dtype, pooled)
         return AppleComponent(name, (main, Function(LAYERS, layers, ids, layers.outputs)))
-    main = Function(MAIN, TextEncoder(model), ids, ("last_hidden_state",))
-    layers = Layers(model)
+    main = Function(MAIN, TextEncoder(model, dtype), ids, ("last_hidden_state",))
+    layers = Layers(model, dtype)
     more = (Function(LAYERS, layers, ids, layers.outputs),) if layers.outputs else ()
     return AppleComponent("TextEncoder", (main, *more))
 

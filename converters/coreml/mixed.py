@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from edge_sd.errors import InvalidModel
 
 from ..parity import Recording, Runner, measure
-from .mil import Program
 
 Array = NDArray[Any]
 Bits = dict[str, int]
@@ -69,7 +68,15 @@ class BitRecipe:
             raise InvalidModel(f"{path} is no recipe of bits") from error
 
 
-def choose(program: Program, names: list[str], run: Runner, recording: Recording, floor: float) -> BitRecipe:
+class Constants(Protocol):
+    """A program whose constants can be looked at and replaced."""
+
+    def constant(self, name: str) -> Array: ...
+
+    def substitute(self, name: str, value: Array) -> None: ...
+
+
+def choose(program: Constants, names: list[str], run: Runner, recording: Recording, floor: float) -> BitRecipe:
     """The fewest bits for `names` (constants of the program) at which the component stays at `floor` dB.
 
     `run` calls the program with the recording's names. What no bits reach gets 16 everywhere.
@@ -95,6 +102,27 @@ def choose(program: Program, names: list[str], run: Runner, recording: Recording
     return BitRecipe(bits, fixed, mixed)
 
 
+def choose_within(program: Constants, names: list[str], run: Runner, recording: Recording, bits: float) -> BitRecipe:
+    """The bits of `names` with the smallest error among those of at most `bits` a number on average.
+
+    `run` calls the program with the recording's names.
+    """
+    some = Recording(*(_ends(side) for side in (recording.inputs, recording.outputs)))
+    trials = _Trials(program, names, lambda: measure(run, some).psnr)
+    numbers = max(sum(weight.size for weight in trials.weights.values()), 1)
+
+    def mean(chosen: Bits) -> float:
+        return sum(trials.weights[name].size * width for name, width in chosen.items()) / numbers
+
+    low, high = trials.prices()
+    for _ in range(40):
+        middle = float(np.sqrt(low * high))
+        low, high = (low, middle) if mean(trials.cheapest(middle)) <= bits else (middle, high)
+    best = trials.cheapest(high)
+    fixed = [trials.point(f"p{width}", dict.fromkeys(names, width)) for width in (2, 4, 6)]
+    return BitRecipe(best, fixed, [trials.point("mixed", best)])
+
+
 def _ends(calls: list[Any]) -> list[Any]:
     return calls if len(calls) <= CALLS else [calls[0], calls[-1]]
 
@@ -102,7 +130,7 @@ def _ends(calls: list[Any]) -> list[Any]:
 class _Trials:
     """A program whose weights are palettized for the time of a measurement."""
 
-    def __init__(self, program: Program, names: list[str], psnr: Callable[[], float]) -> None:
+    def __init__(self, program: Constants, names: list[str], psnr: Callable[[], float]) -> None:
         self.program, self.psnr = program, psnr
         self.weights = {name: program.constant(name) for name in names}
         # Relative to the outputs' range, as PSNR is.

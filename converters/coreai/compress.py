@@ -1,0 +1,182 @@
+"""Smaller weights: integers with a scale for each block, or palettes made by k-means.
+
+A weight becomes what computes it from its stored form, by the two operations that coreai-torch has for that
+(`coreai::constexpr_blockwise_shift_scale`, `coreai::lut_to_dense`); the converter packs 4-bit and smaller numbers.
+coreai-opt makes the same operations, but leaves out, with a log line, every weight whose width is no multiple of the
+block, and makes its own palettes, which are not those that a sensitivity analysis measured. Its quantizer is the oracle
+of the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge_sd.errors import ConversionError
+
+from ..coreml.mixed import palette
+from ..recipes import QuantRecipe
+from .convert import quiet
+
+# Smaller weights stay as they are: they are few bytes and need their digits.
+SMALLEST = 2048
+KINDS = (nn.Linear, nn.Conv2d, nn.Embedding)
+Bits = Mapping[str, int]
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Layer -> its weight, of those that can be made smaller; a weight that two layers share comes once."""
+    found = {
+        name: each.weight.data
+        for name, each in module.named_modules()
+        if isinstance(each, KINDS) and each.weight.numel() > SMALLEST
+    }
+    return {name: value for name, value in found.items() if bool(torch.isfinite(value).all())}
+
+
+def compress(module: nn.Module, recipe: QuantRecipe, bits: Bits | None = None) -> nn.Module:
+    """Store the weights of `module` as `recipe` says, in place; `bits` are each layer's own, for palettes."""
+    if recipe.bits >= 16 and bits is None:
+        return module
+    with quiet():
+        import coreai_torch._compression.custom_layers  # noqa: F401 - registers the operations
+    for name, value in weights(module).items():
+        width = recipe.bits if bits is None else bits[name]
+        if width >= 16:
+            continue
+        if recipe.palette and ("lut" in name or "indices" in name):
+            # The converter tells tables from indices by these words in the names of tensors.
+            raise ConversionError(f"{name} cannot be a palette: coreai-torch takes its name for a table's")
+        stored: nn.Module = Palette(value, width) if recipe.palette else Blocks(value, width, recipe.group_size)
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, Stored(module.get_submodule(name), stored))
+    return module
+
+
+class Stored(nn.Module):
+    """A linear layer, a convolution or an embedding whose weight is computed of what is stored."""
+
+    def __init__(self, layer: Any, stored: nn.Module) -> None:
+        super().__init__()
+        self.stored, self.bias = stored, getattr(layer, "bias", None)
+        self.call: Any = functional.linear
+        if isinstance(layer, nn.Embedding):
+            self.call = _embed
+        elif isinstance(layer, nn.Conv2d):
+            if layer.padding_mode != "zeros":
+                raise ConversionError(f"a convolution with {layer.padding_mode} around it cannot be made smaller")
+            self.call = partial(
+                functional.conv2d, stride=layer.stride, padding=layer.padding, dilation=layer.dilation,
+                groups=layer.groups,
+            )  # fmt: skip
+
+    @property
+    def weight(self) -> Tensor:
+        """What the layer computes with, in the type of its scales or its table."""
+        out: Tensor = self.stored()
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.call(x, self.weight, bias=self.bias)
+        return out
+
+
+def _embed(ids: Tensor, weight: Tensor, bias: None) -> Tensor:
+    return functional.embedding(ids, weight)
+
+
+class Palette(nn.Module):
+    """A weight as indices of a table of 2**bits numbers."""
+
+    indices: Tensor
+    lut: Tensor
+
+    def __init__(self, weight: Tensor, bits: int) -> None:
+        super().__init__()
+        table, indices = palette(weight.numpy(), bits)
+        self.register_buffer("indices", torch.from_numpy(indices.reshape(weight.shape)))
+        # The converter looks for this name. A dimension of 1 for each of the weight's, then the numbers, each a scalar.
+        self.register_buffer("lut", torch.from_numpy(table).reshape(*[1] * weight.dim(), -1, 1))
+
+    def stored_bits(self) -> int:
+        """Of indices and table."""
+        width = int(self.lut.numel() - 1).bit_length()
+        return self.indices.numel() * width + self.lut.numel() * 16
+
+    def forward(self) -> Tensor:
+        out: Tensor = torch.ops.coreai.lut_to_dense(self.indices, self.lut, 0)
+        return out
+
+
+class Blocks(nn.Module):
+    """A weight as integers: (q - zero) * scale, for each output channel and block of its inputs.
+
+    8 bits have a scale for each output channel and no zero. Fewer have both, for blocks of `group` inputs or, where a
+    width is no multiple of it, of the largest divisor of both.
+    """
+
+    numbers: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+    def __init__(self, weight: Tensor, bits: int, group: int | None) -> None:
+        super().__init__()
+        rows, columns = weight.shape[:2]
+        block = columns if group is None else _divisor(columns, group)
+        data = weight.float().reshape(rows, columns // block, -1)
+        least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        # The stored scale is float16: integers are those of the scale as it is stored.
+        if group is None:
+            scale = (data.abs().amax(-1) / most).clamp_min(_tiny(weight)).to(weight.dtype)
+            zero = None
+        else:
+            low, high = data.amin(-1).clamp_max(0), data.amax(-1).clamp_min(0)
+            scale = ((high - low) / (most - least)).clamp_min(_tiny(weight)).to(weight.dtype)
+            zero = (least - low / scale.float()).round().clamp(least, most)
+        numbers = (data / scale.float()[..., None]).round() + (0 if zero is None else zero[..., None])
+        self.dtype = torch.int8 if bits == 8 else torch.int4  # type: ignore[attr-defined]
+        places = (rows, columns // block, *[1] * (weight.dim() - 2))
+        self.register_buffer("numbers", numbers.clamp(least, most).to(torch.int8).reshape(weight.shape))
+        self.register_buffer("scale", scale.reshape(places))
+        self.register_buffer("zero", None if zero is None else zero.to(torch.int8).reshape(places))
+
+    def stored_bits(self) -> int:
+        """Of integers, scales and zeros."""
+        width = 8 if self.dtype == torch.int8 else 4
+        zeros = 0 if self.zero is None else self.zero.numel() * width
+        return self.numbers.numel() * width + self.scale.numel() * 16 + zeros
+
+    def forward(self) -> Tensor:
+        out: Tensor = torch.ops.coreai.constexpr_blockwise_shift_scale(
+            self.numbers, self.scale, self.zero, None, self.dtype
+        )
+        return out
+
+
+def _divisor(columns: int, group: int) -> int:
+    return next(size for size in range(min(columns, group), 0, -1) if columns % size == 0)
+
+
+def _tiny(weight: Tensor) -> float:
+    return float(torch.finfo(weight.dtype).tiny)
+
+
+class Weights:
+    """A torch module as the sensitivity analysis sees a program: constants by name, to be looked at and replaced."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.layers: dict[str, Any] = dict(module.named_modules())
+
+    def constant(self, name: str) -> Any:
+        """A layer's weight in float16, as it is stored."""
+        return self.layers[name].weight.data.half().numpy()
+
+    def substitute(self, name: str, value: Any) -> None:
+        """Compute with another weight."""
+        weight = self.layers[name].weight
+        weight.data = torch.from_numpy(value).to(weight.dtype)
