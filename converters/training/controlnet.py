@@ -38,6 +38,7 @@ from .loop import Budget, Run
 
 CONDITION_CHANNELS = (8, 16, 32, 64)
 BATCH = 16
+PEAK, GOING_ON = 6e-4, 2e-4
 # Drawings that are made and encoded before training starts, and how many of them only measure it.
 LESSONS, TESTS = 2400, 64
 # Shares of the captions that name the thing (of those that the UNet knows), and that say nothing at all.
@@ -153,7 +154,7 @@ def load(work: Path) -> Any:
 
 
 def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> None:
-    """Train into `work`/controlnet; resumes from `work`/controlnet.checkpoint.pt."""
+    """Train into `work`/controlnet, on from one that is there; resumes from `work`/controlnet.checkpoint.pt."""
     torch.manual_seed(seed)
     tokenizer = text.load_tokenizer(work)
     locked, encoder = (module.to(device).requires_grad_(False) for module in unet.load(work))
@@ -161,9 +162,19 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     artwork, known = Artwork(work), set(core_vocabulary())
     vae = autoencoder.load(work).to(device)
     lessons = make_lessons(artwork, vae, LESSONS, np.random.default_rng(seed), device)
-    copy = plain_attention(build(locked), device).to(device)
+    finished = (work / "controlnet/config.json").is_file()
+    copy = load(work).to(memory_format=torch.channels_last) if finished else build(locked)
+    copy = plain_attention(copy, device).to(device)
     zero = (*copy.controlnet_down_blocks, copy.controlnet_mid_block, copy.controlnet_cond_embedding)
-    run = Run("controlnet", work, {"controlnet": copy}, budget, peak=6e-4, ema_decay=0.998, eager=zero)
+    run = Run(
+        "controlnet",
+        work,
+        {"controlnet": copy},
+        budget,
+        peak=GOING_ON if finished else PEAK,
+        ema_decay=0.998,
+        eager=zero,
+    )
     rng = run.rng(seed)
     abar = alphas_cumprod().to(device)
 

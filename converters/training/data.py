@@ -44,6 +44,7 @@ PACKAGES = {
     "@iconify-json/twemoji": "1.2.5",
     "emojibase-data": "17.0.0",
 }
+LANGUAGES = ("de", "fr", "es", "it")
 # Two sets draw up to the edge; they get the margin that the other two have.
 MARGINS = {"3d": 0, "flat": 0, "glossy": 8, "cartoon": 8}
 # Groups of emojibase without people, components, symbols and flags.
@@ -143,10 +144,30 @@ def concepts(modules: Path) -> list[Concept]:
     return sorted(found, key=lambda concept: (concept.group, concept.label))
 
 
+def translations(modules: Path) -> dict[str, dict[str, str]]:
+    """language -> English label -> its name there, of all that emojibase names."""
+    labels: dict[str, dict[str, str]] = {}
+    for language in ("en", *LANGUAGES):
+        rows = json.loads((modules / f"emojibase-data/{language}/data.json").read_text("utf-8"))
+        labels[language] = {row["hexcode"]: row["label"] for row in rows}
+    return {
+        language: {labels["en"][code]: name for code, name in labels[language].items() if code in labels["en"]}
+        for language in LANGUAGES
+    }
+
+
 def core_vocabulary() -> list[str]:
     """The labels the UNet is taught, from concepts.txt."""
     text = Path(__file__).with_name("concepts.txt").read_text("utf-8")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def spoken_names(label: str) -> list[str]:
+    """What a concept is called in captions: its label, without "face" or "mark", and its plain name."""
+    names = [label, label.removesuffix(" face").removesuffix(" mark")]
+    if label in PLAIN_NAMES:
+        names.append(PLAIN_NAMES[label])
+    return list(dict.fromkeys(names))
 
 
 def is_held_out(label: str, style: str) -> bool:
@@ -158,7 +179,8 @@ def prepare(folder: Path, report: Callable[[str], None] = print) -> None:
     """Install the artwork, rasterise it, and leave in `folder`:
 
     artwork.npz    pixels: uint8 [N, 4, 128, 128, 4] (concepts, styles, height, width, RGBA)
-    artwork.json   the concepts' names and keywords, and all words of the emoji world, for the tokenizer
+    artwork.json   the concepts' names and keywords, all words of the emoji world, for the tokenizer, and the names
+                   of things in LANGUAGES
     """
     with TemporaryDirectory() as scratch:
         modules = install(Path(scratch))
@@ -166,9 +188,11 @@ def prepare(folder: Path, report: Callable[[str], None] = print) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "artwork.npz", pixels=_rasterise(found, modules, report))
         emoji = json.loads((modules / "emojibase-data/en/data.json").read_text("utf-8"))
+        names = translations(modules)
     document = {
         "concepts": [{"label": c.label, "group": c.group, "keywords": list(c.keywords)} for c in found],
         "words": [word for row in emoji for word in (row["label"], *row.get("tags", ()))],
+        "translations": names,
     }
     (folder / "artwork.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), "utf-8")
 
@@ -214,6 +238,7 @@ class Artwork:
         document: dict[str, Any] = json.loads((folder / "artwork.json").read_text("utf-8"))
         table = document["concepts"]
         self.words: list[str] = document["words"]
+        self.translations: dict[str, dict[str, str]] = document.get("translations", {})
         self.labels = [row["label"] for row in table]
         self.keywords = {row["label"]: [word.replace("_", " ") for word in row["keywords"]] for row in table}
         self.index = {label: n for n, label in enumerate(self.labels)}
@@ -239,16 +264,21 @@ class Artwork:
         inside: NDArray[np.bool_] = self._drawing(label, style, mirror, shift)[..., 3] > 127
         return inside
 
+    def drawing(self, label: str, style: str) -> NDArray[np.uint8]:
+        """The drawing alone, RGBA, uint8 [128, 128, 4]."""
+        return self.pixels[self.index[label], list(STYLES).index(style)]
+
     def _drawing(self, label: str, style: str, mirror: bool, shift: tuple[int, int]) -> NDArray[np.uint8]:
-        rgba = self.pixels[self.index[label], list(STYLES).index(style)]
+        rgba = self.drawing(label, style)
         return _shifted(rgba[:, ::-1] if mirror else rgba, *shift)
 
     def caption(
-        self, label: str, style: str, background: str, rng: np.random.Generator, changes: Sequence[str] = ()
-    ) -> str:
+        self, label: str, style: str, background: str, rng: np.random.Generator, changes: Sequence[str] = (),
+        adjective: str = "",
+    ) -> str:  # fmt: skip
         """A caption in one of many wordings; one in ten is empty, which is what guidance needs.
 
-        `changes` are words for what was done to the drawing ("mirrored").
+        `changes` are words for what was done to the drawing ("mirrored"), `adjective` one that stands before its name.
         """
         if rng.random() < 0.1:
             return ""
@@ -258,6 +288,7 @@ class Artwork:
         elif rng.random() < 0.25:
             for ending in (" face", " mark"):
                 name = name.removesuffix(ending)
+        name = f"{adjective} {name}".strip()
         if rng.random() < 0.45:
             name = ("an " if name[0].lower() in "aeiou" else "a ") + name
         parts = []

@@ -5,8 +5,11 @@
     unseen      100 prompts in words that no caption holds (unseen_prompts.txt): the meant concept among the first five
     control     F1 of the picture's edges and the sketch it was told to follow, within 2 pixels
 
-each for twenty guided steps and, but for the last, for the few-step variant's four steps and one. The judge itself is
-measured first, on the artwork through the autoencoder: its best possible score.
+    composition colours bound, two things, positions, counts, of pairs that training never saw (composition.py)
+    pixels      colours against the drawing's, evenness of white, variety of seeds (measures.py)
+
+each for twenty guided steps and, but for the last three, for the few-step variant's four steps and one. The judge
+itself is measured first, on the artwork through the autoencoder: its best possible score.
 """
 
 from __future__ import annotations
@@ -26,13 +29,16 @@ from edge_sd.images.canny import canny, edge_f1
 from edge_sd.pipeline.pipeline import Pipeline
 from edge_sd.pipeline.request import Request
 
-from . import controlnet, evaluator
+from . import composition, controlnet, evaluator, measures
 from .data import BACKGROUNDS, Artwork
 from .publish import FEW_STEPS, MANY_STEPS
+from .recolour import dominant_colour
 
 Report = Callable[[str], None]
 # Pictures that share their steps: small ones run faster together.
 TOGETHER = 8
+# Prompts that leave much open, and how many seeds of each are compared.
+VARIED, SEEDS = ("a cat", "a house", "a bird", "a car"), 12
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,11 @@ def evaluate(model: Path, work: Path, *, pictures: int = 1000, report: Report = 
             keep(f"{name}, 20 steps", images, wanted)
             if name == "seen":
                 nearest_sheet(images[:24], wanted[:24], artwork, folder / "nearest.png")
+                rows["pixels"] = true_pixels(images, wanted, artwork)
+        rows["pixels"]["variety"] = variety(pipeline, judge)
+        rows["composition"] = composed(pipeline, model, artwork, judge, folder, count=max(1, pictures * 6 // 100))
+    for kind, figures in (*rows["composition"].items(), ("pixels", rows["pixels"])):
+        report(f"{kind:24} " + "  ".join(f"{name} {value:.2f}" for name, value in figures.items()))
     with Pipeline.open(model, variant=FEW_STEPS) as pipeline:
         for steps in (4, 1):
             for name, wanted in sets.items():
@@ -166,6 +177,49 @@ def evaluate(model: Path, work: Path, *, pictures: int = 1000, report: Report = 
     return rows
 
 
+def true_pixels(images: list[Image.Image], wanted: list[Subject], artwork: Artwork) -> dict[str, float]:
+    """The mean CIEDE2000 of the pictures' dominant colours against their drawings', and how uneven white is drawn."""
+    away, uneven = [], []
+    for image, subject in zip(images, wanted, strict=True):
+        rgb = np.asarray(image.convert("RGB"))
+        rgba = artwork.drawing(subject.concept, str(subject.style))
+        inside = rgba[..., 3] > 127
+        own = dominant_colour(rgba[..., :3], inside)
+        away.append(measures.difference(dominant_colour(rgb, measures.foreground(rgb)), own))
+        if subject.background == "white":
+            uneven.append(measures.unevenness(rgb, inside))
+    return {"colour": float(np.mean(away)), "white": float(np.mean(uneven)) if uneven else 0.0}
+
+
+@torch.no_grad()
+def variety(pipeline: Pipeline, judge: Judge) -> float:
+    """How far the pictures of one prompt are from one another, by the judge's features; mean of VARIED's prompts."""
+    found = []
+    for prompt in VARIED:
+        images = draw(pipeline, [Subject(prompt, "")] * SEEDS)
+        features = judge.network(evaluator.as_tensor(images))[3]
+        found.append(measures.variety(features.numpy()))
+    return float(np.mean(found))
+
+
+def composed(pipeline: Pipeline, model: Path, artwork: Artwork, judge: Judge, folder: Path,
+             *, count: int) -> dict[str, dict[str, float]]:  # fmt: skip
+    """kind -> the share of right answers, of drawings seen through the autoencoder and of the model's pictures."""
+    namer = composition.Namer(judge.network, judge.config["labels"])
+    rows = {}
+    for kind, asked in composition.questions(artwork, count).items():
+        if not asked:
+            continue
+        examples = _through_the_autoencoder(model, [question.example.picture(artwork) for question in asked])
+        images = draw(pipeline, [Subject(question.prompt, "") for question in asked])
+        _contact_sheet(images[:96], folder / f"{kind.replace(' ', '-')}.png")
+        rows[kind] = {
+            "artwork": composition.share(asked, examples, namer),
+            "pictures": composition.share(asked, images, namer),
+        }
+    return rows
+
+
 def _line(score: Score) -> str:
     parts = [f"{score.count:5} pictures", f"top-1 {score.top1:.1%}", f"top-5 {score.top5:.1%}"]
     if score.style is not None:
@@ -173,15 +227,19 @@ def _line(score: Score) -> str:
     return "  ".join([*parts, f"CLIP {score.clip:.2f}"])
 
 
-@torch.no_grad()
 def through_the_autoencoder(model: Path, artwork: Artwork, wanted: list[Subject]) -> list[Image.Image]:
     """The drawings themselves, encoded and decoded: the best that a UNet could do."""
-    from diffusers import AutoencoderKL
-
-    vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32)
     pictures = [
         artwork.picture(subject.concept, str(subject.style), BACKGROUNDS[str(subject.background)]) for subject in wanted
     ]
+    return _through_the_autoencoder(model, pictures)
+
+
+@torch.no_grad()
+def _through_the_autoencoder(model: Path, pictures: list[NDArray[np.float32]]) -> list[Image.Image]:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32)
     x = torch.from_numpy(np.stack(pictures))
     return [_image(y) for some in x.split(8) for y in vae.decode(vae.encode(some).latent_dist.mean).sample.numpy()]
 

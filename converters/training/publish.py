@@ -68,6 +68,9 @@ def publish(work: Path, target: Path) -> None:
         # The libraries write the path a module was loaded from, which is removed.
         values = read_json(config)
         values.pop("_name_or_path", None)
+        if config.parent.name == "text_encoder":
+            # transformers loads what its config says, diffusers float32: together they draw only where both agree.
+            values["dtype"] = "float32"
         config.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(work / "tokenizer" / name, target / "tokenizer" / name)

@@ -41,10 +41,12 @@ ENCODER_EVERY = 4
 LESSONS, TESTS = 900, 48
 
 
-def build() -> Any:
+def build(work: Path) -> Any:
+    """The tiny autoencoder of `work`/vae_tiny to go on from, or a new one."""
     from diffusers import AutoencoderTiny
 
-    return AutoencoderTiny(**CONFIG).to(memory_format=torch.channels_last)
+    finished = (work / "vae_tiny/config.json").is_file()
+    return (load(work) if finished else AutoencoderTiny(**CONFIG)).to(memory_format=torch.channels_last)
 
 
 def load(work: Path) -> Any:
@@ -65,7 +67,7 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     z = _encoded(teacher, pictures, device)
     decoded = _decoded(teacher, z, device)
     factor = SIZE // z.shape[-1]
-    tiny = build().to(device)
+    tiny = build(work).to(device)
     run = Run("taesd", work, {"taesd": tiny}, budget, peak=1e-3, ema_decay=0.998)
     rng = run.rng(seed)
 

@@ -2,7 +2,9 @@
 
     minimise  E[ w(t) |v(x_t, t, text) - v_t|^2 ]         t uniform, one caption in ten empty
 
-The text encoder learns with it from the same loss. A finished UNet in the work folder is gone on with; and where the
+The text encoder learns with it from the same loss. Where `work` holds words.json, the words that no caption holds
+follow what it learns: every other step some of them are taught to mean what their concepts' names mean now (widen). A
+finished UNet in the work folder is gone on with; and where the
 text encoder was taught more words since (widen), it stays what it is, and the UNet learns alone what is made of them.
 """
 
@@ -22,6 +24,7 @@ from .diffusion import SCHEDULE, alphas_cumprod, diffuse, loss_weight, sample_ti
 from .hardware import autocast, plain_attention
 from .loop import Budget, Run
 from .shards import ShardLatents
+from .widen import Words, meaning
 
 CONFIG: dict[str, Any] = {
     "sample_size": 16,
@@ -51,6 +54,9 @@ dog face, cartoon style
 snowman, 3d style, teal background
 """.splitlines()
 BATCH = 48
+PEAK, GOING_ON = 6e-4, 3e-4
+# How many words follow at a time, on which steps, and how much of the loss that is.
+WORDS, WORDS_EVERY, MEANING = 24, 2, 0.5
 
 
 def build(work: Path) -> Any:
@@ -82,15 +88,27 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0, sha
         text.train_tokenizer(work)
     tokenizer = text.load_tokenizer(work)
     kept = ShardLatents(shards, vae, device, seed) if shards else latents.load(work, vae, device, seed)
+    # Weights that are gone on with have learned at the full rate before; it would throw them back first.
+    peak = GOING_ON if (work / "unet/config.json").is_file() else PEAK
     unet = plain_attention(build(work), device).to(device)
     alone = text.is_wide(work)
     encoder = (text.load_final(work).requires_grad_(False) if alone else text.build(work, tokenizer)).to(device)
     modules = {"unet": unet} if alone else {"unet": unet, "text_encoder": encoder}
-    run = Run("unet_wide" if alone else "unet", work, modules, budget, peak=6e-4, ema_decay=0.9995)
+    run = Run("unet_wide" if alone else "unet", work, modules, budget, peak=peak, ema_decay=0.998)
     rng = run.rng(seed)
     abar = alphas_cumprod().to(device)
+    words = Words(work) if not alone and (work / "words.json").is_file() else None
 
-    def loss_of(_: int) -> tuple[Tensor, dict[str, float]]:
+    def following() -> Tensor:
+        """How far words are from what their concepts' names mean at this moment."""
+        assert words is not None
+        rows = [words.lesson(rng) for _ in range(WORDS)]
+        known, new = words.ids([row[0] for row in rows], [row[1] for row in rows], whole=False)
+        with autocast(device):
+            wanted, found = encoder(torch.cat([known, new]).to(device)).last_hidden_state.float().chunk(2)
+        return meaning(found, wanted.detach(), new, known)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         x_0, captions, _chosen = kept.batch(BATCH, rng)
         x_0 = x_0.to(device)
         t = sample_timesteps(BATCH, device)
@@ -99,7 +117,10 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0, sha
             context = encoder(text.tokenize(tokenizer, captions).to(device)).last_hidden_state
             v = unet(x_t.contiguous(memory_format=torch.channels_last), t, context).sample
         error = (v.float() - v_t).square().mean(dim=(1, 2, 3))
-        return (loss_weight(abar[t]) * error).mean(), {"v_error": float(error.detach().mean())}
+        loss = (loss_weight(abar[t]) * error).mean()
+        if words is not None and step % WORDS_EVERY == 0:
+            loss = loss + MEANING * following()
+        return loss, {"v_error": float(error.detach().mean())}
 
     def sample() -> None:
         with run.averaged():

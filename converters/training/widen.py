@@ -25,7 +25,7 @@ from torch import Tensor
 from edge_sd.errors import MissingExtra
 
 from . import text, wordnet
-from .data import BACKGROUNDS, PLAIN_NAMES, STYLES, Artwork, core_vocabulary
+from .data import BACKGROUNDS, STYLES, Artwork, core_vocabulary, spoken_names
 from .hardware import autocast
 from .loop import Budget, Run
 
@@ -48,21 +48,16 @@ CANDIDATE, NEAR, LEAD = 0.4, 0.5, 0.02
 BATCH = 32
 # Captions are short: most batches are cut to so many tokens. Causal attention makes of them what it makes of the whole.
 CUT, WHOLE_EVERY = 16, 4
-# How often a word comes in its plural.
-PLURALS = 0.2
-
-
-def names_of(label: str) -> list[str]:
-    """What a concept is called in captions: its label, without "face" or "mark", and its plain name."""
-    names = [label, label.removesuffix(" face").removesuffix(" mark")]
-    if label in PLAIN_NAMES:
-        names.append(PLAIN_NAMES[label])
-    return list(dict.fromkeys(names))
+# How often a word comes in its plural, and how often it is one of another language.
+PLURALS, FOREIGN = 0.2, 0.2
+ARTICLE = ("", "a ", "an ", "the ")
+# In emojibase's other languages; which of them a noun takes is not said there, so each comes before all.
+ARTICLES = {"de": ("ein", "eine"), "fr": ("un", "une"), "es": ("un", "una"), "it": ("un", "una", "uno")}
 
 
 def find_words(words: wordnet.WordNet, concepts: dict[str, list[str]]) -> dict[str, str]:
     """word -> the concept that it means; `concepts`: label -> keywords."""
-    names = [(name, label) for label in concepts for name in names_of(label) if not name.endswith(EXPRESSIONS)]
+    names = [(name, label) for label in concepts for name in spoken_names(label) if not name.endswith(EXPRESSIONS)]
     found = words.kinds([*((word, label) for label, row in LOOKED_UP.items() for word in row), *names])
     rest = {word: said for word, said in words.definitions().items() if word not in found and " " not in word}
     found = {**find_meanings(rest, concepts), **found}
@@ -98,7 +93,7 @@ def find_meanings(definitions: dict[str, str], concepts: dict[str, list[str]]) -
     `concepts`: label -> keywords, which stand for the concept's definition.
     """
     labels = list(concepts)
-    names = [(name, label) for label in labels for name in names_of(label)]
+    names = [(name, label) for label in labels for name in spoken_names(label)]
     owner = torch.tensor([labels.index(label) for _, label in names])
     known = {name for name, _ in names}
     words = [word for word in definitions if word not in known]
@@ -117,49 +112,98 @@ def _best(cosine: Tensor, owner: Tensor, count: int) -> Tensor:
     return torch.full((len(cosine), count), -1.0).scatter_reduce_(1, owner.expand(len(cosine), -1), cosine, "amax")
 
 
+class Words:
+    """The words to be taught and how they come: half of the lessons take turns by concept, half go by how common words
+    are (there are two thousand trees, and four rockets); one in FOREIGN is a name in another language.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.artwork, self.tokenizer = Artwork(work), text.load_tokenizer(work)
+        if not (work / "words.json").is_file():
+            concepts = {label: self.artwork.keywords[label] for label in core_vocabulary()}
+            (work / "words.json").write_text(json.dumps(find_words(wordnet.install(), concepts), indent=0))
+        self.words: dict[str, list[str]] = {}
+        for word, label in json.loads((work / "words.json").read_text()).items():
+            self.words.setdefault(label, []).append(word)
+        self.labels = list(self.words)
+        common = {label: commonness(mine) for label, mine in self.words.items()}
+        self.chance = {label: each / each.sum() for label, each in common.items()}
+        share = np.array([common[label].sum() for label in self.labels])
+        self.share = share / share.sum()
+        self.foreign = foreign_names(self.artwork.translations, core_vocabulary())
+
+    def lesson(self, rng: np.random.Generator) -> tuple[str, str, str]:
+        """A caption with a concept's name, the same with a word for it, and the concept's label."""
+        frame = _frame(rng)
+        if self.foreign and rng.random() < FOREIGN:
+            language, word, label = self.foreign[int(rng.integers(len(self.foreign)))]
+            if rng.random() < 0.5:
+                word = f"{rng.choice(ARTICLES[language])} {word}"
+            return frame.format(str(rng.choice(spoken_names(label)))), frame.format(word), label
+        label = self.labels[int(rng.choice(len(self.labels), p=self.share if rng.random() < 0.5 else None))]
+        word = str(rng.choice(self.words[label], p=self.chance[label]))
+        word = wordnet.plural(word) if rng.random() < PLURALS else word
+        frame = ARTICLE[int(rng.choice(len(ARTICLE), p=[0.5, 0.3, 0.1, 0.1]))] + frame
+        return frame.format(str(rng.choice(spoken_names(label)))), frame.format(word), label
+
+    def kept(self, label: str, rng: np.random.Generator) -> str:
+        """A caption of the artwork whose meaning is to stay what it is; mostly of the lesson's own concept."""
+        other = self.artwork.labels[int(rng.integers(len(self.artwork.labels)))] if rng.random() < 0.2 else label
+        return self.artwork.caption(other, str(rng.choice(list(STYLES))), str(rng.choice(list(BACKGROUNDS))), rng)
+
+    def ids(self, *captions: list[str], whole: bool) -> list[Tensor]:
+        """Their tokens; unless `whole`, cut to what the longest needs."""
+        rows = [text.tokenize(self.tokenizer, lines) for lines in captions]
+        if whole:
+            return rows
+        longest = max(text.length(ids) for ids in torch.cat(rows))
+        return [ids[:, : max(CUT, longest)] for ids in rows]
+
+
+def foreign_names(names: dict[str, dict[str, str]], labels: list[str]) -> list[tuple[str, str, str]]:
+    """(language, name, label) of every name in another language of what one of `labels` is called in captions.
+
+    emojibase tells a cat from its face; both are called "cat" here. A name that would mean two things is left out.
+    """
+    owner = {name: label for label in labels for name in reversed(spoken_names(label))}
+    found = []
+    for language, row in names.items():
+        meant: dict[str, set[str]] = {}
+        for english, name in row.items():
+            if english in owner:
+                meant.setdefault(name.lower(), set()).add(owner[english])
+        found += [(language, name, min(means)) for name, means in meant.items() if len(means) == 1]
+    return found
+
+
+def meaning(found: Tensor, wanted: Tensor, ids_found: Tensor, ids_wanted: Tensor) -> Tensor:
+    """The mean `difference` of captions' states, [B, T, C] each."""
+    return torch.stack([difference(*row) for row in zip(found, wanted, ids_found, ids_wanted, strict=True)]).mean()
+
+
 def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> None:
     """Train into `work`/text_encoder_wide; resumes from `work`/text.checkpoint.pt. The words are kept in words.json."""
     torch.manual_seed(seed)
-    artwork, tokenizer = Artwork(work), text.load_tokenizer(work)
-    finished = text.build(work, tokenizer).to(device).eval().requires_grad_(False)
-    pupil = text.build(work, tokenizer).to(device)
-    if not (work / "words.json").is_file():
-        concepts = {label: artwork.keywords[label] for label in core_vocabulary()}
-        (work / "words.json").write_text(json.dumps(find_words(wordnet.install(), concepts), indent=0))
-    words: dict[str, list[str]] = {}
-    for word, label in json.loads((work / "words.json").read_text()).items():
-        words.setdefault(label, []).append(word)
-    labels = list(words)
-    common = {label: commonness(mine) for label, mine in words.items()}
+    words = Words(work)
+    finished = text.build(work, words.tokenizer).to(device).eval().requires_grad_(False)
+    pupil = text.build(work, words.tokenizer).to(device)
     run = Run("text", work, {"text_encoder": pupil}, budget, peak=3e-4, ema_decay=0.998)
     rng = run.rng(seed)
-    share = np.array([common[label].sum() for label in labels])
-    share /= share.sum()
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        known, new, kept = [], [], []
-        for chance in rng.random(BATCH):
-            # Half of the lessons take turns by concept, half go by how common words are: there are two thousand trees,
-            # and four rockets.
-            label = labels[int(rng.choice(len(labels), p=share if chance < 0.5 else None))]
-            word = str(rng.choice(words[label], p=common[label] / common[label].sum()))
-            word = wordnet.plural(word) if rng.random() < PLURALS else word
-            frame = _frame(rng)
-            known.append(frame.format(str(rng.choice(names_of(label)))))
-            new.append(frame.format(word))
-            other = artwork.labels[int(rng.integers(len(artwork.labels)))] if rng.random() < 0.2 else label
-            kept.append(artwork.caption(other, str(rng.choice(list(STYLES))), str(rng.choice(list(BACKGROUNDS))), rng))
-        ids_known, ids_new, ids_kept = (text.tokenize(tokenizer, lines).to(device) for lines in (known, new, kept))
-        if step % WHOLE_EVERY:
-            longest = max(text.length(ids) for ids in torch.cat([ids_known, ids_new, ids_kept]))
-            ids_known, ids_new, ids_kept = (ids[:, : max(CUT, longest)] for ids in (ids_known, ids_new, ids_kept))
+        lessons = [words.lesson(rng) for _ in range(BATCH)]
+        known, new = [row[0] for row in lessons], [row[1] for row in lessons]
+        kept = [words.kept(row[2], rng) for row in lessons]
+        ids_known, ids_new, ids_kept = (
+            ids.to(device) for ids in words.ids(known, new, kept, whole=step % WHOLE_EVERY == 0)
+        )
         with torch.no_grad(), autocast(device):
             wanted, wanted_kept = finished(torch.cat([ids_known, ids_kept])).last_hidden_state.float().chunk(2)
         with autocast(device):
             found, found_kept = pupil(torch.cat([ids_new, ids_kept])).last_hidden_state.float().chunk(2)
-        meaning = torch.stack([difference(*row) for row in zip(found, wanted, ids_new, ids_known, strict=True)]).mean()
+        means = meaning(found, wanted, ids_new, ids_known)
         keeping = (found_kept - wanted_kept).square().mean()
-        return meaning + keeping, {"meaning": float(meaning.detach()), "keeping": float(keeping.detach())}
+        return means + keeping, {"meaning": float(means.detach()), "keeping": float(keeping.detach())}
 
     run.train(loss_of)
     if not run.is_main:
@@ -184,14 +228,13 @@ def commonness(words: list[str]) -> NDArray[np.float64]:
 
 def _frame(rng: np.random.Generator) -> str:
     """A caption with a place for the name, worded as people and captions do."""
-    name = ["{}", "a {}", "an {}", "the {}"][int(rng.choice(4, p=[0.5, 0.3, 0.1, 0.1]))]
     parts = []
     if rng.random() < 0.8:
         parts.append(f"{rng.choice(list(STYLES))} style")
     if rng.random() < 0.5:
         parts.append(f"{rng.choice(list(BACKGROUNDS))} background")
     rng.shuffle(parts)
-    return ", ".join([name, *parts])
+    return ", ".join(["{}", *parts])
 
 
 def difference(found: Tensor, wanted: Tensor, ids_found: Tensor, ids_wanted: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel
+from diffusers import AutoencoderTiny, ControlNetModel, StableDiffusionPipeline
 from PIL import Image
 
 from edge_sd import ModelBundle, Pipeline, Request
@@ -21,6 +21,7 @@ from edge_sd.converters.training import (
     autoencoder,
     card,
     codes,
+    composition,
     controlnet,
     data,
     diffusion,
@@ -28,7 +29,9 @@ from edge_sd.converters.training import (
     evaluate,
     evaluator,
     latents,
+    lessons,
     publish,
+    scenes,
     start,
     taesd,
     text,
@@ -59,11 +62,13 @@ NOUNS = wordnet.WordNet(
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A prepared folder of three concepts: coloured discs in place of artwork."""
-    for module in (data, card, evaluator, widen):
+    for module in (data, card, composition, evaluator, lessons, scenes, widen):
         monkeypatch.setattr(module, "core_vocabulary", lambda: LABELS)
-    monkeypatch.setattr(latents, "VARIANTS", 2)
-    for module, lessons, tests in ((controlnet, 18, 4), (taesd, 6, 2)):
-        monkeypatch.setattr(module, "LESSONS", lessons)
+    for name, count in (("VARIANTS", 2), ("RECOLOURED", 4), ("SCENES", 6)):
+        monkeypatch.setattr(lessons, name, count)
+    monkeypatch.setattr(evaluate, "SEEDS", 2)
+    for module, count, tests in ((controlnet, 18, 4), (taesd, 6, 2)):
+        monkeypatch.setattr(module, "LESSONS", count)
         monkeypatch.setattr(module, "TESTS", tests)
     # All widths cut down, and a block of the UNet: the way is the same.
     for config, smaller in (
@@ -87,7 +92,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez_compressed(folder / "artwork.npz", pixels=pixels)
     labels = [*LABELS, *(f"thing {n}" for n in range(17))]
     concepts = [{"label": label, "group": 0, "keywords": ["thing"]} for label in labels]
-    (folder / "artwork.json").write_text(json.dumps({"concepts": concepts, "words": ["thing", "apples"]}))
+    document = {"concepts": concepts, "words": ["thing", "apples"], "translations": {"de": {"cat": "Katze"}}}
+    (folder / "artwork.json").write_text(json.dumps(document))
     return folder
 
 
@@ -112,6 +118,10 @@ def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: 
     shards = [name for name in bundle.variants[MANY_STEPS].artifacts["unet"].weights if name.endswith(".safetensors")]
     assert len(shards) > 1
     assert max(path.stat().st_size for path in model.rglob("*.*")) < 25e6
+    drawn = StableDiffusionPipeline.from_pretrained(model)(
+        "a red apple", num_inference_steps=1, output_type="np"
+    ).images
+    assert drawn.shape == (1, 128, 128, 3), "as it is, without a word about precision"
     ControlNetModel.from_pretrained(model / "controlnet")
     AutoencoderTiny.from_pretrained(model / "vae_tiny")
     constants = model / "openvino-fp16/unet/openvino_model.constants"
@@ -134,6 +144,8 @@ def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: 
     rows = evaluate.evaluate(model, work, pictures=5)
     assert rows["seen, 20 steps"]["count"] == 3
     assert rows["unseen, 4 steps"]["count"] == 4, "prompts of concepts that this model was taught"
+    assert rows["pixels"].keys() == {"colour", "white", "variety"}
+    assert all(0 <= share <= 1 for row in rows["composition"].values() for share in row.values())
     assert all(0 <= rows["control"][kind] <= 1 for kind in ("lines", "outlines"))
     card.write_card(work, model)
     text_of_card = (model / "README.md").read_text()
