@@ -109,7 +109,8 @@ class Features:
         if self.trunk is None:
             return y.new_zeros(())
         found, wanted = self.trunk(torch.cat([y, x.to(y.dtype)])).float().chunk(2)
-        return (found - wanted).abs().mean()
+        mean: Tensor = (found - wanted).abs().mean()
+        return mean
 
 
 class Crops:

@@ -266,7 +266,8 @@ class Artwork:
 
     def drawing(self, label: str, style: str) -> NDArray[np.uint8]:
         """The drawing alone, RGBA, uint8 [128, 128, 4]."""
-        return self.pixels[self.index[label], list(STYLES).index(style)]
+        rgba: NDArray[np.uint8] = self.pixels[self.index[label], list(STYLES).index(style)]
+        return rgba
 
     def _drawing(self, label: str, style: str, mirror: bool, shift: tuple[int, int]) -> NDArray[np.uint8]:
         rgba = self.drawing(label, style)

@@ -74,7 +74,7 @@ def _share_of_change(lab: NDArray[np.float64], own: NDArray[np.float64]) -> NDAr
     """How much of each pixel changes, 0 to 1: what has the hue of `own`, or, where that is grey, its lightness."""
     chroma = np.hypot(lab[..., 1], lab[..., 2])
     if np.hypot(own[1], own[2]) < GREY:
-        return ((chroma < GREY) & (np.abs(lab[..., 0] - own[0]) < 30)).astype(float)
+        return np.asarray((chroma < GREY) & (np.abs(lab[..., 0] - own[0]) < 30), np.float64)
     turn = np.arctan2(lab[..., 2], lab[..., 1]) - np.arctan2(own[2], own[1])
     away = np.abs(np.rad2deg((turn + np.pi) % (2 * np.pi) - np.pi))
     near = np.clip((FAR_HUE - away) / (FAR_HUE - NEAR_HUE), 0, 1)
@@ -99,7 +99,7 @@ def recoloured(rgba: NDArray[np.uint8], colour: str) -> NDArray[np.uint8] | None
     depth = np.clip(strength, 0.5, 1.15) if np.hypot(own[1], own[2]) >= GREY else np.ones_like(strength)
     new[..., 1:] = wanted[1:] * depth[..., None]
     mixed = lab + change[..., None] * (new - lab)
-    result = rgba.copy()
+    result: NDArray[np.uint8] = rgba.copy()
     result[..., :3] = _rgb_of(mixed)
     return result
 

@@ -127,7 +127,8 @@ def shrunk(rgba: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
 
 def ground(which: str) -> NDArray[np.float32]:
     """A plain colour by its name, or one of GROUNDS; float32 [128, 128, 3] in 0..255."""
-    return _ground(which).copy()
+    canvas: NDArray[np.float32] = _ground(which).copy()
+    return canvas
 
 
 @lru_cache
@@ -138,7 +139,7 @@ def _ground(which: str) -> NDArray[np.float32]:
 
     def blend(above: tuple[int, ...], below: tuple[int, ...]) -> NDArray[np.float32]:
         mixed = np.asarray(above, np.float32) * (1 - rows) + np.asarray(below, np.float32) * rows
-        return np.broadcast_to(mixed, (SIZE, SIZE, 3)).copy()
+        return np.array(np.broadcast_to(mixed, (SIZE, SIZE, 3)))
 
     if which == "night sky":
         canvas = blend((14, 18, 52), (44, 48, 104))
