@@ -27,6 +27,7 @@ from .libraries import hush_libraries
 from .macos import commands as macos
 from .options import AsJson, Overwrite, Quiet
 from .request_options import takes_request
+from .run import run
 from .saving import Saver
 from .server.commands import serve
 from .terminal import say
@@ -48,6 +49,7 @@ for command in (
     serve,
 ):  # fmt: skip
     app.command()(command)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
 
 
 def main() -> None:
@@ -211,7 +213,7 @@ def convert(
     checkpoint = unpacked(source, bundle, tokenizer=tokenizer, prediction=prediction)
     parts = {"vae": vae, "vae_tiny": tiny_vae, "controlnet": controlnet}
     with (
-        _conversion_progress(quiet or as_json) as report,
+        conversion_progress(quiet or as_json) as report,
         checkpoint as folder,
         composed(folder, bundle, parts) as whole,
     ):
@@ -234,7 +236,8 @@ def convert(
 
 
 @contextmanager
-def _conversion_progress(silent: bool) -> Iterator[Any]:
+def conversion_progress(silent: bool) -> Iterator[Any]:
+    """A bar on standard error; yields `report(what, share)` for `build`."""
     if silent:
         yield lambda what, share: None
         return

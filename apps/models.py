@@ -66,6 +66,7 @@ def pull(
 ) -> None:
     """Download a model at an exact revision: safetensors or graphs, never pickles. One that was stopped goes on."""
     from edge_sd.bundle import hub
+    from edge_sd.bundle.pulled import recorded
     from edge_sd.bundle.repository import FORMS
     from edge_sd.errors import InvalidRequest, choices
 
@@ -74,7 +75,7 @@ def pull(
     hush_hub(bars=not quiet and sys.stderr.isatty())
     folder = hub.pull(name, revision, half=half, file=file, forms=FORMS if form is None else (form,))
     if not quiet:
-        found = hub.recorded(folder)
+        found = recorded(folder)
         total = sum(row["bytes"] for row in found["files"].values())
         say(f"{name} at {found['revision']}: {len(found['files'])} files, {total / 1e6:.1f} MB", error=True)
         say(f"next: {next_command(name, found.get('form', 'torch'))}", error=True)
@@ -88,6 +89,23 @@ def next_command(name: str, form: str) -> str:
     if form == "checkpoint" or (form == "torch" and find_spec("torch") is None):
         return f"edge-sd convert {name} {name.split('/')[1].lower()}"
     return f'edge-sd generate "a red apple" --model {name}'
+
+
+@app.command("catalogue")
+def catalogue(as_json: AsJson = False) -> None:
+    """Repositories of the hub that are known to hold models of these families, and where that is said."""
+    from dataclasses import asdict
+
+    from edge_sd.bundle.catalogue import CATALOGUE
+
+    if as_json:
+        print(json.dumps([asdict(each) for each in CATALOGUE], indent=2))
+        return
+    for each in CATALOGUE:
+        defaults = ", ".join(f"{name} {value}" for name, value in each.defaults.items() if name != "height")
+        print(f"{each.name}\n  {each.family}, {each.form}, {each.gigabytes:g} GB, {each.license}; {each.source}")
+        if defaults:
+            print(f"  {defaults}")
 
 
 @app.command("show")

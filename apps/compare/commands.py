@@ -127,8 +127,8 @@ def sweep(
         bundle, failed = make(model, folder, wanted, report)
     _compare(
         bundle, failed, folder, rounds, min_psnr, max_size, fail_under, as_json, quiet,
-        variants=sorted(bundle.variants), reference=reference, weights=find_model(model), prompts=prompts, seed=seed,
-        seeds=seeds, swapped=swap, device="auto", wishes=wishes,
+        variants=sorted(bundle.variants), reference=reference, weights=find_model(model, weights=True), prompts=prompts,
+        seed=seed, seeds=seeds, swapped=swap, device="auto", wishes=wishes,
     )  # fmt: skip
 
 
@@ -248,7 +248,7 @@ def autoencoder(
         from edge_sd.bundle.library import find_model
         from edge_sd.converters.training import codes
 
-        rows = codes.compare(find_model(model), work, output)
+        rows = codes.compare(find_model(model, weights=True), work, output)
     if as_json:
         print(json.dumps(rows, indent=2))
         return

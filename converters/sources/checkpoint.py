@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,10 @@ def unpacked(
     with tempfile.TemporaryDirectory(prefix=".edge-sd-", dir=parent) as folder:
         try:
             made = unpack(path, Path(folder) / path.stem, tokenizer=tokenizer, prediction=prediction)
+            for place in list(path.parents)[:2]:
+                if (place / HUB_RECORD).is_file():
+                    # Its licence, and what the catalogue knows of how to draw with it.
+                    shutil.copyfile(place / HUB_RECORD, made / HUB_RECORD)
         except OSError as error:
             raise ConversionError(f"{parent}: {error.strerror or error}; nothing was made") from error
         yield made

@@ -32,7 +32,7 @@ def composed(source: str | Path, beside: Path, parts: Mapping[str, str | Path | 
     if not given:
         yield source
         return
-    whole = find_model(source)
+    whole = find_model(source, weights=True)
     parent = beside.absolute().parent
     if not parent.is_dir():
         raise InvalidRequest(f"the folder {str(parent)!r}, where the bundle would go, does not exist")

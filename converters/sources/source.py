@@ -50,7 +50,7 @@ class Source:
     @classmethod
     def open(cls, model: str | Path) -> Source:
         """Open a folder, or an installed model that carries its torch weights. Raises ModelNotFound, InvalidModel."""
-        folder = find_model(model)
+        folder = find_model(model, weights=True)
         facts = diffusers_facts(folder)
         if (folder / MANIFEST).is_file():
             facts = read_manifest(folder).facts

@@ -16,8 +16,10 @@ from ..files import FileRecord
 from ..sampling.schedule import NoiseSchedule
 from .apple_layout import LAYOUTS
 from .facts import Defaults, Facts, LatentSpace
+from .library import model_name
 from .mlpackage.compiled import COMPILED, SUFFIXES, interface
 from .mlpackage.package import Package
+from .pulled import hashes, with_record
 from .variants import Artifact, Variant
 
 VOCABULARY = ("vocab.json", "merges.txt")
@@ -47,7 +49,7 @@ def is_resources(root: Path) -> bool:
 
 
 def read_resources(root: Path) -> tuple[Facts, dict[str, Variant]]:
-    """The facts and the one variant of the folder, without hashes.
+    """The facts and the one variant of the folder, with the hashes of its pull, where it was one.
 
     Raises InvalidModel naming what is missing or strange.
     """
@@ -63,15 +65,17 @@ def read_resources(root: Path) -> tuple[Facts, dict[str, Variant]]:
             raise InvalidModel(f"{root} has no {names[part]}.mlpackage or {names[part]}{COMPILED}")
     artifacts: dict[str, Artifact] = {}
     files: dict[str, FileRecord] = {}
+    known = hashes(root)
     for part, model in models.items():
         places = [place.relative_to(root).as_posix() for place in model.places]
         artifacts[part] = Artifact(places[0], (), tuple(model.inputs), model.outputs, chunks=tuple(places[1:]))
         for place in model.places:
             each = (path for path in sorted(place.rglob("*")) if path.is_file())
-            files |= {path.relative_to(root).as_posix(): FileRecord(path.stat().st_size, "") for path in each}
+            there = {path.relative_to(root).as_posix(): path for path in each}
+            files |= {name: known.get(name) or FileRecord(path.stat().st_size, "") for name, path in there.items()}
     compute = "ane" if models["unet"].split else "gpu"
     variant = Variant("coreml", "as converted", artifacts, files, compute=compute)
-    return _facts(root, models), {f"coreml-{compute}": variant}
+    return with_record(root, _facts(root, models)), {f"coreml-{compute}": variant}
 
 
 def _find(root: Path, name: str) -> tuple[Path, ...]:
@@ -125,7 +129,7 @@ def _facts(root: Path, models: dict[str, _Model]) -> Facts:
     family: Literal["sd1", "sd2"] = "sd2" if context[1] == 1024 else "sd1"
     prediction = "v_prediction" if family == "sd2" and max(width, height) >= 768 else "epsilon"
     return Facts(
-        name=root.resolve().name,
+        name=model_name(root),
         family=family,
         schedule=NoiseSchedule.from_config({**SCHEDULE, "prediction_type": prediction}),
         latents=LatentSpace(channels=z[1], factor=factor),

@@ -11,8 +11,9 @@ from ..files import FileRecord, read_json
 from ..sampling.names import sampler_of_config
 from ..sampling.schedule import NoiseSchedule
 from .facts import Defaults, Facts, LatentSpace, TextPart
-from .library import HUB_RECORD, model_name
+from .library import model_name
 from .parts import NET, SAFETY_CHECKER, TINY
+from .pulled import hashes, with_record
 from .variants import Artifact, Variant
 from .weights import sample, weight_files
 
@@ -84,12 +85,13 @@ def diffusers_facts(folder: Path) -> Facts:
         guidance=guidance,
         sampler="lcm" if lcm else sampler,
     )
-    return Facts(
+    facts = Facts(
         model_name(folder), family, schedule, latents, defaults,
         tokenizer=more["texts"][0].tokenizer if "texts" in more else "tokenizer",
         max_tokens=max_tokens, text_width=text_width, guidance_width=guidance_width, inpainting=inpainting,
         vae_float32=family == "sdxl" and bool(vae.get("force_upcast", True)), **more,
     )  # fmt: skip
+    return with_record(folder, facts)
 
 
 def _as_drawn(scheduler: dict[str, Any], pipeline: str) -> dict[str, Any]:
@@ -168,7 +170,7 @@ def has_checker(folder: Path) -> bool:
 
 
 def exported_variants(root: Path, facts: Facts) -> dict[str, Variant]:
-    """The variant of an optimum-intel export, without hashes; none where the folder has no graphs."""
+    """The variant of an optimum-intel export, with the hashes of its pull; none where the folder has no graphs."""
     needed = (*(text.part for text in facts.encoders), "unet", "vae_decoder")
     present = {part: root / part / GRAPH for part in (*needed, "vae_encoder") if (root / part / GRAPH).is_file()}
     if not present:
@@ -178,13 +180,14 @@ def exported_variants(root: Path, facts: Facts) -> dict[str, Variant]:
         raise InvalidModel(f"{root} has no {missing[0]}/{GRAPH}")
     artifacts: dict[str, Artifact] = {}
     files: dict[str, FileRecord] = {}
+    known = hashes(root)
     for part, graph in present.items():
         weights = graph.with_suffix(".bin")
         if not weights.is_file():
             raise InvalidModel(f"{root} has no {part}/{weights.name}")
         names = [f"{part}/{graph.name}", f"{part}/{weights.name}"]
         artifacts[part] = Artifact(names[0], (names[1],), (), ())
-        files |= {name: FileRecord((root / name).stat().st_size, "") for name in names}
+        files |= {name: known.get(name) or FileRecord((root / name).stat().st_size, "") for name in names}
     return {"openvino": Variant("openvino", "as exported", artifacts, files)}
 
 
@@ -214,7 +217,7 @@ def torch_variants(root: Path, known: Mapping[str, FileRecord] | None = None) ->
         folders[SAFETY_CHECKER] = SAFETY_CHECKER
     if (root / "vae_tiny/config.json").is_file():
         folders[TINY] = "vae_tiny"
-    known = {**(known or {}), **_pulled(root)}
+    known = {**(known or {}), **hashes(root)}
     artifacts: dict[str, Artifact] = {}
     files: dict[str, FileRecord] = {}
     for part, folder in folders.items():
@@ -232,13 +235,3 @@ def torch_variants(root: Path, known: Mapping[str, FileRecord] | None = None) ->
         name: Variant("torch", precision, artifacts, files, sample=sampled)
         for name, precision in TORCH_VARIANTS.items()
     }
-
-
-def _pulled(root: Path) -> dict[str, FileRecord]:
-    """The files of a model that was pulled from the hub, with their hashes; none where it was not."""
-    if not (root / HUB_RECORD).is_file():
-        return {}
-    try:
-        return {str(name): FileRecord(**row) for name, row in read_json(root / HUB_RECORD)["files"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InvalidModel(f"{root / HUB_RECORD} is damaged; pull the model again") from error

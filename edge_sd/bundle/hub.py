@@ -22,7 +22,9 @@ from typing import Any, TypeVar
 from ..errors import HubError, InvalidModel, InvalidRequest, MissingExtra, ModelNotFound, OutputError
 from ..files import hash_file, inside, locked, write_atomically
 from ..paths import models_home
+from .catalogue import known
 from .library import HUB_RECORD, aside, hub_folder, recover
+from .pulled import recorded
 from .repository import FORMS, Remote, Selection, Wish, select
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -83,10 +85,11 @@ def pull(
     return take(repository, select(name, repository.files, Wish(forms=forms, half=half, file=file)))
 
 
-def take(repository: Repository, selection: Selection, facts: Mapping[str, Any] | None = None) -> Path:
+def take(repository: Repository, selection: Selection) -> Path:
     """Pull the selected files of a repository and put them in the place of an older pull. Returns the folder.
 
-    `facts` go into the record, `hub.json`, beside the revision and the hashes. Raises as `pull`.
+    The record, `hub.json`, has the revision, the hashes, the licence and what the catalogue knows of how to draw.
+    Raises as `pull`.
     """
     name, wanted = repository.name, selection.files
     target = hub_folder(name)
@@ -103,8 +106,15 @@ def take(repository: Repository, selection: Selection, facts: Mapping[str, Any] 
                 _place(repository, each, staging, target)
             files = {each.at: {"bytes": each.size, "sha256": hash_file(staging / each.at)} for each in wanted}
             _remove_strangers(staging, files)
-            record = {"repo": name, "revision": repository.revision, "form": selection.form,
-                      "license": repository.license, **(facts or {}), "files": files}  # fmt: skip
+            entry = known(name)
+            record = {
+                "repo": name,
+                "revision": repository.revision,
+                "form": selection.form,
+                "license": repository.license,
+                "defaults": {} if entry is None else entry.defaults,
+                "files": files,
+            }
             write_atomically(staging / HUB_RECORD, (json.dumps(record, indent=1) + "\n").encode())
             _exchange(staging, target)
     except OSError as error:
@@ -119,15 +129,6 @@ def is_whole(folder: Path, revision: str, wanted: Iterable[Remote]) -> bool:
         return False
     places = [(folder / each.at, each.size) for each in wanted]
     return all(path.is_file() and path.stat().st_size == size for path, size in places)
-
-
-def recorded(folder: Path) -> dict[str, Any]:
-    """What `pull` recorded in a folder; empty where it did not."""
-    try:
-        found = json.loads((folder / HUB_RECORD).read_text("utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
 
 
 def _place(repository: Repository, remote: Remote, staging: Path, old: Path) -> None:

@@ -15,6 +15,8 @@ from ..paths import embedded_models, models_home
 MANIFEST = "edge_sd.json"
 # In the folder of a model that was pulled from the hub: its revision and hashes (see hub.py).
 HUB_RECORD = "hub.json"
+# The end of the name of a bundle that was made of a pull.
+CONVERTED = ".converted"
 
 
 def installed_models() -> dict[str, Path]:
@@ -22,12 +24,14 @@ def installed_models() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for home in (models_home(), embedded_models()):
         found |= {folder.name: folder for folder in _folders(home) if _has(folder, MANIFEST)}
-    return found
+    return {name: folder for name, folder in found.items() if not name.endswith(CONVERTED)}
 
 
 def pulled_models() -> dict[str, Path]:
-    """ORG/NAME -> folder of every model that was pulled from the hub."""
-    return {each.name.replace("--", "/", 1): each for each in _folders(models_home()) if _has(each, HUB_RECORD)}
+    """ORG/NAME -> folder of every model that was pulled from the hub; of one that was converted, the bundle."""
+    pulled = [each for each in _folders(models_home()) if _has(each, HUB_RECORD) and each.suffix != CONVERTED]
+    bundles = {each.name: each for each in _folders(models_home()) if _has(each, MANIFEST)}
+    return {each.name.replace("--", "/", 1): bundles.get(f"{each.name}{CONVERTED}", each) for each in pulled}
 
 
 def unreadable() -> str:
@@ -66,6 +70,12 @@ def _is_folder(path: Path) -> bool:
 def hub_folder(name: str) -> Path:
     """Where the hub's model ORG/NAME goes."""
     return models_home() / name.replace("/", "--")
+
+
+def converted_folder(name: str) -> Path:
+    """Where the bundle goes that `edge-sd run` makes of the hub's model ORG/NAME."""
+    folder = hub_folder(name)
+    return folder.with_name(f"{folder.name}{CONVERTED}")
 
 
 def aside(folder: Path) -> Path:
@@ -107,8 +117,11 @@ def model_name(folder: Path) -> str:
     return folder.name.split("--")[-1] if pulled else folder.name
 
 
-def find_model(model: str | Path) -> Path:
-    """The folder of a model given by name or by path."""
+def find_model(model: str | Path, weights: bool = False) -> Path:
+    """The folder of a model given by name or by path.
+
+    Of a pull that was converted it is the bundle, or with `weights` the pull itself. Raises ModelNotFound.
+    """
     installed = installed_models()
     if isinstance(model, str) and model in installed:
         return installed[model]
@@ -117,7 +130,8 @@ def find_model(model: str | Path) -> Path:
         if Path(model).is_dir():
             return Path(model)
         if (pulled := find_pulled(str(model))) is not None:
-            return pulled
+            bundle = converted_folder(str(model))
+            return pulled if weights or not _has(bundle, MANIFEST) else bundle
     closed = f"; {why}" if (why := unreadable()) else ""
     raise ModelNotFound(
         f"no model {str(model)[:200]!r}: neither a folder nor installed; installed: {choices(installed)}{closed}"

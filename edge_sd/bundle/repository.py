@@ -23,7 +23,9 @@ from ..files import hash_file
 INDEX = "model_index.json"
 # Folders of a diffusers repository that are components; others hold samples, older weights, other programs' forms.
 FOLDERS = frozenset({"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "vae_tiny",
-                     "scheduler", "safety_checker", "feature_extractor"})  # fmt: skip
+                     "vae_large", "scheduler", "safety_checker", "feature_extractor"})  # fmt: skip
+# SDXS has an AutoencoderTiny in vae/, and the autoencoder that it imitates here.
+LARGE_VAE = "vae_large"
 # Folders of an OpenVINO export: those with a graph, and those with texts alone.
 GRAPHS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 TEXTS = ("tokenizer", "tokenizer_2", "scheduler")
@@ -209,7 +211,12 @@ def _components(name: str, there: Mapping[str, Remote], half: bool) -> list[Remo
     kept = [INDEX]
     for folder, names in folders.items():
         kept += _of_folder(name, folder, names, half)
-    return [there[each] for each in kept]
+    if LARGE_VAE not in folders:
+        return [there[each] for each in kept]
+    # The decoder that the others call small is ours to take with --decoder tiny.
+    moved = {"vae": "vae_tiny", LARGE_VAE: "vae"}
+    split = [(each, *each.partition("/")) for each in kept]
+    return [replace(there[each], place=f"{moved.get(top, top)}{slash}{rest}") for each, top, slash, rest in split]
 
 
 def _of_folder(name: str, folder: str, names: list[str], half: bool) -> list[str]:

@@ -93,7 +93,7 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
             ["convert", "emoji", "b", "--precision", "int3"],
             "valid: fp16, fp32, hybrid, int4, int4g128, int4g64, int8, w8a8",
         ),
-        (["convert", "emoji", "b", "--to", "onnx"], "valid: coreml, openvino"),
+        (["convert", "emoji", "b", "--to", "onnx"], "valid: coreai, coreml, openvino"),
         (["convert", "emoji", "no/b"], "does not exist"),
     ],
 )

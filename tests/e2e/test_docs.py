@@ -31,6 +31,7 @@ ELSEWHERE = {
     "edge-sd compare autoencoder": "tests/e2e/test_training.py",
     "edge-sd compare sweep": "tests/e2e/test_compare.py",
     "--model XL": "tests/parity/test_families.py",
+    "edge-sd run": "tests/e2e/test_run.py",
     "ORG/NAME": "tests/e2e/test_hub.py",
     "model.safetensors": "tests/parity/test_checkpoints.py",
     "--vae FOLDER": "tests/parity/test_parts.py",

@@ -1,0 +1,172 @@
+"""`edge-sd run ORG/NAME "a prompt"`: pull what this machine needs of a model, convert it if that must be, and draw."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_sd.errors import InvalidRequest, MissingExtra, choices
+
+from .terminal import say
+
+if TYPE_CHECKING:
+    from edge_sd.bundle.hub import Repository
+    from edge_sd.bundle.repository import Selection, Wish
+
+# The forms that need the converters, or torch.
+WEIGHTS = ("torch", "checkpoint")
+# Options of `generate` that `run` sets itself.
+OWN = ("--model",)
+Progress = Callable[[bool], AbstractContextManager[Any]]
+
+
+def run(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="ORG/NAME", help="A model on Hugging Face's hub.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Pull without asking.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit. Default: the main branch.")] = None,
+    file: Annotated[str | None, typer.Option(help="Of several checkpoints, which.")] = None,
+    form: Annotated[
+        str | None, typer.Option(help="openvino, coreml, torch or checkpoint. Default: what this machine draws with.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of a conversion: fp16, int8, int4, …")] = "fp16",
+) -> None:
+    """Draw with a model of the hub: pull it, convert it if that must be, and next time just draw.
+
+    After ORG/NAME come the prompt and any options of `edge-sd generate`.
+    """
+    from .cli import app, conversion_progress
+
+    words = list(context.args)
+    generate = typer.main.get_command(app).commands["generate"]  # type: ignore[attr-defined]
+    # A mistake in them is told before anything is pulled.
+    with generate.make_context("generate", list(words)) as parsed:
+        given = parsed.params
+    if given.get("prompt") is None and given.get("from_") is None:
+        raise InvalidRequest(f'there is no prompt: edge-sd run {name} "a red apple"')
+    if taken := [option for option in OWN if option in words]:
+        raise InvalidRequest(f"{taken[0]} is what ORG/NAME says here; use edge-sd generate with it")
+    silent = bool(given.get("quiet") or given.get("as_json"))
+    folder = prepared(name, revision, file, form, precision, yes, silent, conversion_progress)
+    generate.main([*words, "--model", str(folder)], prog_name="edge-sd generate", standalone_mode=False)
+
+
+def prepared(
+    name: str, revision: str | None, file: str | None, form: str | None, precision: str, yes: bool, silent: bool,
+    progress: Progress,
+) -> Path:  # fmt: skip
+    """The folder of a model that this machine draws with: it is there, or it is pulled, and converted.
+
+    Raises InvalidRequest (no such form, or nobody to ask), MissingExtra, or what pulling and converting raise.
+    """
+    from edge_sd.bundle import hub
+    from edge_sd.bundle.library import find_pulled, hub_folder
+    from edge_sd.bundle.pulled import recorded
+    from edge_sd.bundle.repository import FORMS, select
+
+    if not hub.NAME.fullmatch(name):
+        raise InvalidRequest(f"{name!r} is no model of the hub; they are called ORG/NAME")
+    if form is not None and form not in FORMS:
+        raise InvalidRequest(f"form {form!r} is unknown; valid: {choices(FORMS)}")
+    there = find_pulled(name)
+    kind = recorded(there).get("form", "torch") if there is not None else ""
+    asked = revision is not None or file is not None or form not in (None, kind)
+    if there is None or asked:
+        from .models import hush_hub
+
+        hush_hub(bars=not silent and sys.stderr.isatty())
+        repository = hub.look(name, revision)
+        selection = select(name, repository.files, wish_of(sys.platform, platform.machine(), file, form))
+        if selection.form in WEIGHTS and not (can_convert() or (selection.form == "torch" and find_spec("torch"))):
+            raise MissingExtra(f"{name} has torch weights, and drawing with them{_elsewhere(name)}", "convert")
+        if not hub.is_whole(hub_folder(name), repository.revision, selection.files):
+            _confirm(repository, selection, yes)
+        there, kind = hub.take(repository, selection), selection.form
+    if kind not in WEIGHTS or (kind == "torch" and not can_convert()):
+        return there
+    return converted(name, there, precision, silent, progress)
+
+
+def wish_of(system: str, processor: str, file: str | None, form: str | None) -> Wish:
+    """What this machine takes of a repository: graphs that it runs before weights that it would convert.
+
+    `system` is sys.platform's, `processor` platform.machine()'s word.
+    """
+    from edge_sd.bundle.repository import Wish
+
+    forms: tuple[str, ...] = ("openvino", *WEIGHTS)
+    layouts: tuple[str, ...] = ("split_einsum", "original")
+    if system == "darwin":
+        forms = ("coreml", *forms) if find_spec("openvino") else ("coreml", *WEIGHTS)
+        if processor != "arm64":
+            # No Neural Engine.
+            layouts = layouts[::-1]
+    # float16 is what converting stores by default, and half of what is pulled.
+    return Wish(
+        forms=forms if form is None else (form,), half=True, file=file, layouts=layouts,
+        compiled=True if system == "darwin" else None,
+    )  # fmt: skip
+
+
+def can_convert() -> bool:
+    """Whether the libraries of the `convert` extra are installed."""
+    return all(find_spec(each) for each in ("torch", "diffusers", "transformers", "nncf", "safetensors"))
+
+
+def converted(name: str, weights: Path, precision: str, silent: bool, progress: Progress) -> Path:
+    """The bundle that was made of a pull; it is made, or made anew where the pull is of another revision."""
+    from edge_sd.bundle.bundle import read_manifest
+    from edge_sd.bundle.library import HUB_RECORD, MANIFEST, converted_folder
+    from edge_sd.bundle.pulled import recorded
+    from edge_sd.converters.build import build, variant_name
+    from edge_sd.converters.recipes import recipe_named
+    from edge_sd.converters.sources.checkpoint import unpacked
+    from edge_sd.converters.targets import form_named
+
+    from .libraries import hush_libraries
+
+    bundle = converted_folder(name)
+    form = form_named("coreml" if sys.platform == "darwin" and not find_spec("openvino") else "openvino")
+    recipe = recipe_named(precision, form.recipes)
+    same = recorded(bundle).get("revision") == recorded(weights).get("revision")
+    if (bundle / MANIFEST).is_file():
+        if same and variant_name(form, recipe) in read_manifest(bundle).variants:
+            return bundle
+        if not same:
+            shutil.rmtree(bundle)
+    hush_libraries()
+    if not silent:
+        say(f"converting {name} to {variant_name(form, recipe)}, once", error=True)
+    with progress(silent) as report, unpacked(weights, bundle) as folder:
+        build(folder, bundle, form, recipe, report)
+    if (weights / HUB_RECORD).is_file():
+        shutil.copyfile(weights / HUB_RECORD, bundle / HUB_RECORD)
+    return bundle
+
+
+def _elsewhere(name: str) -> str:
+    """Where the same weights lie in a form that needs no conversion, as an aside."""
+    from edge_sd.bundle.catalogue import known
+
+    entry = known(name)
+    return "" if entry is None or entry.openvino is None else f" (or edge-sd run {entry.openvino}, an export of them,)"
+
+
+def _confirm(repository: Repository, selection: Selection, yes: bool) -> None:
+    """Say what would be pulled, and ask once. Raises InvalidRequest where nobody can answer, typer.Abort for a no."""
+    after = ", then converted" if selection.form in WEIGHTS and can_convert() else ""
+    what = f"{repository.name}: {selection.size / 1e9:.2f} GB ({selection.form}{after}), licence {repository.license}"
+    if yes:
+        say(what, error=True)
+        return
+    if not sys.stdin.isatty():
+        raise InvalidRequest(f"{what}: nobody is here to ask; say --yes to pull it")
+    typer.confirm(f"{what}. Pull it?", default=True, abort=True, err=True)

@@ -1,0 +1,101 @@
+"""Repositories of the hub that are known to hold models of these families, and how their makers draw with them.
+
+A repository's configs say what a model is, but not in how few steps it was taught to draw, nor without guidance. That
+stands on the model's card, or in the documentation of the program that it was made for; each row cites where. The
+defaults go into the record of a pull (hub.json), where they are facts of that model. Nothing looks at a name again.
+
+Bytes are those of the files that `edge-sd run` pulls, rounded, by the sizes that the hub lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+CARD = "https://huggingface.co/"
+DIFFUSERS = "https://huggingface.co/docs/diffusers/main/en/"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A repository.
+
+    name       ORG/NAME
+    family     sd1, sd2 or sdxl
+    form       what it holds: torch (diffusers' safetensors), openvino (optimum-intel's export), coreml (Apple's)
+    gigabytes  of the files that are pulled
+    license    as its card names it
+    source     where steps, guidance and sampler are said
+    steps, guidance, size, sampler   None is what the model's own configs say; a guidance of 1 is none
+    openvino   another repository with an export of the same weights
+    """
+
+    name: str
+    family: Literal["sd1", "sd2", "sdxl"]
+    form: Literal["torch", "openvino", "coreml"]
+    gigabytes: float
+    license: str
+    source: str
+    steps: int | None = None
+    guidance: float | None = None
+    size: int | None = None
+    sampler: str | None = None
+    openvino: str | None = None
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Those of a request that differ from what the model's configs say."""
+        sides = {"width": self.size, "height": self.size}
+        known = {**sides, "steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+def _card(name: str, *facts: Any, **defaults: Any) -> Entry:
+    """A row whose source is the repository's own card."""
+    return Entry(name, *facts, source=f"{CARD}{name}", **defaults)
+
+
+TURBO = f"{DIFFUSERS}using-diffusers/sdxl_turbo"
+OPENRAIL = "creativeml-openrail-m"
+CATALOGUE = (
+    # Stable Diffusion 1, and smaller UNets distilled from it.
+    _card("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", "torch", 2.7, OPENRAIL, guidance=7.5,
+          openvino="OpenVINO/stable-diffusion-v1-5-int8-ov"),
+    _card("CompVis/stable-diffusion-v1-4", "sd1", "torch", 2.7, OPENRAIL, guidance=7.5),
+    _card("Lykon/dreamshaper-8", "sd1", "torch", 2.7, OPENRAIL, steps=25),
+    _card("nota-ai/bk-sdm-small", "sd1", "torch", 2.0, OPENRAIL, steps=25),
+    _card("nota-ai/bk-sdm-tiny", "sd1", "torch", 1.7, OPENRAIL, steps=25),
+    # One to four steps.
+    _card("SimianLuo/LCM_Dreamshaper_v7", "sd1", "torch", 5.5, "mit", steps=4, guidance=8.0,
+          openvino="OpenVINO/LCM_Dreamshaper_v7-int8-ov"),
+    Entry("stabilityai/sd-turbo", "sd2", "torch", 2.6, "stabilityai-ai-community", TURBO, steps=1, guidance=1.0,
+          size=512, openvino="rupeshs/sd-turbo-openvino"),
+    Entry("stabilityai/sdxl-turbo", "sdxl", "torch", 6.9, "sai-nc-community", TURBO, steps=1, guidance=1.0, size=512,
+          openvino="rupeshs/sdxl-turbo-openvino-int8"),
+    _card("IDKiro/sdxs-512-0.9", "sd2", "torch", 2.4, "openrail++", steps=1, guidance=1.0, size=512,
+          openvino="rupeshs/sdxs-512-0.9-openvino"),
+    _card("IDKiro/sdxs-512-dreamshaper", "sd1", "torch", 2.1, "openrail++", steps=1, guidance=1.0, size=512),
+    # SDXL.
+    _card("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", "torch", 6.9, "openrail++", guidance=5.0, size=1024),
+    # Exports of optimum-intel: no torch, no conversion.
+    _card("OpenVINO/stable-diffusion-v1-5-int8-ov", "sd1", "openvino", 1.1, OPENRAIL),
+    _card("OpenVINO/stable-diffusion-v1-5-fp16-ov", "sd1", "openvino", 2.1, OPENRAIL),
+    _card("OpenVINO/LCM_Dreamshaper_v7-int8-ov", "sd1", "openvino", 1.1, "mit", steps=4, guidance=8.0),
+    _card("OpenVINO/LCM_Dreamshaper_v7-fp16-ov", "sd1", "openvino", 2.1, "mit", steps=4, guidance=8.0),
+    Entry("rupeshs/sd-turbo-openvino", "sd2", "openvino", 2.6, "unknown",
+          "https://github.com/rupeshs/fastsdcpu", steps=1, guidance=1.0, size=512),
+    Entry("rupeshs/sdxl-turbo-openvino-int8", "sdxl", "openvino", 4.6, "unknown",
+          "https://github.com/rupeshs/fastsdcpu", steps=1, guidance=1.0, size=512),
+    Entry("rupeshs/sdxs-512-0.9-openvino", "sd2", "openvino", 1.6, "unknown",
+          "https://github.com/rupeshs/fastsdcpu", steps=1, guidance=1.0, size=512),
+    # Core ML, for Macs.
+    _card("apple/coreml-stable-diffusion-v1-4", "sd1", "coreml", 2.7, "other"),
+    _card("apple/coreml-stable-diffusion-v1-5", "sd1", "coreml", 2.7, "other"),
+    _card("apple/coreml-stable-diffusion-2-base", "sd2", "coreml", 2.6, "openrail++"),
+    _card("apple/coreml-stable-diffusion-2-1-base", "sd2", "coreml", 2.6, "openrail++"),
+)  # fmt: skip
+
+
+def known(name: str) -> Entry | None:
+    """The row of a repository; the hub does not tell small letters from capitals."""
+    return next((each for each in CATALOGUE if each.name.lower() == name.lower()), None)
