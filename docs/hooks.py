@@ -16,7 +16,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 OUTSIDE = re.compile(r"\]\(\.\./([^)#]+)")
 PICTURES = (".png", ".jpg", ".webp", ".svg")
-PUBLIC_NAMES = "<!-- public names -->"
+PUBLIC_NAMES, OPTIONS = "<!-- public names -->", "<!-- options -->"
 
 
 def on_config(config: Any) -> Any:
@@ -44,7 +44,11 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
             raise ValueError(f"{page.file.src_path} links to {path}, which is not in the repository")
         return f"]({path}" if path in files.src_uris else f"]({config.extra['repository']}/blob/main/{path}"
 
-    return OUTSIDE.sub(moved, markdown).replace(PUBLIC_NAMES, public_names())
+    markdown = OUTSIDE.sub(moved, markdown)
+    for mark, made in ((PUBLIC_NAMES, public_names), (OPTIONS, option_tables)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, made())
+    return markdown
 
 
 def public_names() -> str:
@@ -62,3 +66,21 @@ def public_names() -> str:
         options = f'    options:\n      heading: "{name}"\n      toc_label: "{name}"\n'
         groups[kind].append(f"::: {public.__module__}.{public.__qualname__}\n{options}")
     return "\n".join(f"## {kind}\n\n" + "\n".join(blocks) for kind, blocks in groups.items() if blocks)
+
+
+def option_tables() -> str:
+    """The fields of Request and Control by group, with range and default, as Markdown tables."""
+    from edge_sd.pipeline.control import Control
+    from edge_sd.pipeline.options import options
+    from edge_sd.pipeline.request import Request, Shared
+
+    # A dataclass lists inherited fields first; the prompt should be.
+    inherited = {name for name, _, _ in options(Shared)}
+    rows: dict[str, list[str]] = {}
+    for owner in (Request, Control):
+        for name, option, default in sorted(options(owner), key=lambda row: row[0] in inherited):
+            shown = option.default or ("" if default in (None, "", ()) else f"`{default!r}`")
+            row = f"| `{owner.__name__}.{name}` | {option.help} | {option.kind.range} | {shown} |"
+            rows.setdefault(option.group, []).append(row)
+    head = "| field | what it does | range | default |\n| --- | --- | --- | --- |\n"
+    return "\n\n".join(f"## {group}\n\n{head}" + "\n".join(each) for group, each in rows.items())

@@ -3,11 +3,12 @@
 from PIL import Image, ImageDraw
 
 from edge_sd import Pipeline, Request
+from edge_sd.pipeline.control import Control
 
 # "scribble": dark strokes on light paper. "canny" finds the edges of a photograph.
 sketch = Image.new("RGB", (128, 128), "white")
 ImageDraw.Draw(sketch).ellipse((24, 28, 104, 108), outline="black", width=3)
 
 with Pipeline.open("emoji") as pipeline:
-    request = Request("a cookie, 3d style", control=sketch, control_reading="scribble", control_weight=1.0, seed=3)
+    request = Request("a cookie, 3d style", controls=[Control(sketch, reading="scribble")], seed=3)
     pipeline.generate(request).save("controlnet.png")
