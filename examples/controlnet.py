@@ -2,8 +2,7 @@
 
 from PIL import Image, ImageDraw
 
-from edge_sd import Pipeline, Request
-from edge_sd.pipeline.control import Control
+from edge_sd import Control, Pipeline, Request
 
 # "scribble": dark strokes on light paper. "canny" finds the edges of a photograph.
 sketch = Image.new("RGB", (128, 128), "white")
