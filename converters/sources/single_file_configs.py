@@ -129,10 +129,10 @@ def text_config(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
     """transformers' config of a text encoder, read off its tensors; heads are 64 wide in all that were published."""
     ours = prefix in (CLIP_L, XL_L)
     if ours:
-        inner = f"{prefix}text_model." if checkpoint.has(f"{prefix}text_model.") else prefix
-        words = checkpoint.shape(f"{inner}embeddings.token_embedding.weight")
-        positions = checkpoint.shape(f"{inner}embeddings.position_embedding.weight")[0]
-        layer = f"{inner}encoder.layers."
+        model = f"{prefix}text_model." if checkpoint.has(f"{prefix}text_model.") else prefix
+        words = checkpoint.shape(f"{model}embeddings.token_embedding.weight")
+        positions = checkpoint.shape(f"{model}embeddings.position_embedding.weight")[0]
+        layer = f"{model}encoder.layers."
         inner = checkpoint.shape(f"{layer}0.mlp.fc1.weight")[0]
     else:
         words = checkpoint.shape(f"{prefix}token_embedding.weight")

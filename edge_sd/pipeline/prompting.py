@@ -97,9 +97,9 @@ class Wording:
             states = "" if states == text.states else states
             made[text.part] = Edits(key, skip, np.concatenate(vectors) if vectors else None, states=states)
         for part, edits in made.items():
-            of_part = 0 if part.startswith("text") else 1
-            loras = [(self._loras[row[2]], row[of_part]) for row in settings.loras.values() if row[of_part]]
-            if mine := tuple((lora, weight) for lora, weight in loras if lora.has(part)):
+            is_text = part.startswith("text")
+            weighed = [(self._loras[sha], te if is_text else unet) for te, unet, sha in settings.loras.values()]
+            if mine := tuple((lora, weight) for lora, weight in weighed if weight and lora.has(part)):
                 made[part] = replace(edits, loras=mine, part=part)
         return made
 

@@ -192,7 +192,7 @@ class NoiseSchedule:
         if self.is_edm:
             return self._edm_levels(steps)
         trained = self.compute_sigmas()
-        t = self._space(steps, self.timestep_spacing or "linspace").astype(np.float32)
+        t: NDArray[Any] = self._space(steps, self.timestep_spacing or "linspace").astype(np.float32)
         sigmas, last = np.interp(t, np.arange(len(trained)), trained), self._last_sigma(trained)
         if self.interpolation_type == "log_linear":
             # Of steps + 1 evenly spaced ones diffusers' Euler takes the last for the end, and never comes to 0.

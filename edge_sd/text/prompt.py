@@ -160,7 +160,7 @@ def notes(prompt: str) -> list[str]:
     for match in _TOKEN.finditer(prompt):
         if match["hypernet"]:
             found.append(f"{match[0][:80]} has no effect: hypernetworks are not offered")
-    if match := _COMPEL.search(prompt):
-        near = prompt[max(0, match.start() - 20) : match.end()].split()[-1]
+    if foreign := _COMPEL.search(prompt):
+        near = prompt[max(0, foreign.start() - 20) : foreign.end()].split()[-1]
         found.append(f"{near!r} looks like compel's weights, which are words here; (word:1.1) weighs a word")
     return found
