@@ -40,7 +40,8 @@ class FakeBackend:
     """Its first device is "fake". `poison` names a component that fails there, from its `after`-th call on.
 
     devices   names; each draws a little differently, as real ones do
-    fault     what failing is: "nan", "flat", "raise" (at a call), "memory" (at a call) or "refuse" (at loading)
+    fault     what failing is: "nan", "flat", "black" (a decoder's, below the range), "red" (one channel), "far" (beyond
+              any picture's range), "raise" (at a call), "memory" (at a call) or "refuse" (at loading)
     """
 
     name = "fake"
@@ -91,6 +92,13 @@ class FakeComponent:
             raise DeviceError(f"{self.part} failed: the device was lost")
         if self.fault == "memory":
             raise MemoryError
+        if self.fault == "black":
+            return {name: array / 10 - 3 for name, array in output.items()}
+        if self.fault == "far":
+            return {name: array * np.float32(1e6) for name, array in output.items()}
+        if self.fault == "red":
+            channels = np.array([1, -1, -1], np.float32)[None, :, None, None]
+            return {name: np.broadcast_to(channels, array.shape).copy() for name, array in output.items()}
         value = np.nan if self.fault == "nan" else 0.0
         return {name: np.full_like(array, value) for name, array in output.items()}
 

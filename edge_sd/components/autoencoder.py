@@ -9,6 +9,9 @@ from ..bundle.facts import LatentSpace
 from ..errors import NumericalError
 from .base import Component
 
+# Decoders overshoot [-1, 1] a little where a picture is black or white; an overflow does by orders of magnitude.
+FAR = 100.0
+
 
 def encode(
     encoder: Component, space: LatentSpace, pixels: NDArray[np.uint8], eps: NDArray[np.float32],
@@ -30,17 +33,32 @@ def encode(
 
 
 def decode(decoder: Component, space: LatentSpace, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Decode latents [1, C, h, w] to pixels [H, W, 3]. Raises NumericalError for NaN, infinity or one flat colour."""
+    """Decode latents [1, C, h, w] to pixels [H, W, 3]. Raises NumericalError for what is no picture."""
     z = space.restored(latents)
     image = decoder(latent_sample=z)["sample"][0]
+    pixels = to_pixels(image)
+    if why := no_picture(image, pixels):
+        raise NumericalError(f"the decoder returned {why}; try a variant in fp32")
+    return pixels
+
+
+def no_picture(image: NDArray[np.float32], pixels: NDArray[np.uint8]) -> str:
+    """Why a decoder's output [3, H, W], and its pixels, can't be a picture; "" where they can.
+
+    It is the pixels that are saved: values far below -1 that differ are all black. One pixel is any colour.
+    """
     if not np.isfinite(image).all():
-        raise NumericalError("the decoder returned NaN or infinity; try a variant in fp32")
-    if float(np.ptp(image)) < 1e-3:
-        raise NumericalError("the decoder returned one flat colour; try a variant in fp32")
-    return to_pixels(image)
+        return "NaN or infinity"
+    if (largest := float(np.abs(image).max())) > FAR:
+        return f"values up to {largest:.3g}, where a picture lies in [-1, 1]"
+    flat = pixels.reshape(-1, pixels.shape[-1])
+    if len(flat) > 1 and (flat == flat[0]).all():
+        return f"one flat colour, {tuple(map(int, flat[0]))}"
+    return ""
 
 
 def to_pixels(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     """[3, H, W] in [-1, 1] -> [H, W, 3]."""
-    pixels = np.clip(image / 2 + 0.5, 0, 1) * 255
+    with np.errstate(invalid="ignore"):
+        pixels = np.clip(np.nan_to_num(image) / 2 + 0.5, 0, 1) * 255
     return np.ascontiguousarray(pixels.round().astype(np.uint8).transpose(1, 2, 0))

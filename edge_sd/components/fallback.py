@@ -81,6 +81,18 @@ class Guarded:
             self._component = self._reload()
             self._component.bind(**self._bound)
 
+    def reject(self, why: str) -> bool:
+        """Go on at the next place, since what was made of the outputs is wrong; False where there is none.
+
+        A picture in tiles is whole only outside of this class, which sees one tile, and that may be all black.
+        """
+        if not self._move(why, True):
+            return False
+        self.close()
+        self._component = self._reload()
+        self._component.bind(**self._bound)
+        return True
+
     def _run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         assert self._component is not None, f"{self.name} was closed"
         outputs = self._component(**inputs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .base import Array, Component
+from .fallback import Guarded
 
 
 class Turns:
@@ -43,6 +44,10 @@ class Turn:
             self._component.bind(**self._bound)
         # The outputs of some backends lie in their own memory, which goes with them.
         return {name: value.copy() for name, value in self._component(**inputs).items()}
+
+    def reject(self, why: str) -> bool:
+        """See Guarded.reject."""
+        return isinstance(self._component, Guarded) and self._component.reject(why)
 
     def leave(self) -> None:
         """Give the memory back, and keep what is bound."""

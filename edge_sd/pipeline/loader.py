@@ -119,6 +119,11 @@ class Components:
         others._loaded = {**self._loaded, part: (self.shapes(part), component)}
         return others
 
+    def reject(self, part: str, why: str) -> bool:
+        """Load a part at its next place, since its outputs made no picture; False where there is none."""
+        component = self[part]
+        return isinstance(component, (Guarded, Turn)) and component.reject(why)
+
     def rest(self) -> None:
         """Give back the memory that components computed with; they stay loaded."""
         for _, component in self._loaded.values():

@@ -20,13 +20,14 @@ from ..components import safety_checker as safety
 from ..components.autoencoder import decode
 from ..components.base import Component, Shapes
 from ..components.edits import NONE
+from ..components.fallback import reason
 from ..components.offload import Turns
 from ..components.shapes import shapes_of
 from ..devices.choose import choose
 from ..devices.discovery import discover
 from ..devices.measurements import remembered
 from ..devices.plan import DevicePlan
-from ..errors import InvalidModel, InvalidRequest
+from ..errors import InvalidModel, InvalidRequest, NumericalError
 from ..sampling.noise import NoiseSource, TorchNoise
 from ..sampling.samplers import Step
 from .drawing import Drawing
@@ -245,7 +246,14 @@ class Pipeline:
         if not preview:
             # What the UNet computed with and what the decoder does need not be there at once.
             self.components.rest()
-        pixels = decode(self.components.fitted(part, latents.shape), space, latents)
+        while True:
+            try:
+                pixels = decode(self.components.fitted(part, latents.shape), space, latents)
+                break
+            except NumericalError as error:
+                # An early preview may well be of one colour.
+                if preview or not self.components.reject(part, reason(error)):
+                    raise
         if not preview:
             self.components.rest()
         return pixels

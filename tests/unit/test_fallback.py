@@ -108,6 +108,19 @@ def test_with_nowhere_to_go_it_is_an_error_in_one_line(part: str, fault: str) ->
     assert str(raised.value).endswith("try a variant in fp32") is (fault in ("nan", "flat"))
 
 
+@pytest.mark.parametrize("fault", ["black", "red", "far"])
+def test_a_decoder_whose_pixels_are_no_picture_is_left_or_said(fault: str) -> None:
+    """Its values differ, and what would be saved of them does not; or they are beyond any picture's."""
+    found, _, opened, notes = draw(FakeBackend("vae_decoder", devices=TWO, fault=fault))
+    expected, *_ = draw(Switching("vae_decoder", devices=TWO))
+    assert np.array_equal(found, expected)
+    assert opened.plan.parts["vae_decoder"].device.name == "second"
+    assert any("the decoder returned" in note for note in notes)
+    alone, said = pipeline(FakeBackend("vae_decoder", fault=fault)), r"the decoder returned (one flat|values up to)"
+    with alone, pytest.raises(NumericalError, match=said):
+        alone.generate(Request("a cat", seed=1, steps=STEPS))
+
+
 def test_a_damaged_file_is_no_reason_to_go_elsewhere(tmp_path: Path) -> None:
     from edge_sd.errors import InvalidModel
 
