@@ -34,7 +34,7 @@ bench: $(VENV)/.dev
 
 # The pages of docs/ and the reference, in build/site.
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo build/site/index.html
 
 $(VENV)/bin/python:
