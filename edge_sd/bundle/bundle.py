@@ -43,7 +43,14 @@ ALWAYS_HASHED = 128 << 20
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A model on disk. `open` reads it, `verify` hashes it, `write_manifest` publishes a change of it."""
+    """A model on disk. `open` reads it, `verify` hashes it, `write_manifest` publishes a change of it.
+
+    Args:
+        root: The model's folder.
+        facts: What is true of the weights, whatever runs them.
+        variants: Name -> a backend's form of the model in one precision.
+        files: Path below `root` -> bytes and sha256 of the files that all variants share.
+    """
 
     root: Path
     facts: Facts

@@ -99,10 +99,13 @@ def _kron(t: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
 class Lora:
     """A file of differences.
 
-    modules   (part, name of a module with "_" for ".") -> its difference
-    unknown   keys that are in none of the forms above
-    remarks   what was assumed of it, as notes
-    unplaced  part -> modules that a component of that name did not have, once it was loaded
+    Args:
+        name: The file's name, as a prompt writes it.
+        sha256: Hash of the file.
+        modules: (part, name of a module with "_" for ".") -> its difference.
+        unknown: Keys in none of the forms above.
+        remarks: Assumptions made while reading it, as notes.
+        unplaced: Part -> modules that a loaded component of that name lacks.
     """
 
     name: str

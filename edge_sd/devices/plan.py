@@ -39,9 +39,14 @@ class Rejected:
 class DevicePlan:
     """A place for each component, the reasons in words, and what was rejected.
 
-    spares     the next best places of each component, best first
-    need       bytes expected, by pool: "" is the machine's memory, others are devices with their own
-    tight      nothing fits into the free memory; this is the smallest
+    Args:
+        parts: Component -> its place. A component that is not here shares the device of another (bundle/parts.py).
+        reasons: Why, in words; a line is added where a component moves.
+        rejected: What was not chosen, and why.
+        spares: The next best places of each component, best first.
+        need: Bytes expected, by pool: "" is the machine's memory, others are devices with their own.
+        tight: Nothing fits into the free memory; this is the smallest.
+        preference: "speed", "quality", "battery" or "memory".
     """
 
     parts: dict[str, Placement]

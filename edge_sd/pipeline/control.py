@@ -22,7 +22,8 @@ class Control:
     Args:
         image: A file, or a PIL picture; in Settings the hash of its pixels.
         weight: Scale of the net's residuals, 0 to 2; 1 is what it was trained for.
-        start, end: The share of the steps at which it is asked, 0 to 1.
+        start: Share of the steps after which the net takes part, 0 to 1, below `end`.
+        end: Share of the steps up to which it takes part, 0 to 1.
         reading: How the picture becomes what the net follows, one of images.readings.READINGS.
         net: Which of the model's ControlNets; "" is the one called controlnet.
 

@@ -38,12 +38,21 @@ TITLES = {"strength": "Denoising strength", "mask_blur": "Mask blur", "mask_padd
 class Recorded:
     """The parameters inside a picture's file.
 
-    settings   names and values of request.Settings; of other programs' pictures those that their text names
-    exact      whether edge-sd made it, so that `settings` are all there is
-    text       AUTOMATIC1111's text, "" where there is none
-    program    what wrote the record, where that was not edge-sd
-    for_image, for_mask   settings of other programs that take part once an image or a mask is given
-    unmet      what another program's record names and no request can, as notes
+    Args:
+        path: The picture's file.
+        settings: Names and values of Settings; for other programs' pictures those that their text names.
+        exact: Whether edge-sd made it, so that `settings` are complete.
+        text: AUTOMATIC1111's text, "" where there is none.
+        model: Name of the model.
+        model_hash: Hash that names the model's files.
+        variant: The UNet's variant, where edge-sd made it.
+        device: The UNet's device, where edge-sd made it.
+        version: Version of the program.
+        others: Fields of another program that are none of a request's, as written.
+        program: What wrote the record, where that was not edge-sd.
+        for_image: Settings of other programs that take part once an image is given.
+        for_mask: Settings of other programs that take part once a mask is given.
+        unmet: What another program's record names and no request can, as notes.
     """
 
     path: Path

@@ -92,8 +92,10 @@ class Request(Shared):
     """What to draw. None means: the preset's or the model's own default.
 
     Args:
-        prompt, negative: Text; guidance leads away from the negative one. The language is text/prompt.py's.
-        width, height: Pixels, multiples of 8.
+        prompt: What to draw, in the language of text/prompt.py.
+        negative: What guidance leads away from, in the same language.
+        width: Pixels, a multiple of 8, 8 to 16384.
+        height: Pixels, a multiple of 8, 8 to 16384.
         steps: Denoising steps, 1 to 1000.
         guidance: Scale of classifier-free guidance (Ho & Salimans 2022), 0 to 100; 1 turns it off.
         seed: Of the first picture, 0 to 2^32 - 1; picture n of a count uses seed + n.
@@ -109,12 +111,14 @@ class Request(Shared):
         extend: Pixels to add to the image: left, right, top, bottom.
         colour: Of what is drawn only the colours are taken; light and dark are the image's.
         controls: Pictures whose lines are followed, with what belongs to each (see Control).
-        guidance_start, guidance_end: The share of the steps that are guided, 0 to 1.
+        guidance_start: Share of the steps after which steps are guided, 0 to 1, below `guidance_end`.
+        guidance_end: Share of the steps up to which they are, 0 to 1.
         deep_every: The UNet's deep features are computed on every n-th step and kept for those between, 1 to 10.
         merge_tokens: The finest self-attention looks at averages of 2 x 2 positions.
-        variation_seed, variation_strength: A second noise, and how far to go towards it, 0 to 1; with a count the
-            second seed counts on, not the first.
-        toward, toward_share: A second prompt, and how far to go towards it, 0 to 1.
+        variation_seed: Seed of a second noise, 0 to 2^32 - 1; with a count this seed counts on, not the first.
+        variation_strength: How far to go towards the second noise, 0 to 1.
+        toward: A second prompt.
+        toward_share: How far to go towards the second prompt, 0 to 1.
         tile: Draw in overlapping pieces of so many pixels a side, for sizes that a model can't draw at once.
         vae_tile: The same of the autoencoder alone; 0 is never, None above settings.VAE_WHOLE pixels.
         decoder: "full"; "tiny", a fraction of the work for a softer picture; "auto": tiny where the model has one.

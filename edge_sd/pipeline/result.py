@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture and the settings, with count 1, that make it again."""
+    """One picture and the settings, with count 1, that make it again.
+
+    Args:
+        image: The picture, RGB.
+        settings: What was drawn, nothing left open.
+        model: Name of the model.
+        variant: The UNet's variant.
+        device: The UNet's device.
+        model_hash: Ten hex digits that name the exact files of the variant.
+        flagged: Whether the model's safety checker flagged it; it is black then.
+    """
 
     image: Image
     settings: Settings
@@ -43,7 +53,19 @@ class Picture:
 
 @dataclass(frozen=True)
 class Result:
-    """The pictures of a request, what the device plan said, and where the seconds went."""
+    """The pictures of a request, with the device plan and the time that they took.
+
+    Args:
+        pictures: In the order of their seeds.
+        plan: The device plan in one line.
+        seconds: "load", "denoise" and "decode" -> seconds, over all pictures.
+        notes: What a person should know: components that moved, options without effect, words that were left out.
+
+    Example:
+        result = pipeline.generate("a red apple")
+        result.save("apple.png")
+        print(result.notes)
+    """
 
     pictures: list[Picture]
     plan: str

@@ -20,7 +20,7 @@ STRENGTH = 0.7
 
 @dataclass(frozen=True)
 class Settings(Shared):
-    """What a model really draws; fields as in Request, with these differences.
+    """A request with nothing left open: what a model really draws. Fields are Request's, with these differences.
 
     `image`, `mask` and the controls' images are hashes of pixels, the values of `embeddings` hashes of files, and
     `loras` are names with the weights for text encoders and UNet, and a hash. `safety` is None where the model has no

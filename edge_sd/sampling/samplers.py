@@ -30,8 +30,11 @@ Noise = Callable[[tuple[int, ...]], Latents]
 class Step:
     """What a sampler yields after each evaluation of the model.
 
-    index counts from 0 to total - 1; latents are x at the level reached; denoised is the x0 that was predicted on the
-    way, which makes a preview. Both have the shape of x.
+    Args:
+        index: 0 to total - 1.
+        total: Evaluations of the whole picture.
+        latents: x at the level reached, float32 [1, C, h, w].
+        denoised: The predicted x0, of the same shape, which makes a preview.
     """
 
     index: int

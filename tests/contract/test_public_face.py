@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 
@@ -27,6 +29,18 @@ def test_a_public_name_is_documented_on_itself(name: str) -> None:
     found = getattr(edge_sd, name)
     assert found.__doc__
     assert not found.__doc__.startswith(f"{name}("), "a dataclass's own signature is no documentation"
+
+
+@pytest.mark.parametrize("name", sorted({*edge_sd.__all__} - {"__version__", "Settings"}))
+def test_every_field_of_a_public_dataclass_is_documented(name: str) -> None:
+    # Settings has Request's fields, and says which differ.
+    found = getattr(edge_sd, name)
+    if not dataclasses.is_dataclass(found):
+        return
+    section = re.search(r"Args:\n((?:    .+\n?)+)", inspect.getdoc(found) or "")
+    assert section is not None
+    documented = re.findall(r"^    (\w+): ", section[1], re.MULTILINE)
+    assert sorted(documented) == sorted(each.name for each in dataclasses.fields(found))
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
