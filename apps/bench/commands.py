@@ -12,7 +12,7 @@ import typer
 from edge_sd.errors import InvalidRequest, MissingExtra, choices
 
 # "conversion" prints Core ML's, too.
-TABLES = ("embedded", "together", "quality", "large", "lora", "profile", "conversion")
+TABLES = ("embedded", "together", "quality", "large", "lora", "profile", "conversion", "coreai")
 
 
 def bench(
@@ -76,6 +76,11 @@ def _beside(names: list[str] | tuple[str, ...], rounds: int, pictures: int, home
             yield large.table(large.measure(home, rounds))
         elif name == "lora":
             yield lora.table(home)
+        elif name == "coreai":
+            from . import coreai
+
+            yield coreai.full_size()
+            yield coreai.pictures()
         elif name == "profile":
             yield profile.table(home)
         else:

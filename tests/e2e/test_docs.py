@@ -27,6 +27,8 @@ OTHERS = [
 ]
 # What a command holds that can't run here -> the test that runs it with something of its own.
 ELSEWHERE = {
+    "--to coreai": "tests/parity/test_coreai.py",
+    "--device coreai-reference": "tests/parity/test_coreai.py",
     "edge-sd train": "tests/e2e/test_training.py",
     "edge-sd compare autoencoder": "tests/e2e/test_training.py",
     "edge-sd compare sweep": "tests/e2e/test_compare.py",

@@ -19,20 +19,21 @@ import pytest
 pytest.importorskip("coreai_torch", reason="coreai-core and coreai-torch need Python 3.11 to 3.14")
 
 import torch
+from PIL import Image
 
 from edge_sd.backends.base import Device
 from edge_sd.backends.coreai import CoreAIBackend
 from edge_sd.backends.coreai.runtime import Asset, InputPort, Loop
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.components.edits import Edits
-from edge_sd.converters.build import build
 from edge_sd.converters.coreai import bundle as apples
-from edge_sd.converters.recipes import RECIPES
 from edge_sd.converters.targets import form_named
 from edge_sd.errors import InvalidModel, InvalidRequest
+from edge_sd.images import metrics
 from edge_sd.text.tokenizer import TextTokenizer
 
 from ..conftest import save_miniature
+from ..e2e.test_cli import edge_sd
 
 VARIANT = "coreai-gpu-fp16"
 REFERENCE = Device("coreai-reference", "coreai", "")
@@ -53,7 +54,9 @@ def source(emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
     target = tmp_path_factory.mktemp("made") / "miniature"
-    return build(source, target, form_named("coreai"), RECIPES["fp16"], lambda what, share: None)
+    done = edge_sd("convert", str(source), str(target), "--to", "coreai", "--quiet", cwd=source)
+    assert done.returncode == 0, done.stderr
+    return ModelBundle.open(target)
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,21 @@ def test_components_in_float16_keep_55_db(made: ModelBundle) -> None:
     found = {part: each.parity.psnr for part, each in made.variant(VARIANT).artifacts.items() if each.parity}
     assert set(found) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     assert min(found.values()) >= 55, found
+
+
+def test_a_picture_is_torchs(made: ModelBundle, source: Path, tmp_path: Path) -> None:
+    """Four guided steps from the command line, beside torch float32 on the same weights."""
+    pictures = {}
+    for model, variant, device in ((made.root, VARIANT, "coreai-reference"), (source, "torch", "torch-cpu")):
+        words = ("generate", "a red apple", "--model", str(model), "--variant", variant, "--device", device)
+        more = ("--steps", "4", "--seed", "3", "--size", "64", "--output", f"{device}.png", "--json")
+        done = edge_sd(*words, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        # The runtime talks on stderr, and the document is all that stdout holds.
+        assert json.loads(done.stdout)
+        pictures[device] = np.asarray(Image.open(tmp_path / f"{device}.png"), np.float64)
+    assert pictures["torch-cpu"].std() > 1
+    assert metrics.psnr(*pictures.values(), 255) >= 40
 
 
 def test_a_text_encoder_gives_the_states_of_every_layer(made: ModelBundle, source: Path) -> None:
