@@ -13,20 +13,17 @@ import numpy as np
 from ..components.autoencoder import encode
 from ..components.base import Component
 from ..components.controlnet import ControlledUNet
-from ..components.denoiser import Denoiser
+from ..components.denoiser import Denoiser, TextSchedule
 from ..components.inpainting import Inpainting, Masked
 from ..components.tiling import fitted
 from ..images.canvas import Canvas
 from ..sampling.noise import NoiseSource, first_noise
 from ..sampling.samplers import Denoise, Latents, Step
 from ..sampling.schedule import active_timesteps
-from ..text.conditioning import conditions, states_of
-from ..text.tokenizer import encode as encode_text
-from .interpolation import bind_between
+from .conditionings import Conditionings
 from .loader import Components
 from .prompting import Wording
 from .run import Run
-from .settings import Settings
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,13 @@ class Drawing:
         """The loop; the last step's latents are the picture's. A refiner's base model stops where that begins."""
         run, settings = self.run, self.run.settings
         unet = self._unet()
-        bind_between(self._bind_text, unet, settings)
-        denoise: Denoise = self._denoiser(unet)
+        denoiser = self._denoiser(unet)
+        denoise: Denoise = denoiser
         if run.source.canvas is None:
             eps = first_noise(self.noise, run.latent_shape, *settings.variation)
             x = run.sampler.start(eps, run.levels, run.schedule)
         else:
-            denoise, x = self._begin(run.source.canvas, self._denoiser(unet))
+            denoise, x = self._begin(run.source.canvas, denoiser)
         if settings.refiner is None:
             yield from run.sampler.run(denoise, x, run.levels, self.noise.normal)
             return
@@ -60,15 +57,16 @@ class Drawing:
     def refine(self, x: Latents) -> Iterator[Step]:
         """Go on from where a base model stopped (Podell et al. 2023, section 2.5)."""
         unet = self.components.fitted("unet", self.run.latent_shape)
-        self._bind_text(unet, self.run.settings)
-        denoiser = Denoiser(unet, self.run.schedule.prediction_type, self.run.settings.guidance)
+        settings, kind = self.run.settings, self.run.schedule.prediction_type
+        denoiser = Denoiser(unet, kind, settings.guidance, text=self._text(), weights=settings.weights)
         yield from self.run.sampler.run(denoiser, x, self.run.levels, self.noise.normal)
 
     def _denoiser(self, unet: Component) -> Denoiser:
         run, settings = self.run, self.run.settings
         guided = active_timesteps(run.timesteps, settings.guidance_start, settings.guidance_end)
         scale = settings.guidance if run.doubled else 1.0
-        return Denoiser(unet, run.schedule.prediction_type, scale, guided, settings.deep_every)
+        kind, text = run.schedule.prediction_type, self._text()
+        return Denoiser(unet, kind, scale, guided, settings.deep_every, text, settings.weights)
 
     def _unet(self) -> Component:
         """The UNet for the run's size, with its ControlNets around it."""
@@ -114,21 +112,10 @@ class Drawing:
         visible = encode(encoder, space, canvas.pixels, self.noise.normal(shape), canvas.mask)
         return replace(denoise, unet=Masked(denoise.unet, mask, visible)), x
 
-    def _bind_text(self, unet: Component, settings: Settings) -> None:
-        facts = self.run.facts
-        shapes = self.components.shapes("unet" if not settings.controls else settings.controls[0].part)
+    def _text(self) -> TextSchedule:
+        """What the UNet attends to at which of the run's levels."""
+        controls, facts = self.run.settings.controls, self.run.facts
+        shapes = self.components.shapes(controls[0].part if controls else "unet")
         # What was loaded decides: a plan may have changed meanwhile.
         count = shapes["encoder_hidden_states"][1] // facts.max_tokens
-        encoded = {
-            text.part: encode_text(
-                self.components[text.part],
-                self.wording.chunks(settings, count, text),
-                states_of(text, settings.clip_skip),
-            )
-            for text in facts.encoders
-        }
-        bound = conditions(facts, encoded, settings.width, settings.height, settings.guidance, settings.clip_skip)
-        if facts.zero_negative and self.run.doubled and not settings.negative:
-            for name in ("encoder_hidden_states", "text_embeds"):
-                bound[name] = np.concatenate([np.zeros_like(bound[name][:1]), bound[name][1:]])
-        unet.bind(**bound)
+        return Conditionings(self.run, self.components, self.wording, count).schedule()

@@ -5,6 +5,7 @@ It holds what is read once: the tokenizer, words of one's own, LoRAs. Settings n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from ..components.edits import NONE, Edits
 from ..components.lora import Lora, find_loras, read_lora
 from ..text.conditioning import HIDDEN, states_of
 from ..text.prompt import LoraWeight, take_loras
+from ..text.prompt import notes as other_languages
+from ..text.schedule import AND, Script, script
 from ..text.textual_inversion import Embedding, ids_of, read_embedding
 from ..text.tokenizer import Chunk, TextTokenizer
 from .request import Request
@@ -65,24 +68,30 @@ class Wording:
             self._loras.setdefault(lora.sha256, lora)
         return used
 
+    def script(self, settings: Settings, prompt: str | None = None) -> Script:
+        """Which texts are encoded for which steps: the negative prompt, where it takes part, then the prompt's parts.
+
+        `prompt` is another than the settings'.
+        """
+        made = script(settings.prompt if prompt is None else prompt, settings.negative, max(1, settings.steps_taken))
+        if settings.guided and not self.bundle.facts.guidance_width:
+            return made
+        return replace(made, stages=tuple(replace(stage, texts=stage.texts[1:]) for stage in made.stages))
+
     def count(self, settings: Settings, variant: str) -> int:
         """Chunks in which prompts are taken: as many as the longest has, but one by a UNet of fixed size."""
         if self.bundle.variant(variant).static:
             return 1
-        longest = max(map(len, self._rows(settings)))
-        if settings.toward is None:
-            return longest
-        return max(longest, self.count(replace(settings, prompt=settings.toward, toward=None), variant))
-
-    def chunks(self, settings: Settings, count: int, text: TextPart) -> list[list[Chunk]]:
-        """`count` chunks of each prompt that takes part, for one of the text encoders."""
-        return [self.tokenizer(text).filled(row, count)[:count] for row in self._rows(settings, text)]
-
-    def _rows(self, settings: Settings, text: TextPart | None = None) -> list[list[Chunk]]:
+        texts = self.script(settings).texts
+        if settings.toward is not None:
+            texts += self.script(settings, settings.toward).texts
         words = ids_of(self._words(settings))
-        doubled = settings.guided and not self.bundle.facts.guidance_width
-        prompts = [settings.negative, settings.prompt] if doubled else [settings.prompt]
-        return [self.tokenizer(text).chunks(prompt, words) for prompt in prompts]
+        return max(len(self.tokenizer().chunks(text, words)) for text in texts)
+
+    def chunks(self, settings: Settings, texts: Sequence[str], count: int, text: TextPart) -> list[list[Chunk]]:
+        """`count` chunks of each of `texts`, for one of the text encoders."""
+        words, tokenizer = ids_of(self._words(settings)), self.tokenizer(text)
+        return [tokenizer.filled(tokenizer.chunks(each, words), count)[:count] for each in texts]
 
     def edits(self, settings: Settings) -> dict[str, Edits]:
         """Edits of each component that `settings` ask for: CLIP skip, textual inversions and LoRAs."""
@@ -97,9 +106,16 @@ class Wording:
             states = "" if states == text.states else states
             made[text.part] = Edits(key, skip, np.concatenate(vectors) if vectors else None, states=states)
         for part, edits in made.items():
+<<<<<<< HEAD
             is_text = part.startswith("text")
             weighed = [(self._loras[sha], te if is_text else unet) for te, unet, sha in settings.loras.values()]
             if mine := tuple((lora, weight) for lora, weight in weighed if weight and lora.has(part)):
+=======
+            textual = part.startswith("text")
+            weights = ((digest, text if textual else unet) for text, unet, digest in settings.loras.values())
+            loras = ((self._loras[digest], weight) for digest, weight in weights if weight)
+            if mine := tuple((lora, weight) for lora, weight in loras if lora.has(part)):
+>>>>>>> a8d1ddd (Prompt editing, alternation and AND are drawn: text scheduled over noise levels, predictions composed)
                 made[part] = replace(edits, loras=mine, part=part)
         return made
 
@@ -109,16 +125,24 @@ class Wording:
         tokenizer, count = self.tokenizer(), self.count(settings, variant)
         words = ids_of(self._words(settings))
         unused = dict(words)
-        for name, text in (("prompt", settings.prompt), ("negative prompt", settings.negative)):
-            chunks = tokenizer.chunks(text, words)
-            heard = {int(id_) for chunk in chunks[:count] for id_ in chunk.ids}
-            unused = {word: ids for word, ids in unused.items() if ids[0] not in heard}
-            if left := chunks[count:]:
-                room = self.bundle.facts.max_tokens - 2
-                notes.append(
-                    f"the {name} is longer than the {room} tokens that {variant} takes; "
-                    f"not used: {tokenizer.words(left)!r}"
-                )
+        made = script(settings.prompt, settings.negative, max(1, settings.steps_taken))
+        prompts = [text for stage in made.stages for text in stage.texts[1:]]
+        negatives = [stage.texts[0] for stage in made.stages]
+        for name, texts in (("prompt", prompts), ("negative prompt", negatives)):
+            for text in dict.fromkeys(texts):
+                chunks = tokenizer.chunks(text, words)
+                heard = {int(id_) for chunk in chunks[:count] for id_ in chunk.ids}
+                unused = {word: ids for word, ids in unused.items() if ids[0] not in heard}
+                if left := chunks[count:]:
+                    room = self.bundle.facts.max_tokens - 2
+                    notes.append(
+                        f"the {name} is longer than the {room} tokens that {variant} takes; "
+                        f"not used: {tokenizer.words(left)!r}"
+                    )
+        notes += [note for text in (settings.prompt, settings.negative) for note in other_languages(text)]
+        notes += made.notes()
+        if AND.search(settings.negative):
+            notes.append("AND is a word in the negative prompt; it composes parts of the prompt alone")
         notes += [f"the embedding {word!r} is in no prompt" for word in unused]
         parts = self.bundle.variant(variant).artifacts
         return notes + [

@@ -17,6 +17,7 @@ from ..errors import InvalidRequest, choices
 from ..images.canvas import Canvas, Start, content_hash, grain, open_picture
 from ..images.lines import read_lines
 from ..text.prompt import take_loras
+from ..text.schedule import composed
 from .prompting import Wording
 from .request import MAX_SEED, Request
 from .run import Run, Source
@@ -50,6 +51,7 @@ class Resolver:
         if self.low_memory and settings.vae_tile is None:
             settings = replace(settings, vae_tile=LOW_TILE)
         self.wording.count(settings, self.plan.variant)  # A word that does not fit is reported here.
+        self._check_parts(settings)
         self._check_size(settings, defaults.max_side)
         self._check_task(request)
         settings, lines = self._read_controls(settings)
@@ -57,6 +59,13 @@ class Resolver:
             return Run.of(request, settings, Source(None, lines), facts)
         settings, canvas = self._read_start(settings, request, *start)
         return Run.of(request, settings, Source(canvas, lines), facts)
+
+    def _check_parts(self, settings: Settings) -> None:
+        """Refuse AND where there is no negative prompt to compose from, or another number of parts to go towards."""
+        if settings.weights != (1.0,) and self.bundle.facts.guidance_width:
+            raise InvalidRequest(f"AND needs a negative prompt, which {self.bundle.name} does not take")
+        if settings.toward is not None and len(composed(settings.toward)) != len(settings.weights):
+            raise InvalidRequest("both prompts need as many parts between ANDs to go from one to the other")
 
     def _check_size(self, settings: Settings, limit: int) -> None:
         factor = self.bundle.facts.latents.factor

@@ -9,6 +9,7 @@ from ..bundle.facts import Defaults
 from ..components.edits import Shortcuts
 from ..sampling.names import choose_sampler
 from ..sampling.schedule import NoiseSchedule
+from ..text.schedule import composed
 from .control import Control
 from .request import MAX_SEED, Request, Shared
 
@@ -75,7 +76,12 @@ class Settings(Shared):
     @property
     def guided(self) -> bool:
         """Whether the negative prompt takes part."""
-        return self.guidance != 1
+        return self.guidance != 1 or self.weights != (1.0,)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Those of the prompt's parts between ANDs; one of 1 where there is no AND."""
+        return tuple(weight for _, weight in composed(self.prompt))
 
     @property
     def shortcuts(self) -> Shortcuts:

@@ -62,8 +62,11 @@ def time_ids(facts: Facts, width: int, height: int, rows: int) -> Array:
     and the height and width that are wanted; a refiner has an aesthetic score in place of the last two.
     """
     start = [height, width, 0, 0]
-    ends = [[height, width]] * 2 if facts.conditioning == "size" else [[NEGATIVE_AESTHETIC], [AESTHETIC]]
-    return np.array([[*start, *end] for end in ends[-rows:]], np.float32)
+    if facts.conditioning == "size":
+        ends: list[list[float]] = [[height, width]] * rows
+    else:
+        ends = [[NEGATIVE_AESTHETIC] if row == 0 and rows > 1 else [AESTHETIC] for row in range(rows)]
+    return np.array([[*start, *end] for end in ends], np.float32)
 
 
 def guidance_embedding(guidance: float, width: int) -> Array:

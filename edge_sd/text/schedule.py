@@ -25,7 +25,7 @@ MAX_WEIGHT = 100.0
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _TOKEN = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]+|\\", re.DOTALL)
 _WHEN = re.compile(rf"\s*({_NUMBER})\s*")
-_AND = re.compile(r"\bAND\b")
+AND = re.compile(r"\bAND\b")
 _WEIGHTED = re.compile(rf"\s*({_NUMBER})\s*")
 
 
@@ -168,7 +168,7 @@ def composed(prompt: str) -> list[tuple[str, float]]:
     A number after a colon at a part's end is its weight, where there is an AND; alone it is text, which differs from
     AUTOMATIC1111 ("16:9" would be a weight of 9 there). Raises InvalidRequest for too many, or a weight beyond limits.
     """
-    parts = _AND.split(prompt)
+    parts = AND.split(prompt)
     if len(parts) == 1:
         return [(prompt, 1.0)]
     if len(parts) > MAX_PARTS:
@@ -199,6 +199,23 @@ class Script:
     def texts(self) -> list[str]:
         """Every text, each once."""
         return list(dict.fromkeys(text for stage in self.stages for text in stage.texts))
+
+    def notes(self) -> list[str]:
+        """What is drawn when, for those who did not know that brackets, "|" or AND say so."""
+        found = []
+        if len(self.weights) > 1:
+            parts = zip(self.stages[0].texts[1:], self.weights, strict=True)
+            found.append("AND adds up " + ", ".join(f"{_short(text)} ({weight:g})" for text, weight in parts))
+        if len(self.stages) > 1:
+            shown = [f"{_short(' AND '.join(stage.texts[1:]))} to step {stage.last}" for stage in self.stages[:3]]
+            more = len(self.stages) - 3
+            found.append(f"the prompt changes: {', '.join(shown)}{f', and {more} more' if more > 0 else ''}")
+        return found
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def script(prompt: str, negative: str, steps: int) -> Script:
