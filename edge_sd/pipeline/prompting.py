@@ -106,16 +106,10 @@ class Wording:
             states = "" if states == text.states else states
             made[text.part] = Edits(key, skip, np.concatenate(vectors) if vectors else None, states=states)
         for part, edits in made.items():
-<<<<<<< HEAD
-            is_text = part.startswith("text")
-            weighed = [(self._loras[sha], te if is_text else unet) for te, unet, sha in settings.loras.values()]
-            if mine := tuple((lora, weight) for lora, weight in weighed if weight and lora.has(part)):
-=======
             textual = part.startswith("text")
             weights = ((digest, text if textual else unet) for text, unet, digest in settings.loras.values())
             loras = ((self._loras[digest], weight) for digest, weight in weights if weight)
             if mine := tuple((lora, weight) for lora, weight in loras if lora.has(part)):
->>>>>>> a8d1ddd (Prompt editing, alternation and AND are drawn: text scheduled over noise levels, predictions composed)
                 made[part] = replace(edits, loras=mine, part=part)
         return made
 
