@@ -6,6 +6,8 @@ that a person chose is ever counted, moved or removed.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import shutil
 from contextlib import suppress
@@ -54,6 +56,8 @@ class Cache:
         return sorted([*folder.glob(self.pattern), *folder.glob(self.partial)])
 
 
+# Rooms that import the backends.
+ABOVE_BACKENDS = frozenset({"devices", "pipeline", "converters", "apps"})
 _KEY = "[0-9a-f]" * 16
 CACHES = (
     Cache("openvino", "graphs compiled by OpenVINO", f"{'[0-9a-f]' * 24}.blob", ".*.partial"),
@@ -63,6 +67,20 @@ CACHES = (
     Cache("measured", "what was measured on this machine", f"{_KEY}.json", ".*.partial"),
     Cache("bench", "the large model that edge-sd bench makes", "sd15-random", ".sd15-random-*"),
 )
+
+
+@functools.cache
+def code_digest() -> str:
+    """The hash of all code of this version that can decide what a backend keeps.
+
+    That is every file but those of the rooms above the backends, which no backend may import.
+    """
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if name.parts[0] not in ABOVE_BACKENDS:
+            digest.update(name.as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def cache_folder(name: str) -> Path:

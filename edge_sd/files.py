@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from .errors import InvalidModel
 
+T = TypeVar("T")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -68,6 +69,37 @@ def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
         yield beside
     finally:
         beside.unlink(missing_ok=True)
+
+
+class Files(Generic[T]):
+    """What `reader` made of files, each read once; again when the size or the time of one has changed.
+
+    `beside` are names of files in the same folder that are read with it, where they are there.
+    """
+
+    def __init__(self, reader: Callable[[Path], T], beside: tuple[str, ...] = ()) -> None:
+        self.reader, self.beside = reader, beside
+        self._made: dict[Path, tuple[list[tuple[int, int] | None], T]] = {}
+
+    def read(self, path: Path) -> T:
+        """Raises what the reader raises."""
+        path = path.absolute()
+        state = [_state(path), *(_state(path.with_name(name)) for name in self.beside)]
+        known = self._made.get(path)
+        if known is not None and known[0] == state:
+            return known[1]
+        made = self.reader(path)
+        self._made[path] = (state, made)
+        return made
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Bytes and nanoseconds of the last change; None where there is no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def refuse_pointer(path: Path) -> None:

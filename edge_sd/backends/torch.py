@@ -24,6 +24,7 @@ from ..bundle.parts import SAFETY_CHECKER, TINY
 from ..bundle.weights import load_module
 from ..components.base import Array, Component, last_rows
 from ..components.edits import Edits
+from ..components.lora import changes_of
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
 from ..files import read_json
 from ..text.textual_inversion import FIRST
@@ -145,12 +146,9 @@ def _add_loras(module: Any, edits: Edits, name: str) -> None:
         for each, layer in module.named_modules()
         if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
     }
-    for lora, factor in edits.loras:
-        found = lora.differences(edits.part, weights)
-        if lora.has(edits.part) and not found:
-            raise InvalidRequest(f"the LoRA {lora.name!r} changes nothing that {name} has; it is for another model")
-        for key, difference in found.items():
-            weight = weights[key]
+    for key, changes in changes_of(edits.loras, edits.part, weights, name, edits.unplaced).items():
+        weight = weights[key]
+        for lora, factor, difference in changes:
             try:
                 change = difference.of(tuple(weight.shape), factor)
             except ValueError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .lora import Lora
+from .lora import Lora, Unplaced
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Edits:
     part       the component that `loras` change: "unet", "text_encoder", …
     states     "hidden_states.N" where hidden states are attended to, as in SDXL, and not those of the training: for
                encoders that return them of one layer
+    unplaced   where loading records which modules of `loras` the component lacks
     """
 
     key: str = ""
@@ -51,6 +52,7 @@ class Edits:
     part: str = ""
     shortcuts: Shortcuts = PLAIN
     states: str = ""
+    unplaced: Unplaced | None = field(default=None, compare=False, repr=False)
 
 
 NONE = Edits()

@@ -11,8 +11,9 @@ keys are read in lora_names.py.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,11 +102,10 @@ class Lora:
 
     Args:
         name: The file's name, as a prompt writes it.
-        sha256: Hash of the file.
+        sha256: Hash of the file; of the file and of the config beside it where the strength is read there.
         modules: (part, name of a module with "_" for ".") -> its difference.
         unknown: Keys in none of the forms above.
         remarks: Assumptions made while reading it, as notes.
-        unplaced: Part -> modules that a loaded component of that name lacks.
     """
 
     name: str
@@ -113,7 +113,6 @@ class Lora:
     modules: Mapping[tuple[str, str], Difference] = field(compare=False, repr=False)
     unknown: tuple[str, ...] = field(default=(), compare=False)
     remarks: tuple[str, ...] = field(default=(), compare=False)
-    unplaced: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
     def check(self, text_width: int) -> None:
         """Raise InvalidRequest where it was made for a UNet that attends to text of another width."""
@@ -131,17 +130,22 @@ class Lora:
         return any(where == SAME.get(part, part) for where, _ in self.modules)
 
     def differences(self, part: str, names: Iterable[str]) -> dict[str, Difference]:
-        """Differences for the modules `names` of a component. Differences without a module are kept in `unplaced`."""
-        part = SAME.get(part, part)
+        """Module -> its difference, for those of a component's modules `names` that the file changes."""
         known = {flat(name): name for name in names}
-        mine = {module: each for (where, module), each in self.modules.items() if where == part}
-        self.unplaced[part] = tuple(sorted(set(mine) - set(known)))
+        mine = self._of_part(part)
         return {known[module]: each for module, each in mine.items() if module in known}
 
-    def notes(self, parts: Iterable[str]) -> list[str]:
-        """What of the file had no effect on a model of `parts`, by name."""
+    def unplaced(self, part: str, names: Iterable[str]) -> tuple[str, ...]:
+        """Modules of the file that a component with the modules `names` lacks."""
+        return tuple(sorted(set(self._of_part(part)) - {flat(name) for name in names}))
+
+    def _of_part(self, part: str) -> dict[str, Difference]:
+        return {module: each for (where, module), each in self.modules.items() if where == SAME.get(part, part)}
+
+    def notes(self, parts: Iterable[str], unplaced: Iterable[str] = ()) -> list[str]:
+        """What of the file had no effect on a model of `parts`, by name; `unplaced` are modules that they lack."""
         absent = [f"{part} {module}" for part, module in self.modules if part not in parts]
-        missing = [*self.unknown, *(module for modules in self.unplaced.values() for module in modules), *absent]
+        missing = [*self.unknown, *unplaced, *absent]
         if not missing:
             return list(self.remarks)
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -149,6 +153,47 @@ class Lora:
             *self.remarks,
             f"the LoRA {self.name!r} has what this model has no place for: {', '.join(missing[:3])}{more}",
         ]
+
+
+class Unplaced:
+    """Modules of LoRAs that loaded components lack. Loading records them, notes of results name them."""
+
+    def __init__(self) -> None:
+        self._modules: dict[tuple[str, str], tuple[str, ...]] = {}
+
+    def record(self, lora: Lora, part: str, modules: tuple[str, ...]) -> None:
+        """Replace what was known of this component: it may have been loaded from another variant."""
+        self._modules[lora.sha256, SAME.get(part, part)] = modules
+
+    def of(self, lora: Lora) -> list[str]:
+        """Modules that one of the components lacks."""
+        return [module for (sha256, _), modules in self._modules.items() if sha256 == lora.sha256 for module in modules]
+
+
+Change = tuple[Lora, float, Difference]
+
+
+def changes_of(
+    loras: Sequence[tuple[Lora, float]],
+    part: str,
+    names: Iterable[str],
+    name: str,
+    unplaced: Unplaced | None = None,
+) -> dict[str, list[Change]]:
+    """Module -> what is added to its weight, of the modules `names` of the component `part`, a file called `name`.
+
+    Raises InvalidRequest where a LoRA for this part changes none of them.
+    """
+    names, added = list(names), dict[str, list[Change]]()
+    for lora, factor in loras:
+        found = lora.differences(part, names)
+        if lora.has(part) and not found:
+            raise InvalidRequest(f"the LoRA {lora.name!r} changes nothing that {name} has; it is for another model")
+        if unplaced is not None:
+            unplaced.record(lora, part, lora.unplaced(part, names))
+        for module, difference in found.items():
+            added.setdefault(module, []).append((lora, factor, difference))
+    return added
 
 
 def find_loras(
@@ -178,7 +223,7 @@ def read_lora(path: Path) -> Lora:
         raise InvalidModel(
             f"{path.name} is {_a(refused[0])} ({refused[1]}), which is not offered; LoRA, LoHa and LoKr are"
         )
-    strengths, part, notes = _strengths(path, stored.metadata, stored.tensors)
+    strengths, part, notes, config = _strengths(path, stored.metadata, stored.tensors)
     groups: dict[tuple[str, str], tuple[Key, dict[str, NDArray[Any]]]] = {}
     unknown = []
     for name, value in stored.tensors.items():
@@ -195,7 +240,10 @@ def read_lora(path: Path) -> Lora:
             raise InvalidModel(f"{path.name} is damaged: {key.dotted} {error}") from error
     if not modules:
         raise InvalidModel(f"{path.name} is no LoRA: it holds {', '.join(sorted(unknown)[:3]) or 'nothing'}")
-    return Lora(path.stem, hash_file(path), modules, tuple(unknown), notes)
+    digest = hash_file(path)
+    if config:
+        digest = hashlib.sha256(f"{digest} {config}".encode()).hexdigest()
+    return Lora(path.stem, digest, modules, tuple(unknown), notes)
 
 
 def _a(name: str) -> str:
@@ -204,18 +252,21 @@ def _a(name: str) -> str:
 
 def _strengths(
     path: Path, metadata: Mapping[str, str], keys: Iterable[str]
-) -> tuple[dict[str, Strength], str, tuple[str, ...]]:
-    """Part -> its strength, of the header or the config beside; the part of keys that do not say it; notes."""
+) -> tuple[dict[str, Strength], str, tuple[str, ...], str]:
+    """Part -> its strength, of the header or the config beside; the part of keys that do not say it; notes.
+
+    The last is the hash of the config, "" where none is read.
+    """
     if found := header_strengths(metadata, path.name):
-        return found, "unet", ()
+        return found, "unet", (), ""
     names = [key for key in keys if key.startswith("base_model.model.")]
     if not names:
-        return {}, "unet", ()
+        return {}, "unet", (), ""
     if beside := config_strength(path):
-        return {"": beside[0]}, beside[1], ()
+        return {"": beside[0]}, beside[1], (), hash_file(path.with_name(CONFIG_FILE))
     if any(name.endswith(".alpha") for name in names):
-        return {}, "unet", ()
-    return {}, "unet", (f"the LoRA {path.stem!r} has no {CONFIG_FILE} beside it: alpha is taken to be its rank",)
+        return {}, "unet", (), ""
+    return {}, "unet", (f"the LoRA {path.stem!r} has no {CONFIG_FILE} beside it: alpha is taken to be its rank",), ""
 
 
 def _difference(tensors: Mapping[str, NDArray[Any]], strength: Strength | None, module: str) -> Difference:

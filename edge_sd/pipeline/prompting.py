@@ -1,6 +1,7 @@
 """Wording: the text side of a pipeline, from a request's prompts to what its text encoder takes.
 
-It holds what is read once: the tokenizer, words of one's own, LoRAs. Settings name the files by their hashes.
+It holds what is read once: the tokenizer, words of one's own, LoRAs. Settings name the files by their hashes. A file is
+read again when its size or its time has changed.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import numpy as np
 from ..bundle.bundle import ModelBundle
 from ..bundle.facts import TextPart
 from ..components.edits import NONE, Edits
-from ..components.lora import Lora, find_loras, read_lora
+from ..components.lora import Lora, Unplaced, find_loras, read_lora
+from ..components.lora_strength import CONFIG_FILE
+from ..files import Files
 from ..text.conditioning import HIDDEN, states_of
 from ..text.prompt import LoraWeight, take_loras
 from ..text.prompt import notes as other_languages
 from ..text.schedule import AND, Script, script
-from ..text.textual_inversion import Embedding, ids_of, read_embedding
+from ..text.textual_inversion import Embedding, check_word, ids_of, read_embedding
 from ..text.tokenizer import Chunk, TextTokenizer
 from .request import Request
 from .settings import Settings
@@ -33,6 +36,9 @@ class Wording:
     _tokenizers: dict[str, TextTokenizer] = field(default_factory=dict)
     _embeddings: dict[str, Embedding] = field(default_factory=dict)
     _loras: dict[str, Lora] = field(default_factory=dict)
+    _lora_files: Files[Lora] = field(default_factory=lambda: Files(read_lora, (CONFIG_FILE,)))
+    _embedding_files: Files[Embedding] = field(default_factory=lambda: Files(_read_vectors))
+    _unplaced: Unplaced = field(default_factory=Unplaced)
 
     def tokenizer(self, text: TextPart | None = None) -> TextTokenizer:
         """The tokenizer of a text encoder, the first by default, read at first use."""
@@ -45,7 +51,7 @@ class Wording:
         """Read the files of `request.embeddings`: word -> the file's hash. Raises InvalidRequest or InvalidModel."""
         digests = {}
         for word, path in request.embeddings.items():
-            embedding = read_embedding(Path(path), word)
+            embedding = replace(self._embedding_files.read(Path(path)), word=check_word(word))
             embedding.check([text.part for text in self.bundle.facts.encoders], self.bundle.facts.text_width)
             digests[word] = embedding.sha256
             self._embeddings[embedding.sha256] = embedding
@@ -61,11 +67,10 @@ class Wording:
         folder = None if request.lora_folder is None else Path(request.lora_folder)
         used = {}
         for path, weight in find_loras(given, named, folder).items():
-            lora = read_lora(path)
+            lora = self._lora_files.read(path)
             lora.check(self.bundle.facts.text_width)
             used[lora.name] = (float(weight.text), float(weight.unet), lora.sha256)
-            # A LoRA that is kept already knows which modules had no place.
-            self._loras.setdefault(lora.sha256, lora)
+            self._loras[lora.sha256] = lora
         return used
 
     def script(self, settings: Settings, prompt: str | None = None) -> Script:
@@ -110,7 +115,7 @@ class Wording:
             weights = ((digest, text if textual else unet) for text, unet, digest in settings.loras.values())
             loras = ((self._loras[digest], weight) for digest, weight in weights if weight)
             if mine := tuple((lora, weight) for lora, weight in loras if lora.has(part)):
-                made[part] = replace(edits, loras=mine, part=part)
+                made[part] = replace(edits, loras=mine, part=part, unplaced=self._unplaced)
         return made
 
     def notes(self, settings: Settings, variant: str) -> list[str]:
@@ -139,9 +144,13 @@ class Wording:
             notes.append("AND is a word in the negative prompt; it composes parts of the prompt alone")
         notes += [f"the embedding {word!r} is in no prompt" for word in unused]
         parts = self.bundle.variant(variant).artifacts
-        return notes + [
-            note for *_, digest in settings.loras.values() for note in self._loras[str(digest)].notes(parts)
-        ]
+        loras = [self._loras[str(digest)] for *_, digest in settings.loras.values()]
+        return notes + [note for lora in loras for note in lora.notes(parts, self._unplaced.of(lora))]
 
     def _words(self, settings: Settings) -> dict[str, Embedding]:
         return {word: self._embeddings[digest] for word, digest in settings.embeddings.items()}
+
+
+def _read_vectors(path: Path) -> Embedding:
+    """An embedding whose word is still to be set: the request's, which may not be the file's."""
+    return read_embedding(path, "word")

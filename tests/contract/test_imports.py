@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from edge_sd.caches import ABOVE_BACKENDS
+
 from .graph import ROOT, circles, import_graph, modules
 
 HEAVY = ("torch", "diffusers", "transformers", "coremltools", "coreai", "coreai_torch", "coreai_opt", "nncf", "optimum")
@@ -50,6 +52,17 @@ def test_a_room_imports_only_what_stands_before_it() -> None:
         if FLOOR[room(target)] >= FLOOR[room(name)]
     ]
     assert not upward
+
+
+def test_the_key_of_what_backends_keep_has_all_code_that_they_import() -> None:
+    above = {room for room in FLOOR if FLOOR[room] > FLOOR["backends"]} - {"__init__", "__main__"}
+    assert above == ABOVE_BACKENDS
+    reached, left = set[str](), {name for name in GRAPH if room(name) == "backends"}
+    while left:
+        reached |= left
+        left = {target for name in left for target in GRAPH[name]} - reached
+    assert {"edge_sd.components.lora", "edge_sd.components.edits", "edge_sd.bundle.mlpackage.rewrite"} <= reached
+    assert not {room(name) for name in reached} & ABOVE_BACKENDS
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:

@@ -84,9 +84,7 @@ def test_tune_remembers_and_the_next_plan_says_so(tmp_path: Path, home: dict[str
     assert done.stdout == "x.png\n"
 
 
-def test_generate_says_where_it_runs_and_the_seed_unless_more_is_asked_for(
-    tmp_path: Path, home: dict[str, str]
-) -> None:
+def test_generate_says_where_it_runs_and_the_seed(tmp_path: Path, home: dict[str, str]) -> None:
     done = edge_sd("generate", "a cat", "--steps", "1", "-o", "x.png", cwd=tmp_path, **home)
     assert re.fullmatch(r"openvino-fp16 on cpu \([^\n]+\nseed \d+\n", done.stderr), done.stderr
 

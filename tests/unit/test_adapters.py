@@ -80,10 +80,10 @@ def test_a_linear_layer_takes_a_difference(tmp_path: Path, turned: bool, eight_b
     expected = inputs["x"] @ mine.differences("unet", [Q])[Q].of((8, 6), 4.0).T
     before = run(model, inputs)
     if as_inputs:
-        adapters = adapt(model, [(mine, 4.0)], "unet", "unet")
+        adapters = adapt(model, Edits(loras=((mine, 4.0),), part="unet"), "unet")
         assert adapters is not None
         assert adapters.rank == 16
-        inputs |= adapters.values([(mine, 4.0)]) or {}
+        inputs |= adapters.values(Edits(loras=((mine, 4.0),), part="unet")) or {}
     else:
         add_loras(model, [(mine, 4.0)], "unet", "unet")
     error = run(model, inputs) - before - expected

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_sd.backends.openvino.edits import add_loras
-from edge_sd.components.lora import find_loras, read_lora
+from edge_sd.components.lora import Unplaced, find_loras, read_lora
 from edge_sd.errors import InvalidModel, InvalidRequest
 
 torch = pytest.importorskip("torch")
@@ -184,7 +184,10 @@ def test_another_family_says_found_and_expected(tmp_path: Path) -> None:
 def test_what_has_no_place_is_named(tmp_path: Path) -> None:
     lora = read_lora(saved(tmp_path, {**half(), **half("mid_block.x"), "odd.key": random(1)}))
     assert list(lora.differences("unet", [Q])) == [Q]
-    assert lora.notes(["unet"]) == ["the LoRA 'style' has what this model has no place for: odd.key, mid_block_x"]
+    unplaced = Unplaced()
+    unplaced.record(lora, "unet", lora.unplaced("unet", [Q]))
+    (note,) = lora.notes(["unet"], unplaced.of(lora))
+    assert note == "the LoRA 'style' has what this model has no place for: odd.key, mid_block_x"
 
 
 def test_a_prompts_names_are_files_of_a_folder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -15,10 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import edge_sd
 from edge_sd import Pipeline, Request
 from edge_sd.backends import LoadRequest
 from edge_sd.backends.openvino import OpenVINOBackend, cache
 from edge_sd.backends.openvino.loading import Loading
+from edge_sd.caches import code_digest
 from edge_sd.components.edits import NONE, Edits
 
 BLOBS = {"whole": bytes(range(256)) * 20, "timestep": b"x" * 5000}
@@ -156,3 +159,17 @@ def test_a_word_of_ones_own_is_not_kept(place: Path) -> None:
     shapes = {"input_ids": (1, 32)}
     backend.load(LoadRequest(bundle, variant, "text_encoder", backend.devices()[0], shapes, edits)).close()
     assert not list(place.glob("*.blob"))
+
+
+@pytest.mark.parametrize(
+    "file", ["components/lora.py", "components/edits.py", "_version.py", "backends/openvino/graph.py"]
+)
+def test_other_code_is_another_key(file: str, tmp_path: Path) -> None:
+    """A copy of the package with one more comment in a file that decides graphs."""
+    package = Path(edge_sd.__file__).parent
+    shutil.copytree(package, tmp_path / "edge_sd", ignore=shutil.ignore_patterns("models", "__pycache__"))
+    with (tmp_path / "edge_sd" / file).open("a") as code:
+        code.write("# changed\n")
+    script = "from edge_sd.caches import code_digest; print(code_digest())"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() not in ("", code_digest())

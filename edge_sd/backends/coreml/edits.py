@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from ...bundle.mlpackage.constexpr import Constants
 from ...bundle.mlpackage.package import Function, Package
 from ...bundle.mlpackage.rewrite import rewrite
-from ...caches import cache_folder
+from ...caches import cache_folder, code_digest
 from ...components.edits import Edits
-from ...components.lora import Difference, Lora
+from ...components.lora import Change, changes_of
 from ...errors import InvalidModel, InvalidRequest, OutputError
 from ...files import FileRecord, record_file
 from ...text.conditioning import HIDDEN
@@ -60,12 +60,13 @@ _SCALED = re.compile(r"attentions_\d+_blocks_\d+_attn\d_to_q_weight")
 def edited(packages: Sequence[Path], digest: str, edits: Edits, name: str) -> list[Path]:
     """`packages` (the chunks of a component `name`) with `edits`, out of the cache or made there.
 
-    `digest` is of the packages' files. Raises InvalidRequest for what they have no place for, OutputError where the
-    cache can't hold the copies.
+    `digest` is of the packages' files; with the edits and the code it is the key of a copy. Raises InvalidRequest for
+    edits that have no place, OutputError where the cache can't hold the copies.
     """
     loras = "".join(f"{lora.sha256}{factor!r}" for lora, factor in edits.loras)
     vectors = b"" if edits.vectors is None else edits.vectors.tobytes()
-    key = hashlib.sha256(f"{digest} {loras} {edits.clip_skip} {edits.states} ".encode() + vectors).hexdigest()[:16]
+    named = f"{code_digest()} {digest} {loras} {edits.clip_skip} {edits.states} "
+    key = hashlib.sha256(named.encode() + vectors).hexdigest()[:16]
     home = cache_folder("edited")
     kept = home / key
     # Also where the copy exists: this finds the modules without a place and refuses a LoRA for another model.
@@ -112,7 +113,7 @@ class _Plan:
         self.functions = list(Package.open(package).functions.values())
         self.constants = [Constants(function) for function in self.functions]
         self.modules: dict[str, list[str]] = {}
-        self.changes: dict[str, list[tuple[Lora, float, Difference]]] = {}
+        self.changes: dict[str, list[Change]] = {}
         self.vectors: Array | None = None
         self.table = ""
         self.wires: dict[str, str] = {}
@@ -199,14 +200,10 @@ def _plans(packages: Sequence[Path], edits: Edits, name: str) -> list[_Plan]:
         for plan in plans:
             plan.skip_layers(edits)
     modules = [module for plan in plans for module in plan.modules]
-    for lora, factor in edits.loras:
-        found = lora.differences(edits.part, modules)
-        if lora.has(edits.part) and not found:
-            raise InvalidRequest(f"the LoRA {lora.name!r} changes nothing that {name} has; it is for another model")
+    for module, changes in changes_of(edits.loras, edits.part, modules, name, edits.unplaced).items():
         for plan in plans:
-            for module, difference in found.items():
-                if module in plan.modules:
-                    plan.changes.setdefault(module, []).append((lora, factor, difference))
+            if module in plan.modules:
+                plan.changes[module] = changes
     return plans
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ...components.base import Array
-from ...components.lora import Difference, Lora
-from .edits import changes_of, layers, misfit, plain_input
+from ...components.edits import Edits
+from ...components.lora import Change, changes_of
+from .edits import layers, misfit, plain_input
 from .graph import GIVEN, parameter
 
 # Ranks are rounded up to a multiple of this. Where they are more than MOST together, what they cost at every step is
@@ -40,12 +41,12 @@ class Adapters:
     shapes: Mapping[str, tuple[int, int]]
     modules: tuple[str, ...]
 
-    def values(self, loras: Sequence[tuple[Lora, float]]) -> dict[str, Array] | None:
-        """Values of the inputs for these LoRAs. None where the LoRAs need other inputs, or none.
+    def values(self, edits: Edits) -> dict[str, Array] | None:
+        """Values of the inputs for the LoRAs of `edits`. None where the LoRAs need other inputs, or none.
 
         Raises InvalidRequest for what is of another model.
         """
-        changes = changes_of(loras, self.part, self.modules, self.name)
+        changes = changes_of(edits.loras, self.part, self.modules, self.name, edits.unplaced)
         if not changes or not set(changes) <= set(self.shapes):
             return None
         found: dict[str, Array] = {}
@@ -59,13 +60,13 @@ class Adapters:
         return found
 
 
-def adapt(model: Any, loras: Sequence[tuple[Lora, float]], part: str, name: str) -> Adapters | None:
-    """Give `model` inputs for these LoRAs; None, and nothing changed, where they have to be added to the weights.
+def adapt(model: Any, edits: Edits, name: str) -> Adapters | None:
+    """Give `model` inputs for the LoRAs of `edits`. None, and nothing changed, where they are to be added to weights.
 
     Raises InvalidRequest for what is of another model.
     """
     known = layers(model)
-    changes = changes_of(loras, part, known, name)
+    changes = changes_of(edits.loras, edits.part, known, name, edits.unplaced)
     shapes, rank = {}, 0
     for module, mine in changes.items():
         found = {_shape(port.get_node()) for port in known[module]}
@@ -76,7 +77,7 @@ def adapt(model: Any, loras: Sequence[tuple[Lora, float]], part: str, name: str)
         shapes[module], rank = shape, max(rank, len(thin[0]))
     if not 0 < rank <= MOST:
         return None
-    adapters = Adapters(name, part, -(-rank // RANKS) * RANKS, shapes, tuple(known))
+    adapters = Adapters(name, edits.part, -(-rank // RANKS) * RANKS, shapes, tuple(known))
     for module in shapes:
         _add_inputs(model, adapters, module, [port.get_node() for port in known[module]])
     model.validate_nodes_and_infer_types()
@@ -111,9 +112,7 @@ def _shape(layer: Any) -> tuple[int, int] | None:
     return (shape[0], shape[1]) if layer.get_attributes()["transpose_b"] else (shape[1], shape[0])
 
 
-def _thin(
-    changes: Sequence[tuple[Lora, float, Difference]], module: str, shape: tuple[int, int]
-) -> tuple[Array, Array] | None:
+def _thin(changes: Sequence[Change], module: str, shape: tuple[int, int]) -> tuple[Array, Array] | None:
     """D [r, in] and U [out, r] of all changes together; None where one is no product of two such matrices."""
     downs, ups = [np.zeros((0, shape[1]), np.float32)], [np.zeros((shape[0], 0), np.float32)]
     for lora, factor, difference in changes:

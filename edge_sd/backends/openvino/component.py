@@ -90,7 +90,7 @@ class OpenVINOComponent:
         """`adapters`: the graphs' inputs for the LoRAs of `edits`, where those are no part of their weights."""
         self.name, self.graphs, self.before, self.shapes = name, graphs, before, shapes
         self.edits, self.adapters = edits, adapters
-        self._given = adapters.values(edits.loras) or {} if adapters else {}
+        self._given = adapters.values(edits) or {} if adapters else {}
         # Mapped weights, and the pages of them that are given back during a call.
         self.held: Mapping[str, Any] = {}
         self.places: Places = ()
@@ -105,7 +105,7 @@ class OpenVINOComponent:
         """Take other LoRAs where these graphs can; False where they have to be loaded again."""
         if self.adapters is None or replace(edits, loras=self.edits.loras) != self.edits:
             return False
-        given = self.adapters.values(edits.loras)
+        given = self.adapters.values(edits)
         if given is None:
             return False
         self.edits, self._given = edits, given

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...components.edits import Edits
-from ...components.lora import Difference, Lora
+from ...components.lora import Change, Lora, Unplaced, changes_of
 from ...errors import InvalidRequest
 from ...text.textual_inversion import FIRST
 
@@ -24,7 +24,7 @@ def apply(model: Any, edits: Edits, name: str) -> None:
     if edits.clip_skip > 1:
         _skip_layers(model, edits.clip_skip, name)
     if edits.loras:
-        add_loras(model, edits.loras, edits.part, name)
+        add_loras(model, edits.loras, edits.part, name, edits.unplaced)
 
 
 # Prefixes of wrapper modules, which LoRAs do not name.
@@ -35,39 +35,22 @@ _MODULE = (
 # OpenVINO's names of weights and of layers. Quantized weights lose their names, so the layer's is used.
 _WEIGHT, _LAYER = re.compile(_MODULE + r"\.weight"), re.compile(_MODULE + "/")
 
-Changes = Sequence[tuple[Lora, float, Difference]]
 
-
-def add_loras(model: Any, loras: Sequence[tuple[Lora, float]], part: str, name: str) -> None:
+def add_loras(
+    model: Any, loras: Sequence[tuple[Lora, float]], part: str, name: str, unplaced: Unplaced | None = None
+) -> None:
     """Add differences, times their factors, to the weights of linear layers and convolutions.
 
     Weights of few bits are taken apart, and put together again with 8 for each number and a scale for each output.
     Raises InvalidRequest where nothing has a place, or something has another shape.
     """
     known = layers(model)
-    changes = changes_of(loras, part, known, name)
+    changes = changes_of(loras, part, known, name, unplaced)
     ports = [(port, changes[module], module) for module in changes for port in known[module]]
     # The sums run in parallel; only one thread changes the graph.
     with ThreadPoolExecutor() as pool:
         for (port, _, module), stored in zip(ports, pool.map(lambda each: _changed(*each), ports), strict=True):
             _replace(port, stored, module)
-
-
-def changes_of(
-    loras: Sequence[tuple[Lora, float]], part: str, names: Iterable[str], name: str
-) -> dict[str, list[tuple[Lora, float, Difference]]]:
-    """Module -> what is added to its weight, of the modules `names` that the graph `name` has.
-
-    Raises InvalidRequest where a LoRA for this part changes none of them.
-    """
-    names, added = list(names), dict[str, list[tuple[Lora, float, Difference]]]()
-    for lora, factor in loras:
-        found = lora.differences(part, names)
-        if lora.has(part) and not found:
-            raise InvalidRequest(f"the LoRA {lora.name!r} changes nothing that {name} has; it is for another model")
-        for module, difference in found.items():
-            added.setdefault(module, []).append((lora, factor, difference))
-    return added
 
 
 def layers(model: Any) -> dict[str, list[Any]]:
@@ -152,7 +135,7 @@ def _value(node: Any) -> NDArray[np.float32]:
     return np.asarray(made, np.float32)
 
 
-def _changed(port: Any, changes: Changes, module: str) -> tuple[NDArray[Any], ...]:
+def _changed(port: Any, changes: Sequence[Change], module: str) -> tuple[NDArray[Any], ...]:
     """The weight that a port reads, changed: as it is stored, or 8-bit numbers, perhaps a zero point, and the scale."""
     source = port.get_source_output()
     weight = _value(source.get_node())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from ...caches import code_digest
 from ...components.base import Array, Shapes
 from ...components.lora import read_lora
 from ...errors import DeviceError, InvalidModel
@@ -173,7 +172,7 @@ class Loading:
         compiled = (sorted(self.shapes.items()), sorted((name, str(value)) for name, value in self.config.items()))
         edits, loras = self.request.edits, [(lora.sha256, factor) for lora, factor in self.request.edits.loras]
         changes = (edits.key, loras, edits.part, edits.clip_skip, edits.states, edits.shortcuts)
-        decides = (_own_code(), hashes, where, compiled, changes)
+        decides = (code_digest(), hashes, where, compiled, changes)
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
 
     @property
@@ -204,7 +203,7 @@ class Loading:
             accept_fractional_timesteps(model)
             edits, adapters = self.request.edits, None
             if edits.loras and self._adaptable:
-                adapters = adapt(model, edits.loras, edits.part, self.request.artifact.graph)
+                adapters = adapt(model, edits, self.request.artifact.graph)
                 edits = edits if adapters is None else replace(edits, loras=())
             apply(model, edits, self.request.artifact.graph)
             reshape(model, self.shapes, self.request.artifact.graph, self.request.bundle.facts.latents.factor)
@@ -272,13 +271,6 @@ class Loading:
         component.places = self._places
         forget(component.places)
         return component
-
-
-@functools.cache
-def _own_code() -> str:
-    """The hash of what rewrites graphs."""
-    paths = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _keep(key: str, compiled: Mapping[str, Any]) -> None:
