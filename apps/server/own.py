@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi import Request as HttpRequest
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.responses import Response
@@ -16,6 +17,7 @@ from edge_sd.sampling.names import SIGMAS
 from edge_sd.sampling.samplers import SAMPLERS
 
 from .answers import Problem, problems, sse
+from .guard import COOKIE
 from .job import Job
 from .recall import recall
 from .service import Event, Service
@@ -25,6 +27,9 @@ from .wish import Base64, Wish, as_base64, decode_base64, loras_in
 BACKLOG = 1000
 # Seconds between comments that keep a silent stream open.
 BEAT = 15.0
+# In a model's folder: the words that it was taught.
+WORDS = "words.json"
+MAX_WORDS = 1 << 20
 
 Id = Annotated[str, Path(pattern=r"^[0-9a-f]{24}$")]
 
@@ -91,6 +96,15 @@ class Offer(BaseModel):
     sigmas: list[str]
     presets: list[str]
     loras: list[str]
+
+
+class Words(BaseModel):
+    """What a model was taught, as its words.json says; empty where it has none."""
+
+    concepts: list[str] = []
+    styles: list[str] = []
+    backgrounds: list[str] = []
+    pattern: str = ""
 
 
 class Plan(BaseModel):
@@ -205,6 +219,23 @@ def router(service: Service) -> APIRouter:
         """Where and why."""
         summary, explanation = service.engines.plan((model, variant or None, device, preset))
         return Plan(summary=summary, explanation=explanation)
+
+    @routes.get("/words")
+    def words(model: Annotated[str, Query(max_length=200)] = "") -> Words:
+        """What a model knows."""
+        path = service.engines.bundle(model or service.engines.default).root / WORDS
+        if not path.is_file() or path.stat().st_size > MAX_WORDS:
+            return Words()
+        return Words.model_validate_json(path.read_bytes())
+
+    @routes.post("/session", status_code=204)
+    def session(request: HttpRequest) -> Response:
+        """Take the token that was shown as Bearer into a cookie that only this page can send."""
+        answer = Response(status_code=204)
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and token:
+            answer.set_cookie(COOKIE, token.strip(), httponly=True, samesite="strict", path="/")
+        return answer
 
     @routes.post("/recorded")
     def recorded(picture: Picture) -> Recorded:
