@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from edge_sd import __version__
 from edge_sd.errors import EdgeSDError
 
-from . import a1111, health, openai, own, static
+from . import a1111, comparisons, health, openai, own, static
 from .answers import on_error, refuse
 from .guard import Guard, Rules
 from .service import Service
@@ -25,6 +25,7 @@ def create_app(service: Service, rules: Rules | None = None) -> FastAPI:
         app.add_exception_handler(kind, on_error)
     for each in (openai, a1111, own, health):
         app.include_router(each.router(service))
+    app.include_router(comparisons.router(comparisons.Comparisons(service)))
     app.include_router(static.router())
     app.add_middleware(Guard, rules=rules or Rules(), refuse=refuse)
     return app

@@ -74,6 +74,7 @@ class Service:
         self._listeners: dict[int, Callable[[Event | None], None]] = {}
         self._watchers, self._watched_until = 0, 0.0
         self._closing = False
+        self._stoppers: list[Callable[[], None]] = []
         self._writer = ThreadPoolExecutor(1, "edge-sd-writer")
         self.counts: dict[tuple[str, str], int] = {}
         self.pictures_drawn, self.seconds_drawing = 0, 0.0
@@ -212,14 +213,20 @@ class Service:
                 self._listeners.pop(token, None)
                 self._watchers -= previews
 
+    def on_stop(self, act: Callable[[], None]) -> None:
+        """Call `act` when the service is stopped."""
+        self._stoppers.append(act)
+
     def stop(self) -> None:
-        """Accept nothing more, leave what is drawn within a step, and end all listening. Returns at once."""
+        """Accept nothing more, leave what is drawn within a step, and end all listening."""
         with self._changed:
             self._closing = True
             listeners, drawings = list(self._listeners.values()), list(self._drawings.values())
             self._changed.notify_all()
         for drawing in drawings:
             drawing.cancel()
+        for act in self._stoppers:
+            act()
         for callback in listeners:
             callback(None)
 

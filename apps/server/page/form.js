@@ -49,6 +49,8 @@ function wire(submit) {
     try {
       const job = await submit(read());
       lastSeed = job.wish.seed;
+      // On narrow screens the results are below the form.
+      $("now").scrollIntoView({ block: "nearest" });
       $("seed").placeholder = `random (last: ${lastSeed})`;
     } catch (error) {
       mistake.textContent = error.message;
@@ -136,7 +138,6 @@ export async function startFrom(url) {
 
 function lock(on) {
   $("lock").setAttribute("aria-pressed", String(on));
-  $("lock").textContent = on ? "🔒" : "🔓";
   keep();
 }
 
@@ -174,10 +175,10 @@ const isDefault = (name, value) => DEFAULTS[name] === value;
 function modelChanged() {
   const found = model();
   const defaults = found.defaults;
-  options($("variant"), [["", "the plan's choice"], ...found.variants.map((each) => [each.name, `${each.name} (${(each.bytes / 1e6).toFixed(0)} MB)`])]);
+  options($("variant"), [["", "automatic"], ...found.variants.map((each) => [each.name, `${each.name} (${(each.bytes / 1e6).toFixed(0)} MB)`])]);
   const own = offer.samplers.find((each) => each.name === defaults.sampler)?.title || defaults.sampler;
   const chosen = $("sampler").value;
-  options($("sampler"), [["", `${own} (the model's)`], ...offer.samplers.map((each) => [each.name, each.title])], chosen);
+  options($("sampler"), [["", `${own}, default`], ...offer.samplers.map((each) => [each.name, each.title])], chosen);
   for (const name of ["width", "height", "steps", "guidance"]) $(name).placeholder = defaults[name];
   $("lines").hidden = !found.controlnet;
   showPlan();
