@@ -85,9 +85,9 @@ class Comparisons:
             home.mkdir(parents=True, mode=0o700)
             record = {"created": time.time(), "ask": ask.model_dump()}
             write_atomically(home / "wish.json", json.dumps(record).encode())
-            command = [sys.executable, "-m", "edge_sd", "compare", "run", str(bundle.root), "--report", str(home),
-                       "--variants", ",".join(ask.variants), "--seeds", str(ask.seeds), "--rounds", str(ask.rounds),
-                       "--swap", "0"]  # fmt: skip
+            command = [sys.executable, "-m", "edge_sd", "compare", "run", str(bundle.root)]
+            command += ["--report", str(home / "report"), "--variants", ",".join(ask.variants)]
+            command += ["--seeds", str(ask.seeds), "--rounds", str(ask.rounds), "--swap", "0"]
             if ask.prompts:
                 write_atomically(home / "prompts.txt", "\n".join(ask.prompts).encode())
                 command += ["--prompts", str(home / "prompts.txt")]
@@ -129,7 +129,7 @@ class Comparisons:
 
     def report(self, id_: str) -> Path | None:
         """The page of one that is done."""
-        path = self.folder / id_ / "report.html"
+        path = self.folder / id_ / "report" / "report.html"
         return path if path.is_file() else None
 
     def _busy(self) -> bool:

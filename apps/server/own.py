@@ -121,8 +121,12 @@ class Picture(BaseModel):
 
 
 class Recorded(BaseModel):
-    """What a picture says of how it was made: `wish` holds the fields that can be asked for again."""
+    """What a picture says of how it was made: `wish` holds the fields that can be asked for again.
 
+    `reason` says why there is nothing, where there is nothing.
+    """
+
+    reason: str
     exact: bool
     model: str
     variant: str

@@ -26,12 +26,24 @@ def read(data: bytes) -> Recorded:
 
 
 def recall(data: bytes) -> dict[str, Any]:
-    """For JSON: fields that a wish can have, and what has to be given anew."""
-    found = read(data)
+    """For JSON: fields that a wish can have, and what has to be given anew. Raises InvalidRequest for no picture."""
+    open_raw(data, "image")
+    try:
+        found = read(data)
+    except InvalidRequest as error:
+        return {
+            "reason": str(error),
+            "exact": False,
+            "model": "",
+            "variant": "",
+            "text": "",
+            "wish": {},
+            "left_out": [],
+        }
     fields = set(Wish.model_fields) - {*PICTURES, *PLACE, "loras"}
     wish = {name: value for name, value in found.settings.items() if name in fields and value is not None}
     left_out = [name for name in PICTURES if found.settings.get(name)]
     left_out += [f"LoRA {public(str(name))}" for name in found.settings.get("loras") or {}]
     left_out += [f"embedding {public(str(name))}" for name in found.settings.get("embeddings") or {}]
-    return {"exact": found.exact, "model": public(found.model), "variant": public(found.variant),
+    return {"reason": "", "exact": found.exact, "model": public(found.model), "variant": public(found.variant),
             "text": found.text, "wish": wish, "left_out": left_out}  # fmt: skip

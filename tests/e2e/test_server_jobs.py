@@ -165,6 +165,14 @@ def test_offer_and_plan(http: httpx.Client) -> None:
     assert http.get("/plan", params={"device": "gpu.9"}).status_code in (400, 404, 500)
 
 
+def test_the_words_of_the_embedded_model_are_those_it_was_taught(http: httpx.Client) -> None:
+    from edge_sd.converters.training import data
+
+    words = http.get("/words").json()
+    assert words["concepts"] == data.core_vocabulary()
+    assert (words["styles"], words["backgrounds"]) == (list(data.STYLES), list(data.BACKGROUNDS))
+
+
 def test_health_and_metrics(server: tuple[str, Service]) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 

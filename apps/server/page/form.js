@@ -119,8 +119,8 @@ export async function give(file) {
   try {
     const url = await readFile(file);
     await startFrom(url);
-    const found = await call("/api/recorded", { image: url.split(",")[1] }).catch(() => null);
-    if (found) {
+    const found = await call("/api/recorded", { image: url.split(",")[1] });
+    if (!found.reason) {
       toast("This picture says how it was made.", "Use these", () => {
         boards.image.remove();
         $("drop-image").hidden = false;
