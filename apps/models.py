@@ -30,19 +30,23 @@ def hush_hub(bars: bool) -> None:
 def list_models(as_json: AsJson = False) -> None:
     """Every model that can be used by name."""
     from edge_sd.bundle.bundle import open_foreign, read_manifest
-    from edge_sd.bundle.library import installed_models, pulled_models
+    from edge_sd.bundle.library import MANIFEST, installed_models, pulled_models, unreadable
     from edge_sd.errors import ModelError
 
-    rows = []
-    opened = {name: read_manifest(folder) for name, folder in installed_models().items()}
-    for name, folder in pulled_models().items():
-        # A single checkpoint has to be converted first.
-        with contextlib.suppress(ModelError):
-            opened[name] = open_foreign(folder)
-    for name, bundle in opened.items():
-        folder = bundle.root
-        rows.append({"name": name, "folder": str(folder), "family": bundle.facts.family,
+    rows, problems = [], [unreadable()]
+    folders = {**installed_models(), **pulled_models()}
+    for name, folder in folders.items():
+        try:
+            # A single checkpoint has to be converted first.
+            bundle = read_manifest(folder) if (folder / MANIFEST).is_file() else open_foreign(folder)
+        except ModelError as error:
+            if (folder / MANIFEST).is_file():
+                problems.append(f"{name}: {error}")
+            continue
+        rows.append({"name": name, "folder": str(bundle.root), "family": bundle.facts.family,
                      "license": bundle.facts.license, "variants": sorted(bundle.variants)})  # fmt: skip
+    for problem in filter(None, problems):
+        say(f"note: {problem}", error=True)
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -136,14 +140,30 @@ def show(model: Annotated[str, typer.Argument(help="A name or a folder.")], as_j
 
 @app.command("verify")
 def verify(model: Annotated[str, typer.Argument(help="A name or a folder.")]) -> None:
-    """Hash every file of a model and compare with its manifest; exit code 1 if any differs."""
+    """Hash every file of a model and compare with its manifest; exit code 1 if any differs.
+
+    Another program's export has no hashes: those of the first time are compared from then on.
+    """
     from edge_sd.bundle.bundle import ModelBundle
+    from edge_sd.bundle.seen import Seen
 
     bundle = ModelBundle.open(model)
     problems = bundle.verify()
+    unhashed = bundle.unhashed()
+    seen = Seen.of(bundle.root) if unhashed else None
+    problems += seen.problems(unhashed) if seen is not None else []
     for problem in problems:
         say(problem)
     if problems:
         raise typer.Exit(1)
-    count = len(bundle.files) + sum(len(variant.files) for variant in bundle.variants.values())
-    say(f"{bundle.name}: {count} files as the manifest says")
+    named = {*bundle.files, *bundle.others, *(name for each in bundle.variants.values() for name in each.files)}
+    known = len(named) - len(unhashed)
+    if known:
+        print(f"{bundle.name}: {known} files as the manifest says")
+    if seen is not None:
+        new = seen.remember(unhashed)
+        if len(unhashed) > len(new):
+            print(f"{bundle.name}: {len(unhashed) - len(new)} files as they were when they were first verified")
+        if new:
+            print(f"{bundle.name}: nothing can be said of {len(new)} files, since nothing has recorded their hashes; "
+                  "they are recorded now")  # fmt: skip

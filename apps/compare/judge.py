@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle, read_manifest
+from edge_sd.bundle.library import MANIFEST
 from edge_sd.bundle.safetensors import parse
 from edge_sd.errors import EdgeSDError
 from edge_sd.paths import embedded_models
@@ -38,6 +39,9 @@ class Judge:
     """Reads config.json and model.safetensors of an evaluator's folder. Raises InvalidModel."""
 
     def __init__(self, folder: Path) -> None:
+        if (folder.parent / MANIFEST).is_file():
+            # The comparison's agreement rests on these two files.
+            read_manifest(folder.parent).require(f"{folder.name}/")
         config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
         self.labels: list[str] = config["labels"]
         path = folder / "model.safetensors"

@@ -120,7 +120,16 @@ def add_variants(target: Path) -> None:
         )  # fmt: skip
     shared = {f"tokenizer/{p.name}": record_file(p) for p in sorted((target / "tokenizer").iterdir())}
     facts = replace(source.facts, name=NAME, license=LICENSE, defaults=DEFAULTS)
-    ModelBundle(target, facts, variants, shared).write_manifest()
+    bundle = ModelBundle(target, facts, variants, shared)
+    replace(bundle, others=other_files(bundle)).write_manifest()
+
+
+def other_files(bundle: ModelBundle) -> dict[str, FileRecord]:
+    """What a command or another program reads of a model beside its variants: configs, indices of shards, the judge."""
+    named = {*bundle.files, *(name for each in bundle.variants.values() for name in each.files)}
+    paths = [bundle.root / "model_index.json", *bundle.root.glob("*/*.json"), *bundle.root.glob("evaluator/*")]
+    found = {path.relative_to(bundle.root).as_posix(): path for path in paths if path.is_file()}
+    return {name: record_file(path) for name, path in sorted(found.items()) if name not in named}
 
 
 def link_openvino(made: ModelBundle, part: str, source: Source) -> Artifact:

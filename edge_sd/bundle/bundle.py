@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import InvalidModel, VariantNotFound, choices
 from ..files import FileRecord, hash_file, inside, write_atomically
@@ -27,9 +28,11 @@ from .facts import Defaults, Facts, LatentSpace, TextPart
 from .library import MANIFEST, find_model
 from .variants import Artifact, Parity, Variant
 
+T = TypeVar("T")
 # In a variant's folder: what torch float32 drew of the same weights, with the request inside.
 REFERENCE = "reference.png"
-FORMAT = 1
+# Format 2 has a checksum of the manifest itself; format 1, which older versions wrote, has none.
+FORMAT, OLDER = 2, (1,)
 MANIFEST_LIMIT = 8 << 20
 # Fields of a schedule that every manifest has; what later versions added has a default.
 FIRST_FIELDS = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
@@ -50,12 +53,14 @@ class ModelBundle:
         facts: What is true of the weights, whatever runs them.
         variants: Name -> a backend's form of the model in one precision.
         files: Path below `root` -> bytes and sha256 of the files that all variants share.
+        others: The same of what no variant is drawn with: configs for other programs, the embedded model's judge.
     """
 
     root: Path
     facts: Facts
     variants: dict[str, Variant]
     files: dict[str, FileRecord] = field(default_factory=dict)
+    others: dict[str, FileRecord] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -102,10 +107,21 @@ class ModelBundle:
     def verify(self, variant: str | None = None) -> list[str]:
         """Every difference between the files and the manifest, one line each; empty when all is well."""
         wanted = self.variants if variant is None else {variant: self.variant(variant)}
-        records = dict(self.files)
+        records = {**self.files, **self.others}
         for each in wanted.values():
             records |= each.files
         return list(self._problems(records, True))
+
+    def unhashed(self) -> list[str]:
+        """Files of variants that no manifest has hashed, such as another program's exports: `verify` passes them."""
+        records = {name: record for each in self.variants.values() for name, record in each.files.items()}
+        return sorted(name for name, record in records.items() if not record.sha256)
+
+    def require(self, prefix: str) -> None:
+        """Refuse damage in those of `others` whose path begins so. Raises InvalidModel."""
+        records = {name: record for name, record in self.others.items() if name.startswith(prefix)}
+        for problem in self._problems(records, True):
+            raise InvalidModel(f"{self.name}: {problem}; install the model again")
 
     def _problems(self, records: Mapping[str, FileRecord], thorough: bool) -> Iterator[str]:
         with ThreadPoolExecutor(4) as pool:
@@ -126,9 +142,11 @@ class ModelBundle:
             "format": FORMAT,
             **asdict(self.facts),
             "files": {path: asdict(record) for path, record in sorted(self.files.items())},
+            "others": {path: asdict(record) for path, record in sorted(self.others.items())},
             # What torch runs is there as long as the weights are, and is recorded nowhere.
             "variants": {name: asdict(each) for name, each in sorted(self.variants.items()) if each.backend != "torch"},
         }
+        document["checksum"] = checksum(document)
         write_atomically(self.root / MANIFEST, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -143,7 +161,7 @@ def open_foreign(root: Path) -> ModelBundle:
 
 def with_torch(bundle: ModelBundle) -> ModelBundle:
     """`bundle` with the torch weights that lie in its folder, if they do, as variants."""
-    known = {name: record for each in bundle.variants.values() for name, record in each.files.items()}
+    known = {**bundle.others, **{n: record for each in bundle.variants.values() for n, record in each.files.items()}}
     try:
         return replace(bundle, variants={**bundle.variants, **torch_variants(bundle.root, known)})
     except InvalidModel:
@@ -162,6 +180,12 @@ def _problem(path: Path, name: str, record: FileRecord, thorough: bool) -> str |
     return None
 
 
+def checksum(document: dict[str, Any]) -> str:
+    """sha256 of a manifest's values, however its lines are broken; its own field is left out."""
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def read_manifest(root: Path) -> ModelBundle:
     """Open the bundle in `root`; InvalidModel names what is wrong in its manifest."""
     path = root / MANIFEST
@@ -173,17 +197,20 @@ def read_manifest(root: Path) -> ModelBundle:
         raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise InvalidModel(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    if not isinstance(document, dict) or document.get("format") not in (FORMAT, *OLDER):
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise InvalidModel(f"{path} has format {found!r}; this version of edge-sd reads format {FORMAT}")
+    if document["format"] == FORMAT and document.get("checksum") != checksum(document):
+        raise InvalidModel(f"{path} is damaged (its checksum differs); install or convert the model again")
     try:
         bundle = _parse(root, document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise InvalidModel(f"{path}: {detail}") from error
     for name in [
         *(text.tokenizer for text in bundle.facts.encoders),
         *bundle.files,
+        *bundle.others,
         *(f for v in bundle.variants.values() for f in v.files),
     ]:
         bundle.path(name)
@@ -199,6 +226,36 @@ def _fixed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _typed(kind: type[T], row: Any) -> T:
+    """A dataclass of plain values out of a JSON object. Raises TypeError for a value of another type than its default.
+
+    A whole number is taken for a float; true and false are no numbers.
+    """
+    if not isinstance(row, dict):
+        raise TypeError(f"{kind.__name__} is {row!r}, no object")
+    types = {each.name: str(each.type) for each in fields(kind)}  # type: ignore[arg-type]
+    allowed = {"int": (int,), "float": (int, float), "str": (str,)}
+    for name, value in row.items():
+        wanted = types.get(name)
+        if wanted in allowed and (isinstance(value, bool) or not isinstance(value, allowed[wanted])):
+            raise TypeError(f"{name!r} is {value!r}, no {wanted}")
+        if isinstance(value, int | float) and not math.isfinite(value):
+            raise ValueError(f"{name!r} is {value!r}")
+    return kind(**row)
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+        raise TypeError(f"{values!r} is no list of names")
+    return tuple(values)
+
+
+def _records(rows: Any) -> dict[str, FileRecord]:
+    if not isinstance(rows, dict):
+        raise TypeError(f"{rows!r} is no object of files")
+    return {str(path): _typed(FileRecord, row) for path, row in rows.items()}
+
+
 def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
     for key in ("schedule", "latents", "defaults", "variants", "files"):
         if not isinstance(document[key], dict):
@@ -212,13 +269,13 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
         name=str(document["name"]),
         family=document["family"],
         schedule=NoiseSchedule.from_config(document["schedule"]),
-        latents=LatentSpace(**{key: _fixed(value) for key, value in document["latents"].items()}),
-        defaults=Defaults(**document["defaults"]),
+        latents=_typed(LatentSpace, {key: _fixed(value) for key, value in document["latents"].items()}),
+        defaults=_typed(Defaults, document["defaults"]),
         tokenizer=str(document["tokenizer"]),
         max_tokens=document["max_tokens"],
         text_width=document["text_width"],
         license=str(document["license"]),
-        texts=tuple(TextPart(**text) for text in document.get("texts", ())),
+        texts=tuple(_typed(TextPart, text) for text in document.get("texts", [])),
         **{name: type(default)(document.get(name, default)) for name, default in LATER.items()},
     )
     variants = {}
@@ -226,18 +283,18 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
         artifacts = {
             component: Artifact(
                 graph=str(row["graph"]),
-                weights=tuple(row["weights"]),
-                inputs=tuple(row["inputs"]),
-                outputs=tuple(row["outputs"]),
-                parity=Parity(**row["parity"]) if row.get("parity") else None,
+                weights=_names(row["weights"]),
+                inputs=_names(row["inputs"]),
+                outputs=_names(row["outputs"]),
+                parity=_typed(Parity, row["parity"]) if row.get("parity") else None,
                 lora=str(row["lora"]) if row.get("lora") else None,
                 pieces=str(row["pieces"]) if row.get("pieces") else None,
-                chunks=tuple(row.get("chunks", ())),
+                chunks=_names(row.get("chunks", [])),
                 precision=str(row.get("precision", "")),
             )
             for component, row in entry["artifacts"].items()
         }
-        files = {path: FileRecord(**record) for path, record in entry["files"].items()}
+        files = _records(entry["files"])
         variants[name] = Variant(
             str(entry["backend"]),
             str(entry["precision"]),
@@ -245,8 +302,8 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
             files,
             str(entry.get("source", "")),
             str(entry.get("compute", "")),
-            Defaults(**entry["defaults"]) if entry.get("defaults") else None,
+            _typed(Defaults, entry["defaults"]) if entry.get("defaults") else None,
             str(entry.get("target", "")),
         )
-    shared = {path: FileRecord(**record) for path, record in document["files"].items()}
-    return ModelBundle(root, facts, variants, shared)
+    shared, others = (_records(document.get(key, {})) for key in ("files", "others"))
+    return ModelBundle(root, facts, variants, shared, others)

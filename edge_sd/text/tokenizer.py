@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 # Where a chunk is full, what follows its last comma goes into the next, if that is no more than this many tokens.
 BACKTRACK = 20
+# Ids are at most as many as the largest vocabularies have; the library sets aside memory for the largest.
+MOST_TOKENS = 1 << 20
 # Largest factor that restores the mean of states where some weights are 0 or negative.
 MOST_RESCALED = 10.0
 
@@ -195,9 +197,30 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
             vocabulary, merges = model["vocab"], [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
         else:
             raise InvalidModel(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json")
-        return {str(token): int(n) for token, n in vocabulary.items()}, [(left, right) for left, right in merges]
+        _check(vocabulary, merges)
+        return dict(vocabulary), [(left, right) for left, right in merges]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidModel(f"{folder} is no CLIP tokenizer: {error}") from error
+
+
+def _check(vocabulary: Any, merges: Any) -> None:
+    """Raise ValueError or TypeError for what the library would panic at, or make up: it adds missing special tokens."""
+    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
+        raise TypeError("its vocabulary is no object, or its merges are no list")
+    for token, number in vocabulary.items():
+        if type(number) is not int or not 0 <= number < MOST_TOKENS:
+            raise ValueError(f"token {token[:40]!r} has the id {number!r}, no number below {MOST_TOKENS}")
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise ValueError("two tokens have one id")
+    for token in (START, END):
+        if token not in vocabulary:
+            raise ValueError(f"its vocabulary has no {token}")
+    for merge in merges:
+        if not isinstance(merge, list | tuple) or len(merge) != 2 or not all(isinstance(each, str) for each in merge):
+            raise TypeError(f"the merge {str(merge)[:40]!r} is no pair")
+        for each in (*merge, "".join(merge)):
+            if each not in vocabulary:
+                raise ValueError(f"it merges {each[:40]!r}, which its vocabulary does not have")
 
 
 def _load(folder: Path) -> Tokenizer:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edge_sd import Pipeline, Request
-from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.bundle import ModelBundle, checksum
 from edge_sd.errors import EdgeSDError, InvalidModel, ModelNotFound, VariantNotFound
 from edge_sd.files import inside
 
@@ -40,6 +40,7 @@ def copy(bundle: ModelBundle, tmp_path: Path) -> Path:
 def edit(folder: Path, change: Any) -> None:
     document = json.loads((folder / "edge_sd.json").read_text("utf-8"))
     change(document)
+    document["checksum"] = checksum(document)
     (folder / "edge_sd.json").write_text(json.dumps(document), "utf-8")
 
 
@@ -65,7 +66,19 @@ def test_a_path_that_leaves_the_folder_is_refused(copy: Path, path: str) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '"x"', "{}", '{"format": 2}', '{"format": 1}', "[" * 100_000, '{"format": 1, "name": "x"}'],
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '"x"',
+        "{}",
+        '{"format": 2}',
+        '{"format": 3}',
+        '{"format": 1}',
+        "[" * 100_000,
+        '{"format": 1, "name": "x"}',
+    ],
 )
 def test_a_manifest_that_is_none_is_refused(copy: Path, text: str) -> None:
     (copy / "edge_sd.json").write_text(text)

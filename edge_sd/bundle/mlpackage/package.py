@@ -33,6 +33,8 @@ DTYPES = {
 NUMPY = {name: code for name, code in DTYPES.values() if code}
 SENTINEL = 0xDEADBEEF
 PREFIX = "@model_path/"
+# Numbers in one constant: of any, and of one that is written in the program, where large ones lie in the weight file.
+MOST_NUMBERS, MOST_IMMEDIATE = 1 << 34, 1 << 20
 
 Constant = NDArray[Any] | str
 
@@ -98,6 +100,8 @@ class Package:
             raise InvalidModel(f"{model} is damaged: {error}") from error
         except KeyError as error:
             raise InvalidModel(f"{path} is no ML Program: it has no {error}") from error
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise InvalidModel(f"{path} is no ML Program: {error}") from error
         default = document.get("description", {}).get("defaultFunctionName") or "main"
         if default not in functions:
             raise InvalidModel(f"{path} is no ML Program: it has no function {default!r}")
@@ -113,7 +117,7 @@ def root_model(path: Path) -> Path:
         return inside(path, f"Data/{relative}")
     except OSError as error:
         raise InvalidModel(f"{manifest} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidModel(f"{manifest} is no package's manifest: {error}") from error
 
 
@@ -143,18 +147,28 @@ class _Weights:
 
 def unpack(data: NDArray[np.uint8], kind: TensorType) -> NDArray[Any]:
     """Bytes -> array of `kind`; packed types come as int8 or uint8. Raises InvalidModel if the bytes are too few."""
-    count = math.prod(kind.shape)
+    count = _count(kind)
     if kind.dtype in NUMPY:
         dtype = np.dtype(NUMPY[kind.dtype])
         if len(data) < count * dtype.itemsize:
             raise InvalidModel(f"a constant of {kind.dtype} {kind.shape} has only {len(data)} bytes")
         return np.frombuffer(data[: count * dtype.itemsize].tobytes(), dtype).reshape(kind.shape)
+    if not kind.dtype.lstrip("uint").isdecimal():
+        raise InvalidModel(f"a constant of type {kind.dtype} can't be stored as bytes")
     bits = int(kind.dtype.lstrip("uint"))
     if len(data) * 8 < count * bits:
         raise InvalidModel(f"a constant of {kind.dtype} {kind.shape} has only {len(data)} bytes")
     each = unpack_bits(data, bits, count).reshape(kind.shape)
     sign = 1 << (bits - 1)
     return (each.astype(np.int8) ^ sign) - sign if kind.dtype.startswith("int") else each
+
+
+def _count(kind: TensorType) -> int:
+    """How many numbers a constant has. Raises InvalidModel for a size that is not constant, or beyond any model's."""
+    count = math.prod(kind.shape)
+    if any(size < 0 for size in kind.shape) or count > MOST_NUMBERS:
+        raise InvalidModel(f"a constant of {kind.dtype} has the shape {kind.shape}")
+    return count
 
 
 def unpack_bits(data: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
@@ -203,11 +217,16 @@ def _constant(value: dict[str, Any], weights: _Weights) -> Lazy:
 
 
 def _immediate(value: dict[str, Any], kind: TensorType) -> NDArray[Any]:
-    tensor = value.get("immediateValue", {}).get("tensor", {})
-    if not tensor:
-        return np.zeros(kind.shape, NUMPY.get(kind.dtype, "u1"))
-    ((form, content),) = tensor.items()
-    if form == "bytes":
-        return unpack(np.frombuffer(content.get("values", b""), np.uint8), kind)
-    dtype = np.str_ if kind.dtype == "string" else np.dtype(NUMPY[kind.dtype])
-    return np.array(content["values"], dtype).reshape(kind.shape)
+    try:
+        tensor = value.get("immediateValue", {}).get("tensor", {})
+        if not tensor:
+            if _count(kind) > MOST_IMMEDIATE:
+                raise InvalidModel(f"a constant of {kind.dtype} {kind.shape} has no bytes")
+            return np.zeros(kind.shape, NUMPY.get(kind.dtype, "u1"))
+        ((form, content),) = tensor.items()
+        if form == "bytes":
+            return unpack(np.frombuffer(content.get("values", b""), np.uint8), kind)
+        dtype = np.str_ if kind.dtype == "string" else np.dtype(NUMPY[kind.dtype])
+        return np.array(content["values"], dtype).reshape(kind.shape)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise InvalidModel(f"a constant of {kind.dtype} {kind.shape} is damaged: {error}") from error

@@ -64,7 +64,8 @@ def decode(message: str, data: bytes) -> dict[str, Any]:
     """The fields of a message by name; lists and maps are there even when empty. Raises WireError."""
     try:
         return _decode(SCHEMA[message], memoryview(data))
-    except (IndexError, struct.error, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (IndexError, struct.error, RecursionError, ValueError, TypeError, AttributeError) as error:
+        # TypeError: a number where a message belongs, or the other way round.
         raise WireError(f"no {message}: {error}") from error
 
 
