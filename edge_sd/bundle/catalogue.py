@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Family = Literal["sd1", "sd2", "sdxl"]
+Form = Literal["torch", "openvino", "coreml"]
 CARD = "https://huggingface.co/"
 DIFFUSERS = "https://huggingface.co/docs/diffusers/main/en/"
 
@@ -31,8 +33,8 @@ class Entry:
     """
 
     name: str
-    family: Literal["sd1", "sd2", "sdxl"]
-    form: Literal["torch", "openvino", "coreml"]
+    family: Family
+    form: Form
     gigabytes: float
     license: str
     source: str
@@ -50,9 +52,9 @@ class Entry:
         return {name: value for name, value in known.items() if value is not None}
 
 
-def _card(name: str, *facts: Any, **defaults: Any) -> Entry:
+def _card(name: str, family: Family, form: Form, gigabytes: float, license: str, **defaults: Any) -> Entry:
     """A row whose source is the repository's own card."""
-    return Entry(name, *facts, source=f"{CARD}{name}", **defaults)
+    return Entry(name, family, form, gigabytes, license, f"{CARD}{name}", **defaults)
 
 
 TURBO = f"{DIFFUSERS}using-diffusers/sdxl_turbo"
