@@ -23,6 +23,7 @@ from . import cache, machine, models, pictures, streams, train
 from .bench.commands import bench
 from .compare import commands as compare
 from .drawing import deliver, parse_size, progress
+from .help_examples import epilog
 from .libraries import hush_libraries
 from .macos import commands as macos
 from .options import AsJson, Overwrite, Quiet
@@ -48,8 +49,8 @@ for command in (
     pictures.upscale, pictures.interpolate, pictures.info, machine.devices, machine.tune, machine.doctor, bench,
     serve,
 ):  # fmt: skip
-    app.command()(command)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
+    app.command(epilog=epilog(command.__name__))(command)
+app.command(epilog=epilog("run"), context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
 
 
 def main() -> None:
@@ -102,7 +103,7 @@ def _options(
 ) -> None: ...
 
 
-@app.command()
+@app.command(epilog=epilog("generate"))
 @takes_request
 def generate(
     wishes: dict[str, Any],
@@ -166,7 +167,7 @@ def generate(
     deliver(result, saver, as_json, quiet)
 
 
-@app.command()
+@app.command(epilog=epilog("convert"))
 def convert(
     source: Annotated[
         str, typer.Argument(help="A diffusers folder, a .safetensors checkpoint, an installed model, or ORG/NAME.")

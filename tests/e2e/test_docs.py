@@ -105,12 +105,26 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
 
 
-def test_the_examples_of_help_run(tmp_path: Path) -> None:
+def test_the_examples_of_help_run(tmp_path: Path, shallow: Path) -> None:
     texts = [text for _, command, _ in every_command() for text in (command.help, command.epilog) if text]
-    examples = [line.strip() for text in texts for line in re.findall(r"edge-sd generate \"[^\n`]*", text)]
-    assert examples
-    for example in examples:
+    examples = [line for text in texts for line in re.findall(r"(?:Example|download): (edge-sd .*)", text)]
+    # Those that a page has too are run there.
+    alone = [line for line in examples if line not in commands() and not any(part in line for part in ELSEWHERE)]
+    assert len(examples) > 5 and alone
+    for example in alone:
         run(example, tmp_path)
+
+
+def test_every_command_has_its_place_in_the_pages() -> None:
+    everything = "".join(page.read_text("utf-8") for page in PAGES)
+    leaves = [path for path, command, _ in every_command() if not getattr(command, "commands", {})]
+    # The stages of training are one list; `compare run` is what `compare` is.
+    leaves = [path for path in leaves if not path.startswith("edge-sd train")]
+    assert not [
+        path
+        for path in leaves
+        if path not in everything.replace("edge-sd compare", "edge-sd compare run edge-sd compare")
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
