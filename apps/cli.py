@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +29,7 @@ from .request_options import takes_request
 from .run import run
 from .saving import Saver
 from .server.commands import serve
-from .terminal import say
+from .terminal import conversion_progress, say
 
 app = typer.Typer(
     name="edge-sd",
@@ -234,19 +232,3 @@ def convert(
             print(f"{part:13} {row['psnr']:6.1f} dB against torch float32{kept}", file=sys.stderr)
         print(f"{name}: {variant.size() / 1e6:.1f} MB", file=sys.stderr)
         say(bundle)
-
-
-@contextmanager
-def conversion_progress(silent: bool) -> Iterator[Any]:
-    """A bar on standard error; yields `report(what, share)` for `build`."""
-    if silent:
-        yield lambda what, share: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading", total=1.0)
-        yield lambda what, share: bar.update(task, description=what, completed=share)

@@ -15,7 +15,7 @@ import typer
 
 from edge_sd.errors import InvalidRequest, MissingExtra, choices
 
-from .terminal import say
+from .terminal import conversion_progress, say
 
 if TYPE_CHECKING:
     from edge_sd.bundle.hub import Repository
@@ -43,10 +43,8 @@ def run(
 
     After ORG/NAME come the prompt and any options of `edge-sd generate`.
     """
-    from .cli import app, conversion_progress
-
     words = list(context.args)
-    generate = typer.main.get_command(app).commands["generate"]  # type: ignore[attr-defined]
+    generate = context.find_root().command.commands["generate"]  # type: ignore[attr-defined]
     # A mistake in them is told before anything is pulled.
     with generate.make_context("generate", list(words)) as parsed:
         given = parsed.params

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -25,3 +27,19 @@ def plain(text: Any) -> str:
 def say(text: Any, error: bool = False) -> None:
     """Print a line that may hold a file's own text; on standard error if `error`."""
     print(plain(text), file=sys.stderr if error else sys.stdout)
+
+
+@contextmanager
+def conversion_progress(silent: bool) -> Iterator[Any]:
+    """A bar on standard error; yields `report(what, share)` for `build`."""
+    if silent:
+        yield lambda what, share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)

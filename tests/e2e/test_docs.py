@@ -110,7 +110,8 @@ def test_the_examples_of_help_run(tmp_path: Path, shallow: Path) -> None:
     examples = [line for text in texts for line in re.findall(r"(?:Example|download): (edge-sd .*)", text)]
     # Those that a page has too are run there.
     alone = [line for line in examples if line not in commands() and not any(part in line for part in ELSEWHERE)]
-    assert len(examples) > 5 and alone
+    assert len(examples) > 5
+    assert alone
     for example in alone:
         run(example, tmp_path)
 
