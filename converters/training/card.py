@@ -60,6 +60,13 @@ the backgrounds, and the pairs it never saw.
 ![pictures and the nearest training drawing](nearest.png)
 """
 
+COMPOSED = """\
+"drawings" are composed as training's scenes are and seen through the autoencoder: what the judges can say at best."""
+PIXELS = """\
+The dominant colour of seen pictures is {colour:.1f} from their drawings' (CIEDE2000, mean), white backgrounds vary by
+{white:.1f} of 255 (standard deviation), and seeds of one prompt are {variety:.2f} apart (mean distance of the judge's
+unit vectors)."""
+
 CONTROL = """## Following lines
 
 `edge-sd generate "red heart, flat style" --control star.png`: at the left the lines that were given, beside
@@ -247,6 +254,7 @@ def _table(rows: dict[str, Any]) -> str:
         if "top1" in row:
             shares = ["" if row[key] is None else f"{row[key]:.0%}" for key in ("top1", "top5", "style", "background")]
             lines.append(f"| {name} | {row['count']} | {' | '.join(shares)} | {row['clip']:.2f} |")
+    lines += _questions(rows)
     if "control" not in rows:
         return "\n".join(lines)
     lined, outlined = rows["control"]["lines"], rows["control"]["outlines"]
@@ -254,6 +262,19 @@ def _table(rows: dict[str, Any]) -> str:
 Pictures of the ControlNet against the sketch that they were told to follow, F1 of edges within 2 pixels: {lined:.2f}
 with all lines of a held-out drawing under its own name, {outlined:.2f} with its outline under another thing's name."""
     return "\n".join([*lines, "", control])
+
+
+def _questions(rows: dict[str, Any]) -> list[str]:
+    """What was asked of pairs never trained on, and what pixels say, as Markdown; nothing where it was not measured."""
+    lines: list[str] = []
+    if rows.get("composition"):
+        lines += ["", "| asked of pairs never trained on | drawings | pictures |", "| --- | --- | --- |"]
+        for kind, row in rows["composition"].items():
+            lines.append(f"| {kind} | {row['artwork']:.0%} | {row['pictures']:.0%} |")
+        lines += ["", COMPOSED]
+    if "pixels" in rows:
+        lines += ["", PIXELS.format(**rows["pixels"])]
+    return lines
 
 
 def curves(logs: dict[str, list[Row]]) -> str:

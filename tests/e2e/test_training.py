@@ -190,6 +190,15 @@ def test_the_published_parts_are_what_diffusers_loads(emoji: Path) -> None:
     assert psnr(np.asarray(picture.image), np.asarray(one), 255) > 35
 
 
+def test_diffusers_draws_with_the_embedded_model_as_it_is(emoji: Path) -> None:
+    """No word about precision: transformers takes its config's, diffusers float32, and the two have to agree."""
+    theirs = StableDiffusionPipeline.from_pretrained(emoji)
+    theirs.set_progress_bar_config(disable=True)
+    drawn = theirs("a red apple", num_inference_steps=2, output_type="np").images
+    assert drawn.shape == (1, 128, 128, 3)
+    assert float(drawn.std()) > 0.05
+
+
 def test_no_word_of_the_unseen_prompts_stands_in_a_caption(artwork_words: set[str]) -> None:
     asked = evaluate.unseen_subjects(data.core_vocabulary())
     assert len(asked) == 100

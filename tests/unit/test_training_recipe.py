@@ -11,6 +11,7 @@ import torch
 from edge_sd.converters.training import (
     codes,
     controlnet,
+    coordinates,
     data,
     diffusion,
     distill,
@@ -134,6 +135,25 @@ def test_forward_diffusion_is_diffusers() -> None:
     x_t, v_t = diffusion.diffuse(x_0, eps, diffusion.alphas_cumprod()[t])
     torch.testing.assert_close(x_t, theirs.add_noise(x_0, eps, t), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(v_t, theirs.get_velocity(x_0, eps, t), atol=1e-5, rtol=1e-4)
+
+
+def test_a_network_of_v_answers_in_epsilon_on_another_schedule() -> None:
+    """An oracle that knows the one picture there is, asked for v at noise levels between its own timesteps."""
+    from diffusers import DDIMScheduler
+
+    own, sd1 = (DDIMScheduler(**coordinates.schedule(kind)).alphas_cumprod for kind in ("v_prediction", "epsilon"))
+    x_0, eps = torch.randn(2, 6, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
+
+    def oracle(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        between = np.interp(t.numpy(), np.arange(1000), torch.log(own / (1 - own)).double().numpy())
+        level = torch.from_numpy(1 / (1 + np.exp(-between))).float().view(-1, 1, 1, 1)
+        noise = (x_t - level.sqrt() * x_0) / (1 - level).sqrt()
+        return level.sqrt() * noise - (1 - level).sqrt() * x_0
+
+    t = torch.tensor([0, 1, 250, 500, 900, 999])
+    x_t = DDIMScheduler(**coordinates.schedule("epsilon")).add_noise(x_0, eps, t)
+    found = coordinates.as_epsilon(oracle, own, sd1)(x_t, t)
+    torch.testing.assert_close(found, eps, atol=2e-2, rtol=0)
 
 
 def test_a_shifted_drawing_leaves_nothing_on_the_other_side() -> None:
