@@ -20,7 +20,7 @@ from edge_sd.errors import EdgeSDError, InvalidRequest
 from . import cache, machine, models, pictures, streams, train
 from .bench.commands import bench
 from .compare import commands as compare
-from .drawing import deliver, parse_size, progress
+from .drawing import deliver, parse_device, parse_size, progress
 from .help_examples import epilog
 from .libraries import hush_libraries
 from .macos import commands as macos
@@ -115,7 +115,9 @@ def generate(
     overwrite: Overwrite = False,
     model: Annotated[str | None, typer.Option(help="A name (edge-sd models list) or a folder. Default: emoji.")] = None,
     variant: Annotated[str | None, typer.Option(help="A variant of the model (edge-sd models show).")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, ane, coreai-reference, …")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, gpu, npu, ane, …; or one a component: unet=gpu,vae_decoder=cpu.")
+    ] = "auto",
     prefer: machine.Prefer = "speed",
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="One component in memory at a time, weights in their files: slower.")
@@ -132,6 +134,7 @@ def generate(
     from edge_sd.pipeline.recorded import read_recorded
     from edge_sd.pipeline.request import Request
 
+    placed = parse_device(device)
     given = wishes if prompt is None else {"prompt": prompt, **wishes}
     recorded = None if from_ is None else read_recorded(from_)
     if recorded is None and prompt is None:
@@ -150,9 +153,11 @@ def generate(
             say(line, error=True)
 
     if recorded is None:
-        opened = Pipeline.open(model or "emoji", device, variant, prefer, tell, preset or "exact", low_memory)
+        opened = Pipeline.open(
+            model or "emoji", placed, variant, prefer, tell, preset or "exact", low_memory, measure=True
+        )
     else:
-        opened = recorded.open(model, device, variant, prefer, tell, low_memory, preset)
+        opened = recorded.open(model, placed, variant, prefer, tell, low_memory, preset, measure=True)
     with opened as pipeline:
         run = pipeline.run(request)  # Report mistakes before anything is printed.
         if recorded is not None:

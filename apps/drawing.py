@@ -53,6 +53,21 @@ def parse_seeds(seed: str | None, count: int | None) -> tuple[int | None, int | 
     return first, many
 
 
+def parse_device(device: str) -> str | dict[str, str]:
+    """A device's name, or component -> name of "unet=gpu,vae_decoder=cpu". Raises InvalidRequest."""
+    if "=" not in device:
+        return device
+    placed: dict[str, str] = {}
+    for each in device.split(","):
+        part, _, name = (word.strip() for word in each.partition("="))
+        if not part or not name:
+            raise InvalidRequest(f"device {device!r}: {each!r} is not COMPONENT=DEVICE, such as unet=gpu")
+        if part in placed:
+            raise InvalidRequest(f"device {device!r} names two devices for {part}")
+        placed[part] = name
+    return placed
+
+
 def parse_extend(extend: str | None) -> tuple[int, ...] | None:
     """Four numbers of "0,64,0,0". Raises InvalidRequest."""
     if extend is None:

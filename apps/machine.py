@@ -9,6 +9,7 @@ import typer
 
 from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
 
+from .drawing import parse_device
 from .options import AsJson
 from .terminal import say
 
@@ -51,13 +52,9 @@ def devices(
 
 
 def _plan(bundle: ModelBundle, here: Here, device: str, variant: str | None, prefer: str) -> DevicePlan:
-    from edge_sd.devices.choose import choose
-    from edge_sd.devices.measurements import remembered
+    from edge_sd.devices.planning import plan_here
 
-    measured, note = remembered(bundle, here.devices, here.machine)
-    if note:
-        say(f"note: {note}", error=True)
-    return choose(bundle, here.devices, device, variant, machine=here.machine, preference=prefer, measured=measured)
+    return plan_here(bundle, here, parse_device(device), variant, prefer, lambda line: say(line, error=True))
 
 
 def tune(

@@ -12,7 +12,7 @@ import typer
 from edge_sd.errors import InvalidRequest
 
 from . import machine
-from .drawing import deliver, parse_size, progress
+from .drawing import deliver, parse_device, parse_size, progress
 from .options import AsJson, Overwrite, Quiet
 from .saving import Saver, free_path, refuse_existing
 from .terminal import plain, say
@@ -64,7 +64,7 @@ def upscale(
             prompt = str(read_recorded(image).settings["prompt"])
         except InvalidRequest:
             prompt = ANYTHING
-    with Pipeline.open(model, device, variant, prefer, tell) as pipeline:
+    with Pipeline.open(model, parse_device(device), variant, prefer, tell, measure=True) as pipeline:
         factor = pipeline.bundle.facts.latents.factor
         width, height = (max(1, round(side * scale / factor)) * factor for side in opened.size)
         side = tile or pipeline.bundle.defaults_of(pipeline.plan.variant).width
@@ -131,7 +131,9 @@ def interpolate(
             )
         )
     drawn = []
-    with Pipeline.open(model, device, variant, prefer, None if quiet else to_stderr) as pipeline:
+    with Pipeline.open(
+        model, parse_device(device), variant, prefer, None if quiet else to_stderr, measure=not quiet
+    ) as pipeline:
         for n, request in enumerate(requests):
             if not quiet:
                 print(f"{n + 1} of {frames}", end="\r" if n + 1 < frames else "\n", file=sys.stderr)

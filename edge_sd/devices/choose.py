@@ -42,7 +42,7 @@ class _Option:
 def choose(
     bundle: ModelBundle,
     devices: Sequence[Device],
-    wish: str = "auto",
+    wish: str | Mapping[str, str] = "auto",
     variant: str | None = None,
     *,
     machine: Machine | None = None,
@@ -51,18 +51,17 @@ def choose(
 ) -> DevicePlan:
     """The plan for `bundle`: `wish` is a device's name or "auto", `variant` a variant's name or None.
 
-    A device that is asked for gets the UNet, and every component that it does not run badly. Nothing moves away from
-    a device that was asked for: such a plan has no spares.
+    A device that is asked for gets the UNet, and every component that it does not run badly. `wish` may also name a
+    device for each of some components: {"unet": "gpu", "vae_decoder": "cpu"}; the others are placed as by "auto".
+    Nothing moves away from a device that was asked for: it has no spares.
 
-    Raises DeviceError, VariantNotFound or InvalidRequest (the preference), naming what there is.
+    Raises DeviceError, VariantNotFound or InvalidRequest (the preference, a component), naming what there is.
     """
     if preference not in PREFERENCES:
         raise InvalidRequest(f"unknown preference {preference!r}; valid: {choices(PREFERENCES)}")
     if not devices:
         raise DeviceError('no backend is installed; install one: pip install "edge-sd[openvino]"')
-    names = {"auto", *(device.name for device in devices)}
-    if wish not in names:
-        raise DeviceError(f"no device {wish!r} here; valid: {choices(names)}")
+    _check_wish(wish, devices)
     if variant is not None:
         bundle.variant(variant)
     machine = machine or Machine()
@@ -73,7 +72,7 @@ def choose(
         for name in sorted(bundle.variants)
         for device in devices
         if variant in (None, name) and device.backend == bundle.variants[name].backend
-        for option in _options(bundle, name, device, machine, measured or {}, (wish, variant))
+        for option in _options(bundle, name, device, machine, measured or {}, wish, variant)
     ]
     allowed = _allowed(options, wish)
     plans = [replace(plan, preference=preference) for plan in _combinations(allowed)]
@@ -81,7 +80,7 @@ def choose(
         raise _nothing(bundle, devices, options, wish)
     budget = _budget(machine, devices)
     plan = _best(plans, budget, preference)
-    spares = {} if wish != "auto" else {part: _spares(plan, part, allowed, budget) for part in PARTS}
+    spares = {part: _spares(plan, part, allowed, budget) for part in PARTS if _wished(part, wish)[0] == "auto"}
     return replace(
         plan,
         reasons=_reasons(plan, budget, wish, variant),
@@ -90,19 +89,38 @@ def choose(
     )
 
 
+def _check_wish(wish: str | Mapping[str, str], devices: Sequence[Device]) -> None:
+    """Raises InvalidRequest or DeviceError."""
+    names = {"auto", *(device.name for device in devices)}
+    wishes = {"": wish} if isinstance(wish, str) else wish
+    for part, name in wishes.items():
+        if part and part not in PARTS:
+            raise InvalidRequest(f"no component {part!r} has a device of its own; valid: {choices(PARTS)}")
+        if name not in names:
+            raise DeviceError(f"no device {name!r} here; valid: {choices(names)}")
+
+
+def _wished(part: str, wish: str | Mapping[str, str]) -> tuple[str, bool]:
+    """The device that is asked for a component, "auto" where none is, and whether no other is taken."""
+    if isinstance(wish, str):
+        return wish, part == "unet"
+    return wish.get(part, "auto"), True
+
+
 def _options(
     bundle: ModelBundle,
     name: str,
     device: Device,
     machine: Machine,
     measured: Measurements,
-    wishes: tuple[str | None, ...],
+    wish: str | Mapping[str, str],
+    variant: str | None,
 ) -> Iterator[_Option]:
     for part in PARTS:
         if part not in bundle.variants[name].artifacts and any(part in v.artifacts for v in bundle.variants.values()):
             continue
         told = objections(bundle, name, part, device, machine)
-        against = next((each for each in told if not set(each.unless) & set(wishes)), None)
+        against = next((each for each in told if not set(each.unless) & {_wished(part, wish)[0], variant}), None)
         cost = estimate(bundle, name, part, device, machine)
         found = measured.get((part, name, place_of(device)))
         if found is not None and found.failure:
@@ -121,24 +139,25 @@ def plausible(bundle: ModelBundle, devices: Sequence[Device], machine: Machine) 
     for name in sorted(bundle.variants):
         for device in sorted(devices, key=place_of):
             if device.backend == bundle.variants[name].backend:
-                for option in _options(bundle, name, device, machine, {}, ("auto", None)):
+                for option in _options(bundle, name, device, machine, {}, "auto", None):
                     if option.objection is None and _fits(_need([option.placement]), budget):
                         found[option.part].append(option.placement)
     return found
 
 
-def _allowed(options: list[_Option], wish: str) -> dict[str, list[Placement]]:
+def _allowed(options: list[_Option], wish: str | Mapping[str, str]) -> dict[str, list[Placement]]:
     """For each component its allowed places: those without an objection, else those with a mild one."""
     allowed = {}
     for part in PARTS:
         mine = [option for option in options if option.part == part]
         free = [option.placement for option in mine if option.objection is None]
-        if wish == "auto":
+        device, only = _wished(part, wish)
+        if device == "auto":
             allowed[part] = free or _despite(mine, "there is nothing better")
             continue
-        there = [placement for placement in free if placement.device.name == wish]
-        against = _despite([option for option in mine if option.placement.device.name == wish], "asked for")
-        allowed[part] = (there or against) if part == "unet" else (there or free or against)
+        there = [placement for placement in free if placement.device.name == device]
+        against = _despite([option for option in mine if option.placement.device.name == device], "asked for")
+        allowed[part] = (there or against) if only else (there or free or against)
     return allowed
 
 
@@ -234,12 +253,15 @@ def _spares(
     return tuple(spares)
 
 
-def _reasons(plan: DevicePlan, budget: Mapping[str, float], wish: str, variant: str | None) -> tuple[str, ...]:
+def _reasons(
+    plan: DevicePlan, budget: Mapping[str, float], wish: str | Mapping[str, str], variant: str | None
+) -> tuple[str, ...]:
     reasons = []
     if variant is not None:
         reasons.append("the variant was asked for")
     if wish != "auto":
-        reasons.append("the device was asked for")
+        of = "" if isinstance(wish, str) else f" of {' and '.join(sorted(wish))}"
+        reasons.append(f"the device{of} was asked for")
     measured = all(placement.measured for placement in plan.parts.values())
     told = "measured here" if measured else "estimated"
     reasons.append(
@@ -309,10 +331,14 @@ def _why(mine: list[_Option], plan: DevicePlan, others: list[DevicePlan], budget
     return f"about {seconds:.2g} s to a first picture instead of {plan.seconds:.2g}"
 
 
-def _nothing(bundle: ModelBundle, devices: Sequence[Device], options: list[_Option], wish: str) -> VariantNotFound:
+def _nothing(
+    bundle: ModelBundle, devices: Sequence[Device], options: list[_Option], wish: str | Mapping[str, str]
+) -> VariantNotFound:
+    parts = ["unet"] if isinstance(wish, str) else [*wish]
+    label = wish if isinstance(wish, str) else ", ".join(f"{part}={name}" for part, name in wish.items())
     told = dict.fromkeys(f"{o.placement.variant} on {o.placement.device.name}: {o.objection.why}"
-                         for o in options if o.objection and o.part == "unet")  # fmt: skip
+                         for o in options if o.objection and o.part in parts)  # fmt: skip
     return VariantNotFound(
-        f"{bundle.name} has no variant for {wish}; it has: {choices(bundle.variants)}, "
+        f"{bundle.name} has no variant for {label}; it has: {choices(bundle.variants)}, "
         f"and this machine has: {choices(device.name for device in devices)}" + "".join(f"; {why}" for why in told)
     )

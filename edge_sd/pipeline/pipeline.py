@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +23,9 @@ from ..components.edits import NONE
 from ..components.fallback import reason
 from ..components.offload import Turns
 from ..components.shapes import shapes_of
-from ..devices.choose import choose
 from ..devices.discovery import discover
-from ..devices.measurements import remembered
 from ..devices.plan import DevicePlan
+from ..devices.planning import check_plan, plan_here
 from ..errors import InvalidModel, InvalidRequest, NumericalError
 from ..sampling.noise import NoiseSource, TorchNoise
 from ..sampling.samplers import Step
@@ -74,41 +73,40 @@ class Pipeline:
     def open(
         cls,
         model: str | Path = "emoji",
-        device: str = "auto",
+        device: str | Mapping[str, str] = "auto",
         variant: str | None = None,
         preference: str = "speed",
         tell: Callable[[str], None] | None = None,
         preset: str = "exact",
         low_memory: bool = False,
+        measure: bool = False,
+        plan: DevicePlan | None = None,
     ) -> Pipeline:
         """Open a model by name or folder; `device` is "auto", "cpu", "gpu", …; `variant` one of the model's.
 
-        `preference` is "speed", "quality", "battery" or "memory", for what is left open. With `tell`, devices between
-        which estimates do not decide are measured at first use, for at most `tuning.FIRST_USE` seconds; it gets the
-        line that says so. `preset` names the precisions that are drawn with where `variant` is None, and what
-        requests get that leave it open (presets.py). With `low_memory` one component is in memory at a time, weights
-        stay in their files where they can, and pictures are decoded in tiles.
+        `device` may also be component -> device, {"unet": "gpu", "vae_decoder": "cpu"}; the others are placed as by
+        "auto". `preference` is "speed", "quality", "battery" or "memory", for what is left open. With `measure`,
+        devices between which estimates do not decide are measured at first use, for at most `tuning.FIRST_USE` seconds.
+        `tell` gets the lines that say so. A `plan` replaces device, variant and preference.
+
+        `preset` names the precisions that are drawn with where `variant` is None, and what requests get that leave it
+        open (presets.py). With `low_memory` one component is in memory at a time, weights stay in their files where
+        they can, and pictures are decoded in tiles.
 
         Raises ModelNotFound, InvalidModel, VariantNotFound, DeviceError, MissingExtra or InvalidRequest.
         """
         bundle = ModelBundle.open(model)
         if variant is not None:
             bundle.variant(variant)
-        here = discover()
-        devices, machine = here.devices, here.machine
-        chosen = preset_named(preset)
-        if variant is None:
-            variant = chosen.variant(bundle, {each.backend for each in devices})
-        measured, note = remembered(bundle, devices, machine)
-        if note and tell is not None:
-            tell(f"note: {note}")
-        plan = choose(bundle, devices, device, variant, machine=machine, preference=preference, measured=measured)
-        if tell is not None and device == "auto" and variant is None:
-            from ..devices.tuning import first_use
-
-            if found := first_use(bundle, devices, machine, plan, measured, tell):
-                measured = {**measured, **found}
-                plan = choose(bundle, devices, machine=machine, preference=preference, measured=measured)
+        here, chosen = discover(), preset_named(preset)
+        if plan is not None:
+            if device != "auto" or variant is not None:
+                raise InvalidRequest("a plan has devices and variants in it; give it alone")
+            check_plan(plan, bundle, here)
+        else:
+            if variant is None:
+                variant = chosen.variant(bundle, {each.backend for each in here.devices})
+            plan = plan_here(bundle, here, device, variant, preference, tell or (lambda line: None), measure)
         for home, placement in plan.parts.items():
             texts = [text.part for text in bundle.facts.encoders]
             for part in texts if home == "text_encoder" else [home]:

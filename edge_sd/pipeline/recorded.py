@@ -144,12 +144,13 @@ class Recorded:
     def open(
         self,
         model: str | None,
-        device: str,
+        device: str | Mapping[str, str],
         variant: str | None,
         preference: str,
         tell: Callable[[str], None],
         low_memory: bool = False,
         preset: str | None = None,
+        measure: bool = False,
     ) -> Pipeline:
         """The pipeline that drew it, or the nearest to it; `tell` gets a line where that is another.
 
@@ -160,7 +161,7 @@ class Recorded:
 
         if not self.exact:
             return Pipeline.open(
-                model or "emoji", device, variant, preference, tell, preset or "exact", low_memory=low_memory
+                model or "emoji", device, variant, preference, tell, preset or "exact", low_memory, measure
             )
         if model is None and self.model not in installed_models():
             raise ModelNotFound(
@@ -170,7 +171,7 @@ class Recorded:
 
         def open_with(variant: str | None) -> Pipeline:
             name = model or self.model
-            return Pipeline.open(name, device, variant, preference, tell, preset or "exact", low_memory)
+            return Pipeline.open(name, device, variant, preference, tell, preset or "exact", low_memory, measure)
 
         opened = None
         if variant is None and preset is None and device == "auto":

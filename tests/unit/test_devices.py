@@ -13,13 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sd.backends import Device
+from edge_sd.apps.drawing import parse_device
+from edge_sd.backends import AllBackends, Device
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.converters.recipes import RECIPES
 from edge_sd.devices.choose import PREFERENCES, SHARE_OF_FREE, choose, plausible
+from edge_sd.devices.discovery import Here
 from edge_sd.devices.estimates import BITS, TYPICAL_PSNR
 from edge_sd.devices.measurements import Measured, place_of
 from edge_sd.devices.plan import DevicePlan
+from edge_sd.devices.planning import check_plan
 from edge_sd.devices.rules import macos_needed
 from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
 from edge_sd.machine import Machine
@@ -293,3 +296,54 @@ def test_plausible_places_are_those_without_objection() -> None:
         (name, device) for name in ("openvino-fp16", "openvino-int8") for device in ("cpu", "gpu", "npu")
     }
     assert all(placement.device.name != "npu" for placement in found["text_encoder"])
+
+
+def test_components_are_placed_by_hand() -> None:
+    machine, devices = invented("Meteor Lake")
+    wish = {"unet": "npu", "vae_decoder": "cpu"}
+    plan = choose(SD15, devices, wish, machine=machine)
+    assert {part: plan.parts[part].device.name for part in wish} == wish
+    auto = choose(SD15, devices, machine=machine)
+    assert choose(SD15, devices, {}, machine=machine).parts == auto.parts
+    assert "the device of unet and vae_decoder was asked for" in plan.summary()
+    assert [*plan.spares] == ["text_encoder"], "nothing moves away from a device that was asked for"
+    turned = choose(SD15, devices, {"vae_decoder": "npu"}, machine=machine)
+    assert turned.parts["vae_decoder"].device.name == "npu"
+    assert turned.parts["unet"].device.name != "npu" or auto.device.name == "npu"
+
+
+def test_a_component_that_is_none_and_a_device_that_is_none_are_refused_with_the_valid_ones() -> None:
+    machine, devices = invented("Meteor Lake")
+    with pytest.raises(InvalidRequest, match="no component 'vae' has a device of its own; valid: text_encoder, unet"):
+        choose(SD15, devices, {"vae": "cpu"}, machine=machine)
+    with pytest.raises(DeviceError, match="no device 'tpu' here; valid: auto, cpu"):
+        choose(SD15, devices, {"unet": "tpu"}, machine=machine)
+    with pytest.raises(VariantNotFound, match=r"no variant for unet=ane; it has: .*; .* on ane: "):
+        choose(SD15, APPLE, {"unet": "ane"}, "coreml-gpu-fp16", machine=mac("M1", "13.6"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("unet=", "'unet=' is not COMPONENT=DEVICE"), ("unet=cpu,gpu", "'gpu' is not COMPONENT=DEVICE"),
+     ("unet=cpu,unet=gpu", "two devices for unet")],
+)  # fmt: skip
+def test_devices_on_the_command_line(text: str, message: str) -> None:
+    assert parse_device("gpu.1") == "gpu.1"
+    assert parse_device("unet=gpu, vae_decoder=cpu") == {"unet": "gpu", "vae_decoder": "cpu"}
+    with pytest.raises(InvalidRequest, match=message):
+        parse_device(text)
+
+
+def test_a_plan_that_is_given_is_followed_or_refused() -> None:
+    machine, devices = invented("Meteor Lake")
+    here = Here(AllBackends(), devices, machine)
+    plan = choose(SD15, devices, {"unet": "npu"}, machine=machine)
+    check_plan(plan, SD15, here)
+    with pytest.raises(DeviceError, match="unet: no device 'openvino:npu' here; valid: openvino:cpu"):
+        check_plan(plan, SD15, Here(AllBackends(), openvino("cpu"), machine))
+    less = replace(plan, parts={part: each for part, each in plan.parts.items() if part != "text_encoder"})
+    with pytest.raises(InvalidRequest, match="no place for text_encoder"):
+        check_plan(less, SD15, here)
+    moved = replace(plan.parts["unet"], variant="coreml-ane-p6")
+    with pytest.raises(DeviceError, match="unet: coreml-ane-p6 runs on coreml, not on openvino:npu"):
+        check_plan(replace(plan, parts={**plan.parts, "unet": moved}), SD15, here)

@@ -18,10 +18,12 @@ from edge_sd.backends.fake import FakeBackend, fake_bundle
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.components.base import Array, Component
 from edge_sd.devices.choose import choose
+from edge_sd.devices.discovery import Here
 from edge_sd.devices.measurements import Measured, Row, measurements_file, remember, remembered
+from edge_sd.devices.planning import plan_here
 from edge_sd.devices.probe import IDENTICAL, Probe, psnr
 from edge_sd.devices.tuning import PROBE, all_rows, first_use, tune, undecided
-from edge_sd.errors import DeviceError, OutputError
+from edge_sd.errors import DeviceError, InvalidRequest, OutputError
 from edge_sd.machine import Machine
 from edge_sd.sampling.schedule import NoiseSchedule
 
@@ -302,3 +304,31 @@ def test_a_place_that_cannot_be_written_is_one_line(home: Path) -> None:
     (home / "measured").write_text("a file where a folder is needed")
     with pytest.raises(OutputError, match="nothing is remembered"):
         remember(SD15, openvino("cpu"), pc(), {("unet", "openvino-fp16", "openvino:cpu"): Measured()})
+
+
+def test_messages_do_not_start_measuring(
+    here: tuple[ModelBundle, list[Device], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, devices = invented("Meteor Lake")
+    bundle = replace(SD15, root=here[0].root)
+    measured: list[Row] = []
+    monkeypatch.setattr("edge_sd.devices.tuning.tune", lambda *given: measured.extend(given[3]))
+    found, lines = Here(AllBackends(), devices, machine), []
+    plan_here(bundle, found, "auto", None, "speed", lines.append)
+    assert (measured, lines) == ([], [])
+    plan_here(bundle, found, "auto", None, "speed", lines.append, measure=True)
+    assert {row[0] for row in measured} == {"unet"}
+    assert lines[0].startswith("first use of invented here")
+
+
+def test_opening_a_pipeline_measures_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("edge_sd.devices.tuning.first_use", lambda *_: asked.append("") or {})
+    lines: list[str] = []
+    Pipeline.open(tell=lines.append).close()
+    assert asked == []
+    Pipeline.open(tell=lines.append, measure=True).close()
+    assert asked == [""]
+    plan = choose(EMOJI, openvino("cpu"), machine=pc())
+    with pytest.raises(InvalidRequest, match="a plan has devices and variants in it; give it alone"):
+        Pipeline.open(device="cpu", plan=plan)
