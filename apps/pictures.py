@@ -41,7 +41,7 @@ def upscale(
     quiet: Quiet = False,
 ) -> None:
     """Make a picture larger: each piece drawn anew a little, the overlaps blended at every step."""
-    from edge_sd.images.canvas import open_picture
+    from edge_sd.images.opening import open_picture
     from edge_sd.pipeline.pipeline import Pipeline
     from edge_sd.pipeline.recorded import read_recorded
     from edge_sd.pipeline.request import Request

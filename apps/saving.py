@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from edge_sd.pipeline.result import Picture
 
 
+# Devices of Windows, which no file there can be called, whatever its ending.
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+
+
 def stem_of(prompt: str) -> str:
-    """A file's name made of a prompt: letters, digits and hyphens of ASCII, at most 60."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "picture"
+    """A file's name made of a prompt: letters, digits and hyphens of ASCII, at most 60, and no device of Windows."""
+    stem = re.sub(r"[^a-z0-9]+", "-", prompt[:1000].lower()).strip("-")[:60].rstrip("-") or "picture"
+    return f"{stem}-picture" if stem in RESERVED else stem
 
 
 def free_path(path: Path, count: int = 1) -> Path:

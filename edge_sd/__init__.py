@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from .errors import OutputError as OutputError
     from .errors import ParityError as ParityError
     from .errors import VariantNotFound as VariantNotFound
-    from .images.canvas import open_picture as open_picture
     from .images.files import save as save_picture
+    from .images.opening import open_picture as open_picture
     from .pipeline.control import Control as Control
     from .pipeline.pipeline import Pipeline as Pipeline
     from .pipeline.queue import Queue as Queue
@@ -65,7 +65,7 @@ _HOMES = {
     "Lora": ("components.lora", "Lora"),
     "Recorded": ("pipeline.recorded", "Recorded"),
     "read_recorded": ("pipeline.recorded", "read_recorded"),
-    "open_picture": ("images.canvas", "open_picture"),
+    "open_picture": ("images.opening", "open_picture"),
     "save_picture": ("images.files", "save"),
     **{name: ("errors", name) for name in _ERRORS},
 }

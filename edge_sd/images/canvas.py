@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,10 +20,16 @@ if TYPE_CHECKING:
 
 # An extended picture of up to so many times the model's own number of pixels is drawn at its own size.
 NEAR = 2.25
-READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+# What is drawn so many times smaller than it is pasted is told.
+ENLARGED = 1.5
+# Least share of a picture whose cropping is told.
+CROPPED = 0.005
 
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+LOST = "the mask's white is lost at this size; make it larger, or give --mask-padding"
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,19 @@ class Canvas:
     pixels   uint8 [H, W, 3]
     mask     where it is drawn anew, bool [H, W]; None is everywhere
     frame    the picture that the result is pasted into; None where the canvas is the whole picture
+    notes    what was lost on the way here
     """
 
     pixels: NDArray[np.uint8]
     mask: NDArray[np.bool_] | None = None
     frame: Frame | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Pixels across of the picture that the mask is blended in: the whole, or the part that is drawn."""
+        whole = self.frame is not None and self.frame.box == (0, 0, *self.frame.pixels.shape[1::-1])
+        return int(self.frame.pixels.shape[1] if self.frame is not None and whole else self.pixels.shape[1])
 
     def latent_mask(self, factor: int) -> Latents | None:
         """1 for each latent that has a pixel of the mask under it, float32 [1, 1, H / factor, W / factor]."""
@@ -86,37 +98,32 @@ class Canvas:
         return np.asarray(Image.merge("YCbCr", (luma, blue, red)).convert("RGB"))
 
 
-def open_picture(source: str | Path | Image, what: str) -> Image:
-    """A picture in RGB, turned as its camera was. Raises InvalidRequest for what is none; `what` names it there."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    try:
-        with Image.open(source, formats=READABLE) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InvalidRequest(f"{what} {str(source)!r} has {image.width}x{image.height} pixels, too many")
-            return _on_white(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise InvalidRequest(f"{what} {str(source)!r} is no picture that can be read: {', '.join(READABLE)}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InvalidRequest(f"{what} {str(source)!r} cannot be read ({reason})") from error
-
-
-def _on_white(image: Image) -> Image:
-    """RGB of a picture on white: transparent pixels hold colours that are not visible."""
-    from PIL import Image as Images
-
-    rgba = image.convert("RGBA")
-    return Images.alpha_composite(Images.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
 def proportioned(size: tuple[int, int], area: int, multiple: int, limit: int) -> tuple[int, int]:
-    """Width and height in the proportions of `size` with about `area` pixels, multiples of `multiple`, <= `limit`."""
-    scale = math.sqrt(area / (size[0] * size[1]))
-    width, height = (min(limit, max(1, round(side * scale / multiple)) * multiple) for side in size)
-    return width, height
+    """Width and height for a picture of `size`, multiples of `multiple` up to `limit`, of at most `area` pixels.
+
+    Both sides are chosen together: of all such pairs the one that crops least, where a tenth fewer pixels cost as much
+    as 1 % that is cropped.
+
+    Example: proportioned((640, 480), 128 * 128, 32, 512) is (128, 96), which crops nothing.
+    """
+    ratio = size[0] / size[1]
+
+    def cost(pair: tuple[int, int]) -> float:
+        return cropped(size, pair) + (1 - pair[0] * pair[1] / area) / 10
+
+    pairs = []
+    for width in range(multiple, limit + 1, multiple):
+        below = int(width / ratio / multiple) * multiple
+        pairs += [(width, height) for height in (below, below + multiple) if multiple <= height <= limit]
+    fitting = [pair for pair in pairs if pair[0] * pair[1] <= area]
+    # A narrow picture, or a model of few pixels: nothing fits, and the least is taken.
+    return min(fitting, key=cost) if fitting else (multiple, multiple)
+
+
+def cropped(size: tuple[int, int], to: tuple[int, int]) -> float:
+    """The share of a picture of `size` that is cut to have the proportions of `to`."""
+    ratio = size[0] * to[1] / (size[1] * to[0])
+    return 1 - min(ratio, 1 / ratio)
 
 
 @dataclass(frozen=True)
@@ -154,8 +161,15 @@ class Start:
         box = whole if self.box is None else grown(self.box, width / height, self.image.size)
         pixels = np.asarray(self.image.crop(box).resize((width, height), Images.Resampling.LANCZOS))
         inside = np.asarray(self.mask.crop(box).resize((width, height), Images.Resampling.BILINEAR)) >= 128
+        if not inside.any():
+            raise InvalidRequest(LOST)
+        times = max((box[2] - box[0]) / width, (box[3] - box[1]) / height)
+        notes = ()
+        if times > ENLARGED:
+            hint = "" if self.box is not None else "; mask_padding draws the mask's surroundings alone, at more detail"
+            notes = (f"what is new was drawn at {width}x{height} and enlarged {times:.1f} times{hint}",)
         frame = Frame(np.asarray(self.image), np.asarray(self.mask) >= 128, box)
-        return Canvas(pixels, inside, frame)
+        return Canvas(pixels, inside, frame, notes)
 
 
 def extended(image: Image, mask: Image | None, sides: Sequence[int]) -> tuple[Image, Image]:
@@ -216,13 +230,15 @@ def make_canvas(image: Image, mask: Image | None, width: int, height: int) -> Ca
     from PIL import ImageOps
 
     pixels = np.asarray(ImageOps.fit(image, (width, height), Images.Resampling.LANCZOS))
+    share = cropped(image.size, (width, height))
+    notes = (f"{share:.0%} of the image was cut to fit {width}x{height}",) if share > CROPPED else ()
     if mask is None:
-        return Canvas(pixels)
+        return Canvas(pixels, notes=notes)
     check_mask(image, mask.convert("L"))
     inside = np.asarray(ImageOps.fit(mask.convert("L"), (width, height), Images.Resampling.BILINEAR)) >= 128
     if not inside.any():
-        raise InvalidRequest("the mask's white is lost at this size; make it larger, or give --mask-padding")
-    return Canvas(pixels, inside)
+        raise InvalidRequest(LOST)
+    return Canvas(pixels, inside, notes=notes)
 
 
 def _size(image: Image) -> str:

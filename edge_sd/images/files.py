@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Decoders of a few kilobytes of PNG can ask for gigabytes.
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 50_000_000
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 # Types of EXIF's fields.
 BYTE, UNDEFINED = 1, 7

@@ -14,8 +14,9 @@ from ..bundle.variants import Artifact
 from ..components.base import Array
 from ..devices.plan import DevicePlan
 from ..errors import InvalidRequest, choices
-from ..images.canvas import Canvas, Start, content_hash, grain, open_picture
+from ..images.canvas import Canvas, Start, content_hash, grain
 from ..images.lines import read_lines
+from ..images.opening import open_picture
 from ..text.prompt import take_loras
 from ..text.schedule import composed
 from .prompting import Wording
@@ -101,7 +102,7 @@ class Resolver:
         settings = replace(settings, image=hashes["image"], mask=hashes.get("mask"))
         if canvas.mask is not None:
             # A 128th of the picture's width: the four pixels at 512 that other programs have.
-            blur = settings.width / 128 if request.mask_blur is None else request.mask_blur
+            blur = canvas.width / 128 if request.mask_blur is None else request.mask_blur
             settings = replace(settings, mask_blur=blur)
         return settings, canvas
 

@@ -6,10 +6,16 @@ fruit.txt in a folder of wildcards (also .yaml and .json, as that package reads 
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 
 from ..errors import InvalidRequest, MissingExtra, choices
+
+# Variables that a template may name, ${…}: those that are made of others multiply, and 32 in all stay below a second.
+MAX_VARIABLES = 32
+# Names of wildcards in a message.
+SHOWN = 12
 
 
 def expand(template: str, seed: int, wildcards: Path | None = None) -> str:
@@ -29,11 +35,17 @@ def expand(template: str, seed: int, wildcards: Path | None = None) -> str:
         raise InvalidRequest(f"the folder of wildcards {str(wildcards)!r} does not exist")
     if not template.strip():
         return template
+    if template.count("${") > MAX_VARIABLES:
+        raise InvalidRequest(
+            f"a template names variables {template.count('${')} times; at most {MAX_VARIABLES} are read"
+        )
     # The package logs a missing wildcard and goes on; here that is an error.
     logging.getLogger("dynamicprompts").setLevel(logging.CRITICAL)
     manager = WildcardManager(path=wildcards)
     try:
         found = RandomPromptGenerator(wildcard_manager=manager, seed=seed).generate(template, num_images=1)
+    except KeyError as error:
+        raise InvalidRequest(f"{template[:60]!r} is no template: {str(error.args[0])[:120]}") from error
     except (ValueError, RecursionError, OSError) as error:
         raise InvalidRequest(f"{template[:60]!r} is no template: {_first(error)}") from error
     except Exception as error:
@@ -41,10 +53,18 @@ def expand(template: str, seed: int, wildcards: Path | None = None) -> str:
             raise
         raise InvalidRequest(f"{template[:60]!r} is no template: {_first(error)}") from error
     text = str(found[0]) if found else ""
-    if missing := re.search(r"__([\w/*.-]*\w[\w/*.-]*?)__", text):
-        known = choices(manager.get_collection_names()) if wildcards else "none: give a folder of wildcards"
+    if missing := next((each for each in re.finditer(r"__([\w/*.-]+?)__", text) if re.search(r"\w", each[1])), None):
+        known = _nearest(missing[1], sorted(manager.get_collection_names())) if wildcards else "none: give a folder"
         raise InvalidRequest(f"no wildcard {missing[1]!r}; valid: {known}")
     return text
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """The names most like `name`, as many as a message has room for."""
+    if len(known) <= SHOWN:
+        return choices(known)
+    near = difflib.get_close_matches(name, known, n=SHOWN, cutoff=0.4) or known[:SHOWN]
+    return f"{', '.join(near)}, and {len(known) - len(near)} more"
 
 
 def _first(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from PIL import Image, ImageOps
 
 from edge_sd import Request
 from edge_sd.errors import InvalidRequest
-from edge_sd.images.canvas import Canvas, content_hash, make_canvas, open_picture, proportioned
+from edge_sd.images.canvas import Canvas, content_hash, cropped, make_canvas, proportioned
 from edge_sd.images.lines import read_lines
+from edge_sd.images.opening import open_mask, open_picture
 from edge_sd.pipeline.control import Control
 from edge_sd.sampling.samplers import SAMPLERS
 
@@ -94,9 +96,29 @@ def test_a_size_of_the_same_proportions_fits_the_model(width: int, height: int, 
     assert w % 8 == h % 8 == 0
     assert 8 <= w <= 2048
     assert 8 <= h <= 2048
-    if max(w, h) < 2048 and min(w, h) > 32:
-        assert abs(w / h / (width / height) - 1) < 0.3
-        assert 0.7 < w * h / side**2 < 1.4
+    assert w * h <= side**2
+    # Rounding each side alone, down so that they fit, crops more or draws less.
+    scale = side / (width * height) ** 0.5
+    alone = (int(width * scale / 8) * 8, int(height * scale / 8) * 8)
+    if min(alone) >= 8 and max(alone) <= 2048:
+        costs = [cropped((width, height), pair) + (1 - pair[0] * pair[1] / side**2) / 10 for pair in ((w, h), alone)]
+        assert costs[0] <= costs[1] + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "multiple", "expected"),
+    [
+        ((640, 480), 128, 32, (128, 96)),
+        ((480, 640), 128, 32, (96, 128)),
+        ((4032, 3024), 512, 64, (512, 384)),
+        ((1920, 1080), 512, 64, (576, 320)),
+        ((1000, 1000), 512, 64, (512, 512)),
+        ((1500, 1000), 1024, 64, (1152, 768)),
+        ((5000, 100), 128, 32, (512, 32)),
+    ],
+)
+def test_photographs_lose_little(size: tuple[int, int], side: int, multiple: int, expected: tuple[int, int]) -> None:
+    assert proportioned(size, side * side, multiple, 2048 if side > 128 else 512) == expected
 
 
 @given(st.integers(0, 63), st.integers(0, 63))
@@ -179,3 +201,57 @@ def test_a_canvas_is_cut_to_the_proportions_asked_for() -> None:
     assert canvas.mask is not None
     assert canvas.mask[:, 32:].all()
     assert not canvas.mask[:, :32].any()
+
+
+def test_depth_maps_of_16_bits_keep_their_steps(tmp_path: Path) -> None:
+    depth = np.linspace(0, 65535, 64 * 64, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(depth).save(tmp_path / "depth.png")
+    found = np.asarray(open_picture(tmp_path / "depth.png", "control picture"))
+    assert np.abs(found[..., 0] - depth / 257).max() <= 0.5
+    assert np.array_equal(np.asarray(open_picture(Image.fromarray(depth), "image")), found)
+
+
+def test_a_mask_painted_on_a_transparent_layer_is_what_was_painted(tmp_path: Path) -> None:
+    layer = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    layer.paste((255, 255, 255, 255), (32, 0, 64, 64))
+    layer.save(tmp_path / "mask.png")
+    assert np.array_equal(np.asarray(open_mask(tmp_path / "mask.png").convert("L")), np.asarray(half()))
+    wishes = {"image": picture(), "seed": 1, "steps": 2}
+    assert np.array_equal(draw(Request("a cat", mask=layer, **wishes)), draw(Request("a cat", mask=half(), **wishes)))
+
+
+def test_a_photograph_comes_back_at_its_own_size_and_the_rest_stays() -> None:
+    photo, mask = picture(640, 480), Image.new("L", (640, 480))
+    mask.paste(255, (200, 100, 400, 300))
+    with pipeline() as opened:
+        result = opened.generate(Request("a cat", image=photo, mask=mask, seed=1, steps=2, mask_blur=0.0))
+    found = np.asarray(result.pictures[0].image)
+    assert found.shape == (480, 640, 3)
+    outside = np.asarray(mask) == 0
+    assert np.array_equal(found[outside], np.asarray(photo)[outside])
+    assert not np.array_equal(found[~outside], np.asarray(photo)[~outside])
+    assert any("enlarged" in note for note in result.notes)
+
+
+def test_what_is_cut_of_an_image_is_told() -> None:
+    with pipeline() as opened:
+        result = opened.generate(Request("a cat", image=picture(128, 64), width=64, height=64, seed=1, steps=2))
+        assert "50% of the image was cut to fit 64x64" in result.notes
+        result = opened.generate(Request("a cat", image=picture(128, 96), seed=1, steps=2))
+        assert not any("cut" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "TIFF", "PPM", "ICO"])
+def test_other_formats_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    picture().save(tmp_path / "x.png", kind)
+    with pytest.raises(InvalidRequest, match="PNG, JPEG, WEBP"):
+        open_picture(tmp_path / "x.png", "image")
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    Image.new("1", (13_300, 13_300)).save(tmp_path / "bomb.png")
+    tracemalloc.start()
+    with pytest.raises(InvalidRequest, match="at most 50 MP"):
+        open_picture(tmp_path / "bomb.png", "image")
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()

@@ -107,12 +107,24 @@ def test_wildcards_come_from_a_folder(tmp_path: Path) -> None:
     assert expand("a __colour__ __deep/fruit__", 0, folder) == "a mauve pear"
     for template, folder_, message in (
         ("__shape__", folder, "no wildcard 'shape'; valid: colour, deep/fruit"),
-        ("__colour__", None, "give a folder of wildcards"),
+        ("__colour__", None, "give a folder"),
         ("a", folder / "none", "does not exist"),
         ("a {b", folder, "is no template"),
     ):
         with pytest.raises(InvalidRequest, match=message):
             expand(template, 0, folder_)
+
+
+def test_templates_that_grow_beyond_measure_or_miss_a_name_are_refused_at_once(tmp_path: Path) -> None:
+    doubled = "${v0={a|b}}" + "".join(f"${{v{n + 1}=${{v{n}}}${{v{n}}}}}" for n in range(16)) + "${v16}"
+    for template, message in ((doubled, "at most 32"), ("a ${x}", "Variable x is not defined")):
+        with pytest.raises(InvalidRequest, match=message):
+            expand(template, 1)
+    for n in range(500):
+        (tmp_path / f"colour{n}.txt").write_text("red")
+    with pytest.raises(InvalidRequest, match="no wildcard 'colours'; valid: colour") as caught:
+        expand("__colours__", 1, tmp_path)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(
