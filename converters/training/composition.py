@@ -5,7 +5,8 @@ judges can say at best. Then of the model's pictures of the same prompts.
 
     colours     "a green fire engine": the dominant colour is nearest to the word's of twelve, and the thing is among
                 the three of all drawings that are likest in shape (the judge goes by colour, too)
-    two things  "a cat and a dog": in two crops of the picture the judge finds one and the other
+    two things  "a cat and a dog": in two crops of the picture the judge finds one and the other, each among its first
+                three of all concepts
     positions   "a cat above a dog": the first in the upper crop, the second in the lower
     counts      "three apples": so many separate things stand before the background
 """
@@ -105,22 +106,23 @@ def crops(image: Image.Image, order: Arrangement) -> list[Image.Image]:
     """The two things of a picture, each in a square: what stands before the background left and right, or above and
     below; the halves where there are no two.
     """
-    rgb = np.asarray(image.convert("RGB"))
     axis = 1 if order == "beside" else 0
-    boxes = sorted(measures.things(rgb)[:2], key=lambda box: box[axis].start + box[axis].stop)
-    middle = image.width // 2
+    boxes = measures.things(np.asarray(image.convert("RGB")))[:2]
     if len(boxes) < 2:
-        whole = (slice(0, image.height), slice(0, image.width))
-        boxes = [list(whole), list(whole)]  # type: ignore[list-item]
-        boxes[0][axis], boxes[1][axis] = slice(0, middle), slice(middle, image.width)  # type: ignore[index]
+        all_rows, all_columns = slice(0, image.height), slice(0, image.width)
+        if order == "beside":
+            boxes = [(all_rows, slice(0, image.width // 2)), (all_rows, slice(image.width // 2, image.width))]
+        else:
+            boxes = [(slice(0, image.height // 2), all_columns), (slice(image.height // 2, image.height), all_columns)]
+    boxes.sort(key=lambda box: box[axis].start + box[axis].stop)
     return [square(image, rows, columns) for rows, columns in boxes]
 
 
 def square(image: Image.Image, rows: slice, columns: slice) -> Image.Image:
     """The crop in the middle of a square of the background's colour, with a margin, at the judge's size."""
     side = round(1.15 * max(rows.stop - rows.start, columns.stop - columns.start))
-    edge = np.asarray(image.convert("RGB")).reshape(image.height, image.width, 3)
-    colour = tuple(int(v) for v in np.median(np.concatenate([edge[0], edge[-1]]), axis=0))
+    rgb = np.asarray(image.convert("RGB"))
+    colour = tuple(int(v) for v in np.median(np.concatenate([rgb[0], rgb[-1]]), axis=0))
     paper = Image.new("RGB", (side, side), colour)
     crop = image.crop((columns.start, rows.start, columns.stop, rows.stop))
     paper.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
