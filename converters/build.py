@@ -24,7 +24,7 @@ from edge_sd.bundle.bundle import REFERENCE, ModelBundle, read_manifest
 from edge_sd.bundle.library import MANIFEST
 from edge_sd.bundle.variants import Artifact, Parity, Variant
 from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, ParityError, choices
-from edge_sd.files import FileRecord, locked, record_file, write_atomically
+from edge_sd.files import FileRecord, is_partial, locked, record_file, write_atomically
 from edge_sd.text.tokenizer import TextTokenizer, read_vocabulary
 
 from .form import Form, Made
@@ -94,7 +94,12 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
             made = Variant(form.backend, recipe.name, artifacts, files, fingerprint, form.compute, target=form.lowest)
             variants = {**others, name: made}
             bundle = replace(bundle, variants=variants, files=shared)
-            bundle.write_manifest()
+            try:
+                bundle.write_manifest()
+            except OSError:
+                # Not listed is not added.
+                shutil.rmtree(target / name, ignore_errors=True)
+                raise
     report(f"{name} is ready", 1.0)
     return bundle
 
@@ -128,6 +133,9 @@ def _hidden_if_fresh(target: Path, staging: Path) -> Iterator[None]:
     """Clean up after an error (a kill leaves the staging folder, to go on from): no half variant, no empty bundle."""
     fresh = not target.exists()
     staging.mkdir(parents=True, exist_ok=True)
+    for path in [*target.glob(".*.partial"), *staging.rglob(".*.partial")]:
+        if path.is_file():
+            path.unlink(missing_ok=True)
     try:
         yield
     except Exception:
@@ -300,8 +308,9 @@ def _publish_tokenizer(source: Source, target: Path) -> dict[str, FileRecord]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Every file in a folder; a file is its own only one."""
-    return [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    """Every file in a folder; a file is its own only one. What a killed process left half written is none."""
+    paths = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path for path in paths if not is_partial(path)]
 
 
 def _flush(path: Path) -> None:

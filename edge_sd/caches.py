@@ -65,6 +65,7 @@ CACHES = (
     Cache("edited", "packages with LoRAs, embeddings or CLIP skip in them", _KEY, f".{_KEY}-*"),
     Cache("assembled", "packages put together with the weights of their model", _KEY, f".{_KEY}-*"),
     Cache("measured", "what was measured on this machine", f"{_KEY}.json", ".*.partial"),
+    Cache("seen", "hashes of other programs' files, as they were first verified", f"{_KEY}{_KEY}.json", ".*.partial"),
     Cache("bench", "the large model that edge-sd bench makes", "sd15-random", ".sd15-random-*"),
 )
 

@@ -53,10 +53,39 @@ class NumericalError(EdgeSDError):
 
 
 class MissingExtra(EdgeSDError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed; the message ends with the command that installs it."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f'{what} needs the "{extra}" extra, which is not installed: pip install "edge-sd[{extra}]"')
+        super().__init__(f'{what} needs the "{extra}" extra, which is not installed: {install_line(extra)}')
+
+
+# Extras with torch in them. Where pip's own torch brings CUDA, gigabytes of it, PyTorch's index has the CPU build.
+TORCH_EXTRAS = ("convert", "torch", "train")
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def install_line(extra: str) -> str:
+    """The command that adds an extra to this installation, of a clone or of an index (PEP 610 tells which)."""
+    import importlib.metadata
+    import json
+    import sys
+    from importlib.util import find_spec
+
+    place = "edge-sd"
+    try:
+        told = importlib.metadata.distribution("edge-sd").read_text("direct_url.json")
+        url = str(json.loads(told or "{}").get("url", ""))
+        if url.startswith("file:"):
+            from urllib.parse import unquote, urlsplit
+            from urllib.request import url2pathname
+
+            place = url2pathname(unquote(urlsplit(url).path))
+    except (importlib.metadata.PackageNotFoundError, ValueError, AttributeError, OSError):
+        pass  # Run from its folder, without being installed.
+    first = ""
+    if sys.platform != "darwin" and any(each in TORCH_EXTRAS for each in extra.split(",")) and not find_spec("torch"):
+        first = f"pip install torch --index-url {CPU_INDEX} && "
+    return f'{first}pip install "{place}[{extra}]"'
 
 
 class ConversionError(EdgeSDError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import glob
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -61,6 +63,7 @@ def write_new(path: Path, data: bytes) -> None:
 def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
     """A file in the folder of `path` that holds `data`, on the disk; gone at the end, if it still has its name."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _sweep(path)
     try:
         with beside.open("wb") as file:
             file.write(data)
@@ -100,6 +103,33 @@ def _state(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is one that `write_atomically` had not finished when its process was killed."""
+    return re.fullmatch(r"\..+\.\d+\.partial", path.name) is not None
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that are gone left of writing `path`: a process that runs has its number in the name."""
+    with contextlib.suppress(OSError, re.error):
+        for each in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            number = each.name.split(".")[-2]
+            if is_partial(each) and int(number) != os.getpid() and not _runs(int(number)):
+                each.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number runs; where that can't be asked without harm, it may."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def refuse_pointer(path: Path) -> None:

@@ -268,6 +268,9 @@ def bits(
 ) -> None:
     """Size and PSNR of palettes of one width, and of the mixtures that a sensitivity analysis found."""
     from edge_sd.bundle.bundle import ModelBundle
+    from edge_sd.converters.build import require_extra
+
+    require_extra()
     from edge_sd.converters.coreml.mixed import BitRecipe, draw, table
 
     if output.suffix.lower() != ".png" or not output.absolute().parent.is_dir():

@@ -62,7 +62,8 @@ def diffusers_facts(folder: Path) -> Facts:
             mean=tuple(map(float, vae.get("latents_mean") or ())) if xl else (),
             std=tuple(map(float, vae.get("latents_std") or ())) if xl else (),
         )
-        sample_size = unet["sample_size"]
+        # diffusers draws 512 pixels, SDXL's pipelines 1024, where the config is silent or null.
+        sample_size = unet.get("sample_size") or (128 if xl else 64)
         height, width = sample_size if isinstance(sample_size, list) else (sample_size, sample_size)
         family, more = _family(index, unet, texts)
         inpainting = _takes_mask(folder, int(unet["in_channels"]), latents.channels)

@@ -334,6 +334,7 @@ def test_a_disk_that_fails_leaves_the_bundle_as_it_was(
     after = ModelBundle.open(target)
     assert sorted(after.variants) == ["openvino-fp32"]
     assert after.verify() == []
+    assert not (target / "openvino-fp16").exists(), "nothing was added"
     monkeypatch.setattr(openvino, "convert", _copy_instead_of_converting(bundle))
     assert sorted(convert(miniature, target, "fp16").variants) == ["openvino-fp16", "openvino-fp32"]
 

@@ -42,4 +42,5 @@ def test_a_plain_install_draws_without_a_converters_library(tmp_path: Path) -> N
         [python, "-m", "edge_sd", "convert", "emoji", "b"], cwd=tmp_path, capture_output=True, text=True
     )
     assert refused.returncode == 2
-    assert refused.stderr.strip().endswith('pip install "edge-sd[convert]"')
+    cpu = "pip install torch --index-url https://download.pytorch.org/whl/cpu && " if sys.platform != "darwin" else ""
+    assert refused.stderr.strip().endswith(f'{cpu}pip install "{ROOT}[convert]"')

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -186,3 +189,27 @@ def test_an_export_without_hashes_is_said_to_be_and_then_compared(bundle: ModelB
     third = edge_sd("models", "verify", "export", cwd=tmp_path, **env)
     assert third.returncode == 1
     assert third.stdout == "unet/openvino_model.bin is not as it was when it was first verified (its sha256 differs)\n"
+
+
+def test_what_a_killed_process_left_is_swept_and_never_listed(tmp_path: Path) -> None:
+    from edge_sd.converters.build import _files
+    from edge_sd.files import write_atomically
+
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = tmp_path / f".x.json.{gone.stdout.strip()}.partial"
+    running = tmp_path / f".x.json.{os.getppid()}.partial"
+    other = tmp_path / f".y.json.{gone.stdout.strip()}.partial"
+    for each in (left, running, other):
+        each.write_bytes(b"half")
+    assert _files(tmp_path) == []
+    write_atomically(tmp_path / "x.json", b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([running.name, other.name, "x.json"])
+
+
+def test_a_config_without_a_sample_size_draws_as_diffusers_does(miniature: Path, tmp_path: Path) -> None:
+    shutil.copytree(miniature, tmp_path / "m")
+    config = json.loads((miniature / "unet/config.json").read_text())
+    for value in ({"sample_size": None}, {}):
+        rest = {key: each for key, each in config.items() if key != "sample_size"}
+        (tmp_path / "m/unet/config.json").write_text(json.dumps({**rest, **value}))
+        assert ModelBundle.open(tmp_path / "m").defaults.width == 512
