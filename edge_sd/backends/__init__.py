@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
 from ..components.base import Component
 from ..errors import DeviceError, MissingExtra, choices
 from .base import Backend, Device, LoadRequest
 
 NAMES = ("openvino", "coreml", "coreai", "torch")
 
-__all__ = ["AllBackends", "Backend", "Component", "Device", "LoadRequest", "NAMES", "backend"]
+__all__ = ["AllBackends", "Backend", "Component", "Device", "LoadRequest", "NAMES", "backend", "names"]
+
+# Where an installed package offers backends of its own: name -> a class, or a function, that makes one.
+GROUP = "edge_sd.backends"
+
+
+def names() -> tuple[str, ...]:
+    """Names of our backends and of those that installed packages offer. One of our names is ours."""
+    return tuple(dict.fromkeys([*NAMES, *sorted(entry_points(group=GROUP).names)]))
 
 
 def backend(name: str) -> Backend:
-    """The backend of that name. Raises MissingExtra where its library is not installed, DeviceError if unknown."""
+    """The backend of that name. Raises MissingExtra where its library is not installed.
+
+    DeviceError where it is unknown, or where a package offers it that can't be used.
+    """
     if name == "openvino":
         from .openvino import OpenVINOBackend
 
@@ -29,13 +42,22 @@ def backend(name: str) -> Backend:
         from .torch import TorchBackend
 
         return TorchBackend()
-    raise DeviceError(f"no backend {name!r}; valid: {choices(NAMES)}")
+    offered = entry_points(group=GROUP, name=name)
+    for point in offered:
+        try:
+            made: Backend = point.load()()
+        except (ImportError, AttributeError, TypeError) as error:
+            raise DeviceError(f"the backend {name!r} of {point.value} cannot be used: {error}") from error
+        if made.name != name:
+            raise DeviceError(f"the backend {name!r} of {point.value} cannot be used: its name is {made.name!r}")
+        return made
+    raise DeviceError(f"no backend {name!r}; valid: {choices(names())}")
 
 
 class AllBackends:
     """All installed backends as one: each component is loaded by the backend of its device.
 
-    `absent` holds a line for each backend that is not installed.
+    `absent` holds a line for each backend that is not installed or can't be used.
     """
 
     name = "all"
@@ -43,10 +65,10 @@ class AllBackends:
     def __init__(self) -> None:
         self.absent: list[str] = []
         self._opened: dict[str, Backend] = {}
-        for name in NAMES:
+        for name in names():
             try:
                 self._opened[name] = backend(name)
-            except MissingExtra as error:
+            except (MissingExtra, DeviceError) as error:
                 self.absent.append(str(error))
 
     def devices(self) -> list[Device]:

@@ -29,8 +29,8 @@ def _key(name: str) -> str:
 def _known() -> dict[str, str]:
     """Key -> name in SAMPLERS. Of several with one class in diffusers the first, which is its default."""
     found = dict(_OTHERS)
-    for name, sampler in reversed(SAMPLERS.items()):
-        for alias in (sampler.diffusers_class, sampler.title, name):
+    for name, sampler in reversed(list(SAMPLERS.items())):
+        for alias in filter(None, (sampler.diffusers_class, sampler.title, name)):
             found[_key(alias)] = name
     return found
 
@@ -46,7 +46,8 @@ def find_sampler(name: str) -> tuple[str, str | None]:
         return known[key], None
     near = dict.fromkeys(known[each] for each in difflib.get_close_matches(key, known, n=5, cutoff=0.5))
     nearest = f"nearest: {', '.join(near)}; " if near else ""
-    raise InvalidRequest(f"unknown sampler {name!r}; {nearest}valid: {choices(SAMPLERS)}")
+    refused = "".join(f"; {line}" for line in SAMPLERS.refused)
+    raise InvalidRequest(f"unknown sampler {name!r}; {nearest}valid: {choices(SAMPLERS)}{refused}")
 
 
 def find_sigmas(name: str) -> str:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
 from itertools import pairwise
 from typing import Any
 
@@ -337,7 +339,7 @@ class Sampler:
 
 _S = NoiseSchedule
 
-SAMPLERS: dict[str, Sampler] = {
+_OWN: dict[str, Sampler] = {
     sampler.name: sampler
     for sampler in (
         Sampler("euler", "Euler", sample_euler, _S.euler_levels, "EulerDiscreteScheduler", from_sigma=True),
@@ -362,3 +364,55 @@ SAMPLERS: dict[str, Sampler] = {
         ),
     )
 }  # fmt: skip
+
+# Where an installed package offers samplers of its own: name -> an object of the class Sampler with that name.
+GROUP = "edge_sd.samplers"
+
+
+class Samplers(Mapping[str, Sampler]):
+    """Ours, and those that installed packages offer; these are looked up at first use."""
+
+    @property
+    def refused(self) -> list[str]:
+        """A line for each that an installed package offers and that can't be used."""
+        return self._found[1]
+
+    @property
+    def _all(self) -> dict[str, Sampler]:
+        return self._found[0]
+
+    @cached_property
+    def _found(self) -> tuple[dict[str, Sampler], list[str]]:
+        found, refused = dict(_OWN), list[str]()
+        for point in sorted(entry_points(group=GROUP)):
+            made = _offered(point, found)
+            if isinstance(made, Sampler):
+                found[point.name] = made
+            else:
+                refused.append(f"the sampler {point.name!r} of {point.value} is not used: {made}")
+        return found, refused
+
+    def __getitem__(self, name: str) -> Sampler:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+
+def _offered(point: EntryPoint, known: Mapping[str, Sampler]) -> Sampler | str:
+    """The sampler of an entry point, or why it can't be used."""
+    if point.name in known:
+        return "there is one of that name"
+    try:
+        made = point.load()
+    except (ImportError, AttributeError) as error:
+        return str(error)
+    if not isinstance(made, Sampler) or made.name != point.name:
+        return f"it is no Sampler called {point.name!r}"
+    return made
+
+
+SAMPLERS = Samplers()
