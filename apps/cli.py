@@ -20,6 +20,7 @@ from edge_sd.errors import EdgeSDError, InvalidRequest
 from . import cache, machine, models, pictures, streams, train
 from .bench.commands import bench
 from .compare import commands as compare
+from .desktop.commands import desktop
 from .drawing import deliver, parse_device, parse_size, progress
 from .help_examples import epilog
 from .libraries import hush_libraries
@@ -45,7 +46,7 @@ app.add_typer(macos.app, name="macos")
 app.add_typer(cache.app, name="cache")
 for command in (
     pictures.upscale, pictures.interpolate, pictures.info, machine.devices, machine.tune, machine.doctor, bench,
-    serve,
+    serve, desktop,
 ):  # fmt: skip
     app.command(epilog=epilog(command.__name__))(command)
 app.command(epilog=epilog("run"), context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)

@@ -86,13 +86,20 @@ def check_token(host: str, token: str) -> None:
         raise InvalidRequest(f"the token is not {MIN_TOKEN} or more printable ASCII characters without spaces")
 
 
-def check_extra() -> None:
+def check_extra(extra: str = "serve") -> None:
     """Raise MissingExtra where the libraries of the server are not installed."""
     from importlib.util import find_spec
 
     for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         if find_spec(name) is None:
-            raise MissingExtra("the server", "serve")
+            raise MissingExtra("the server", extra)
+
+
+def home_of(folder: Path | None) -> Path:
+    """Where queue and history are kept."""
+    from edge_sd.paths import models_home
+
+    return folder or models_home().parent / "server"
 
 
 def open_service(
@@ -100,7 +107,6 @@ def open_service(
 ) -> Service:
     """The service over installed models, or those that are named. Raises InvalidRequest or ModelNotFound."""
     from edge_sd.bundle.library import find_model, installed_models, model_name
-    from edge_sd.paths import models_home
 
     from .engines import Engines
     from .service import Service
@@ -113,7 +119,7 @@ def open_service(
     else:
         there = installed_models()
         offered = dict(sorted(there.items(), key=lambda each: (each[0] != "emoji", each[0])))
-    home = folder or models_home().parent / "server"
+    home = home_of(folder)
     try:
         store = Store(home)
     except OSError as error:

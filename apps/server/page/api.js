@@ -31,8 +31,10 @@ async function session(token) {
 }
 
 export async function tokenFromAddress() {
-  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  const given = new URLSearchParams(location.hash.slice(1));
+  const token = given.get("token");
   if (!token) return;
+  if (given.has("window")) sessionStorage.setItem("edge-sd-window", "1");
   history.replaceState(null, "", location.pathname);
   await session(token);
 }
@@ -73,3 +75,6 @@ export function listen(heard, link) {
 }
 
 export const pictureUrl = (job, n) => `/api/jobs/${job.id}/pictures/${n}`;
+
+// Whether this is the desktop window, which has native dialogs.
+export const inWindow = () => sessionStorage.getItem("edge-sd-window") !== null;

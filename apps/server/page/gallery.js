@@ -1,6 +1,6 @@
 // Pictures: search, look at one with its parameters, compare two, delete with undo.
 
-import { call, pictureUrl } from "./api.js";
+import { call, inWindow, pictureUrl } from "./api.js";
 import { $, dialog, duration, el, fail, toast } from "./dom.js";
 import * as form from "./form.js";
 
@@ -79,6 +79,10 @@ function tile(job, n) {
   const tick = el("input", { type: "checkbox", className: "pick", ariaLabel: `Compare ${name}` });
   tick.onchange = () => pick(`${job.id}/${n}`, tick);
   const image = el("img", { src: pictureUrl(job, n), alt: job.wish.prompt, loading: "lazy" });
+  // Dragged out of the window it becomes a file.
+  image.addEventListener("dragstart", (event) => {
+    event.dataTransfer.setData("DownloadURL", `image/png:${fileName(job, n)}:${new URL(pictureUrl(job, n), location.href)}`);
+  });
   const button = el("button", { type: "button", className: "show", ariaLabel: `Show ${name}`, onclick: () => look(job.id, n) }, image);
   const made = el("li", {}, button, tick);
   made.dataset.key = `${job.id}/${n}`;
@@ -147,11 +151,22 @@ function fill() {
   detail.querySelector(".acts").replaceChildren(
     button("Use these", () => { detail.close(); form.use({ ...job.wish, ...used(row) }, job.given); }),
     button("Start from it", () => { detail.close(); form.startFrom(pictureUrl(job, n)).catch(fail); }),
-    el("a", { href: `${pictureUrl(job, n)}?download=true`, download: `edge-sd-${job.id}-${n}.png`, className: "link" }, "Download"),
+    save(job, n),
     button("Delete", () => { detail.close(); remove(job); }),
   );
   detail.querySelector("dl").replaceChildren(...rows(job, row).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
+
+// The desktop window asks where to; a browser downloads.
+function save(job, n) {
+  if (inWindow()) {
+    const act = () => call("/api/save", { id: job.id, n }).then(({ name }) => name && toast(`Saved as ${name}.`)).catch(fail);
+    return el("button", { type: "button", onclick: act }, "Save as…");
+  }
+  return el("a", { href: `${pictureUrl(job, n)}?download=true`, download: fileName(job, n), className: "link" }, "Download");
+}
+
+const fileName = (job, n) => `edge-sd-${job.id}-${n}.png`;
 
 function used(row) {
   const names = ["prompt", "negative", "width", "height", "steps", "guidance", "sampler", "sigmas", "seed", "variant", "variation_seed"];

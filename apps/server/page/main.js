@@ -61,4 +61,12 @@ async function begin() {
   );
 }
 
+// What the menu of the desktop window calls.
+window.edgeSd = {
+  give(data) {
+    const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
+    form.give(new File([bytes], "picture"));
+  },
+};
+
 begin().catch((error) => document.querySelector("main").prepend(el("p", { className: "mistake", role: "alert" }, error.message)));
