@@ -13,6 +13,7 @@ EXAMPLES = {
     "convert": "edge-sd convert SOURCE BUNDLE --to openvino --precision int8",
     "run": 'edge-sd run ORG/NAME "a lighthouse" --seed 7',
     "serve": "edge-sd serve --port 7860",
+    "desktop": "edge-sd desktop",
 }
 
 
