@@ -32,11 +32,17 @@ def plain_emoji(emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def save_miniature(folder: Path, tokenizer_from: Path, prediction_type: str = "epsilon", shallow: bool = False) -> Path:
+def save_miniature(
+    folder: Path,
+    tokenizer_from: Path,
+    prediction_type: str = "epsilon",
+    shallow: bool = False,
+    factor: int | None = None,
+) -> Path:
     """A diffusers folder of SD 1's architecture, all widths cut down, with random weights.
 
     A `shallow` one attends in its first block alone and has an autoencoder of factor 2: it converts in a third of the
-    time.
+    time. `factor` is another of the autoencoder, a power of two.
     """
     import torch
     from diffusers import (
@@ -75,7 +81,7 @@ def save_miniature(folder: Path, tokenizer_from: Path, prediction_type: str = "e
         attention_head_dim=2,
         norm_num_groups=8,
     )
-    levels = 2 if shallow else 4
+    levels = (factor or (2 if shallow else 8)).bit_length()
     vae = AutoencoderKL(
         block_out_channels=(8, 16, 16, 16)[:levels],
         down_block_types=("DownEncoderBlock2D",) * levels,

@@ -20,7 +20,7 @@ from typing import Literal
 
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.bundle.library import installed_models
-from edge_sd.devices.estimates import PARTS
+from edge_sd.devices.estimates import APPLE, PARTS
 from edge_sd.devices.rules import REFERENCES
 from edge_sd.errors import EdgeSDError, InvalidRequest, MissingExtra, choices
 from edge_sd.pipeline.request import MAX_SEED, Request
@@ -116,8 +116,8 @@ class Comparison:
         return [row.artist for row in rows if not self.numerics_only(row.artist)]
 
     def numerics_only(self, artist: Artist) -> bool:
-        """Whether the executor of Core ML draws: the figures are the device's, the seconds would be another's."""
-        if not artist.variant or self.bundle.variant(artist.variant).backend != "coreml":
+        """Whether a reference device draws: its figures are those of a Mac's device, its seconds are not."""
+        if not artist.variant or self.bundle.variant(artist.variant).backend not in APPLE:
             return False
         return artist.device in REFERENCES or _only_by_executor(self.bundle, artist.variant)
 
@@ -173,7 +173,7 @@ def plan(
         names = [name for name in converted or sorted(bundle.variants) if name not in skipped]
         candidates = [_artist(bundle, name, device) for name in names]
         for name in skipped:
-            notes.append(f"{name} is left out: only the slow executor of Core ML runs it here; name it to compare it")
+            notes.append(f"{name} is left out: only a slow reference runs it here; name it to compare it")
     judged_by = _reference(bundle, reference, weights, candidates, device)
     candidates = [artist for artist in dict.fromkeys(candidates) if artist != judged_by]
     count = len(shots)
@@ -186,8 +186,8 @@ def plan(
     found = Comparison(bundle, weights, judged_by, tuple(rows), tuple(shots), wishes)
     if emulated := [artist.name for artist in (judged_by, *candidates) if found.numerics_only(artist)]:
         notes.append(
-            f"{', '.join(emulated)}: numerics, not speed: an executor in torch computed the Core ML packages operation "
-            "by operation, as the device would round, and nothing of it is timed"
+            f"{', '.join(emulated)}: numerics, not speed: a reference on this CPU computed what a Mac's device would "
+            "round, and nothing of it is timed"
         )
     return replace(found, notes=tuple(notes))
 
@@ -223,7 +223,7 @@ def _artist(bundle: ModelBundle, name: str, device: str) -> Artist:
 
 
 def _only_by_executor(bundle: ModelBundle, name: str) -> bool:
-    return bundle.variants[name].backend == "coreml" and sys.platform != "darwin"
+    return bundle.variants[name].backend in APPLE and sys.platform != "darwin"
 
 
 def _find_weights(bundle: ModelBundle) -> Path | None:
