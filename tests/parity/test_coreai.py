@@ -23,7 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edge_sd.apps.cli import app
-from edge_sd.backends.base import Device
+from edge_sd.backends.base import Device, LoadRequest
 from edge_sd.backends.coreai import CoreAIBackend
 from edge_sd.backends.coreai.runtime import Asset, InputPort, Loop
 from edge_sd.bundle.bundle import ModelBundle
@@ -248,7 +248,10 @@ def test_a_text_encoder_gives_the_states_of_every_layer(made: ModelBundle, sourc
     from transformers import CLIPTextModel
 
     variant, backend = made.variant(VARIANT), CoreAIBackend()
-    artifact = variant.artifacts["text_encoder"]
+
+    def request(**edits: Any) -> LoadRequest:
+        return LoadRequest(made, variant, "text_encoder", REFERENCE, {"input_ids": (2, 77)}, Edits(**edits))
+
     tokenizer = TextTokenizer(source / "tokenizer", 77)
     ids = np.concatenate([tokenizer(text).ids for text in ("", "a red apple")])
     model = CLIPTextModel.from_pretrained(source / "text_encoder", torch_dtype=torch.float32).eval()
@@ -257,22 +260,23 @@ def test_a_text_encoder_gives_the_states_of_every_layer(made: ModelBundle, sourc
         norm = next(each for name, each in model.named_modules() if name.endswith("final_layer_norm"))
         wanted = {1: out.last_hidden_state.numpy(), 2: norm(out.hidden_states[-2]).numpy()}
     for skip, states in wanted.items():
-        loaded = backend.load(made, variant, artifact, REFERENCE, {"input_ids": (2, 77)}, Edits(clip_skip=skip))
+        loaded = backend.load(request(clip_skip=skip))
         found = loaded(input_ids=ids)["last_hidden_state"]
         loaded.close()
         assert found.shape == states.shape
         assert np.abs(found - states).max() < 0.02, skip
     with pytest.raises(InvalidRequest, match=r"no states clip_skip\.9; it has: clip_skip\.2"):
-        backend.load(made, variant, artifact, REFERENCE, {"input_ids": (2, 77)}, Edits(clip_skip=9))
+        backend.load(request(clip_skip=9))
 
 
 def test_what_a_program_has_no_place_for_is_refused_by_name(made: ModelBundle) -> None:
     variant, backend = made.variant(VARIANT), CoreAIBackend()
-    artifact = variant.artifacts["vae_decoder"]
     with pytest.raises(InvalidRequest, match="takes no embeddings"):
-        backend.load(made, variant, artifact, REFERENCE, {}, Edits(vectors=np.zeros((1, 32), np.float32)))
+        backend.load(
+            LoadRequest(made, variant, "vae_decoder", REFERENCE, {}, Edits(vectors=np.zeros((1, 32), np.float32)))
+        )
     with pytest.raises(InvalidRequest, match="draws 64x64 only, not 128x64"):
-        backend.load(made, variant, artifact, REFERENCE, {"latent_sample": (1, 4, 8, 16)})
+        backend.load(LoadRequest(made, variant, "vae_decoder", REFERENCE, {"latent_sample": (1, 4, 8, 16)}))
 
 
 def test_a_damaged_asset_is_refused_before_the_runtime_which_would_abort(made: ModelBundle, tmp_path: Path) -> None:
