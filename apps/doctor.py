@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import shlex
 import subprocess
@@ -29,6 +28,7 @@ from edge_sd.caches import CACHES
 from edge_sd.devices.choose import choose
 from edge_sd.devices.discovery import Here, discover
 from edge_sd.errors import EdgeSDError
+from edge_sd.images.metrics import PEAK, psnr
 from edge_sd.paths import models_home
 from edge_sd.pipeline.recorded import read_recorded
 
@@ -205,9 +205,8 @@ def _compared(test: SelfTest, picture: Path, reference: Path | None, wanted: flo
     expected = _pixels(reference)
     if np.array_equal(found, expected):
         return replace(test, result="identical")
-    error = float(np.mean((found.astype(np.float64) - expected) ** 2))
-    psnr = round(10 * math.log10(255**2 / error), 2)
-    return replace(test, result="close" if psnr >= wanted else "off", psnr=psnr, wanted=wanted)
+    decibels = round(psnr(found, expected, PEAK), 2)
+    return replace(test, result="close" if decibels >= wanted else "off", psnr=decibels, wanted=wanted)
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:

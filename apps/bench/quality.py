@@ -79,12 +79,12 @@ def measure(count: int) -> list[Row]:
 
 def table(rows: list[Row]) -> Table:
     """Likeness to the first row in dB (peak 255), and how often the judge names the same thing."""
-    from edge_sd.images.metrics import psnr
+    from edge_sd.images.metrics import PEAK, finite, psnr
 
     first, found = rows[0], []
     for row in rows[1:]:
         # Identical pictures have no error to take a logarithm of.
-        ratios = [min(psnr(a, b, 255.0), 100.0) for a, b in zip(first.pictures, row.pictures, strict=True)]
+        ratios = [finite(psnr(a, b, PEAK)) for a, b in zip(first.pictures, row.pictures, strict=True)]
         found.append(
             {
                 "name": row.name,

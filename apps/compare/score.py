@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_sd.images.metrics import PEAK, ms_ssim, psnr, ssim
+from edge_sd.images.metrics import PEAK, finite, ms_ssim, psnr, ssim
 
 from .clip import Clip, open_clip
 from .judge import Judge, Opinion, open_judge, read_prompts
@@ -21,8 +21,6 @@ from .measure import Work
 from .perceptual import Perceptual, open_perceptual
 from .plan import Artist, Comparison, Row, Shot
 
-# Equal pictures would make every mean infinite. One wrong bit in a picture of 128 x 128 is 95 dB.
-CEILING = 100.0
 WORST = 5
 
 METRICS = {
@@ -126,8 +124,8 @@ def compare_pictures(found: Path, reference: Path, perceptual: Perceptual | None
         raise ValueError(f"it draws {w}x{h} and what it is compared with {width}x{height}; give --size")
     last = [np.load(path.with_suffix(".npy"), mmap_mode="r")[-1] for path in (found, reference)]
     return {
-        "latent_psnr": round(decibels(psnr(last[0], last[1])), 3),
-        "psnr": round(decibels(psnr(own, theirs, PEAK)), 3),
+        "latent_psnr": round(finite(psnr(last[0], last[1])), 3),
+        "psnr": round(finite(psnr(own, theirs, PEAK)), 3),
         "ssim": round(ssim(own, theirs), 5),
         "ms_ssim": round(ms_ssim(own, theirs), 5),
         **({"lpips": round(perceptual.distance(own, theirs), 5)} if perceptual else {}),
@@ -139,12 +137,7 @@ def divergence(found: Path, reference: Path) -> NDArray[np.float64] | None:
     own, theirs = (np.load(path.with_suffix(".npy"), mmap_mode="r") for path in (found, reference))
     if own.shape != theirs.shape:
         return None
-    return np.array([decibels(psnr(x, y)) for x, y in zip(own, theirs, strict=True)])
-
-
-def decibels(value: float) -> float:
-    """A finite value for means: infinity becomes the ceiling, other non-finite values 0."""
-    return CEILING if value == math.inf else 0.0 if not math.isfinite(value) else min(value, CEILING)
+    return np.array([finite(psnr(x, y)) for x, y in zip(own, theirs, strict=True)])
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:

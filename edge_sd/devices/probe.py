@@ -8,7 +8,6 @@ imported, and then one for each row, in order. The first row of a component that
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ from ..components.base import Array
 from ..components.fallback import FAILURES, fault, reason
 from ..components.shapes import shapes_of
 from ..errors import InvalidRequest
+from ..images.metrics import finite, psnr
 from ..sampling.noise import TorchNoise
 from ..text.conditioning import conditions
 from ..text.tokenizer import TextTokenizer
@@ -35,16 +35,8 @@ CALLS, LONG = 3, 1.0
 # An error this many times the reference's own spread is another result, whatever the precision: nothing but the mean
 # has 1, an unrelated result of the same kind 1.4.
 UNRELATED = 1.0
-# In place of infinity, which JSON does not have.
-IDENTICAL = 100.0
 
 Arrays = dict[str, Array]
-
-
-def psnr(reference: Array, found: Array) -> float:
-    """Peak signal-to-noise ratio in dB, the peak being the range of `reference`; IDENTICAL at most."""
-    error, peak = _rms_error(reference, found), float(np.ptp(reference))
-    return IDENTICAL if error == 0 else min(IDENTICAL, 20 * math.log10(max(peak, 1e-12) / error))
 
 
 def _rms_error(reference: Array, found: Array) -> float:
@@ -86,7 +78,7 @@ class Probe:
             return Measured(load, seconds, failure=f"the {part.replace('_', ' ')} {why}")
         reference = self.references.setdefault(part, outputs)
         pairs = [(reference[name], outputs[name]) for name in reference if name in outputs]
-        likeness = min(psnr(*pair) for pair in pairs)
+        likeness = min(finite(psnr(found, expected)) for expected, found in pairs)
         if max(_rms_error(*pair) / float(pair[0].std()) for pair in pairs) >= UNRELATED:
             return Measured(load, seconds, likeness, f"its result is another than the reference's ({likeness:.0f} dB)")
         return Measured(load, seconds, likeness)

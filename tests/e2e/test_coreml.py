@@ -16,6 +16,7 @@ from edge_sd import Pipeline, Request
 from edge_sd.bundle.assembly import whole_package
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.errors import DeviceError, InvalidModel, InvalidRequest
+from edge_sd.images.metrics import PEAK, psnr
 from edge_sd.pipeline.control import Control
 
 from ..conftest import convert
@@ -23,8 +24,7 @@ from .test_cli import edge_sd
 
 
 def picture_psnr(one: Image.Image, other: Image.Image) -> float:
-    error = np.mean((np.asarray(one, float) - np.asarray(other, float)) ** 2)
-    return float(10 * np.log10(255**2 / error))
+    return psnr(np.asarray(one), np.asarray(other), PEAK)
 
 
 def test_the_same_seed_draws_the_same_picture_on_both_backends(

@@ -17,7 +17,7 @@ from edge_sd.apps.compare.energy import consumed, joules
 from edge_sd.apps.compare.judge import Judge
 from edge_sd.apps.compare.plan import OTHER_SEEDS, TORCH, Artist, Shot, component_bytes, plan, read_prompts
 from edge_sd.apps.compare.plots import FONT, HEIGHT, WIDTH, Plot, Point, Series, lay_out, save_png, svg, ticks
-from edge_sd.apps.compare.score import CEILING, decibels, spread, summary
+from edge_sd.apps.compare.score import spread, summary
 from edge_sd.apps.compare.sweep import Sweep
 from edge_sd.apps.compare.tables import failures, label
 from edge_sd.apps.compare.verdict import missed, pareto, parse_gates, recommend, sentence
@@ -30,6 +30,8 @@ from edge_sd.bundle.facts import Defaults
 from edge_sd.bundle.variants import Artifact, Variant
 from edge_sd.errors import InvalidRequest, MissingExtra, VariantNotFound
 from edge_sd.files import FileRecord
+from edge_sd.images.metrics import CEILING
+from edge_sd.images.metrics import finite as finite_psnr
 
 PARTS = ("text_encoder", "unet", "vae_decoder")
 finite = st.floats(-1e3, 1e3)
@@ -215,8 +217,8 @@ def test_a_summary_is_numpys(values: list[float]) -> None:
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_decibels_can_always_be_averaged(value: float) -> None:
-    assert decibels(value) <= CEILING
-    assert np.isfinite(decibels(value))
+    assert finite_psnr(value) <= CEILING
+    assert np.isfinite(finite_psnr(value))
 
 
 @settings(deadline=None)

@@ -21,9 +21,10 @@ from edge_sd.devices.choose import choose
 from edge_sd.devices.discovery import Here
 from edge_sd.devices.measurements import Measured, Row, measurements_file, remember, remembered
 from edge_sd.devices.planning import plan_here
-from edge_sd.devices.probe import IDENTICAL, Probe, psnr
+from edge_sd.devices.probe import Probe
 from edge_sd.devices.tuning import PROBE, all_rows, first_use, tune, undecided
 from edge_sd.errors import DeviceError, InvalidRequest, OutputError
+from edge_sd.images.metrics import CEILING, finite, psnr
 from edge_sd.machine import Machine
 from edge_sd.sampling.schedule import NoiseSchedule
 
@@ -52,7 +53,7 @@ def test_the_first_is_the_reference_and_the_others_are_held_beside_it(part: str)
     measuring = probe(FakeBackend(devices=TWO))
     first, second = (measuring.measure(part, "fake", f"fake:{name}") for name in TWO)
     assert (first.failure, second.failure) == ("", "")
-    assert first.psnr == IDENTICAL
+    assert first.psnr == CEILING
     assert 30 < second.psnr < 60, "one per cent more of everything"
     assert first.call > 0
 
@@ -97,8 +98,8 @@ def test_psnr_counts_tenths_of_the_range(seed: int, scale: float, shift: float) 
     reference = (reference - reference.min()) / np.ptp(reference)
     for tenths, expected in ((0.1, 20.0), (0.01, 40.0)):
         found = (reference + tenths) * scale + shift
-        assert psnr(reference * scale + shift, found) == pytest.approx(expected, abs=1e-6)
-    assert psnr(reference, reference) == IDENTICAL
+        assert psnr(found, reference * scale + shift) == pytest.approx(expected, abs=1e-6)
+    assert finite(psnr(reference, reference)) == CEILING
 
 
 # What is asked.
