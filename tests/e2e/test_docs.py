@@ -38,6 +38,7 @@ ELSEWHERE = {
     "model.safetensors": "tests/parity/test_checkpoints.py",
     "--vae FOLDER": "tests/parity/test_parts.py",
     "edge-sd serve": "tests/e2e/test_server_openai.py",
+    "edge-sd desktop": "tests/e2e/test_desktop.py",
     "edge-sd macos": "tests/unit/test_macos.py",
 }
 
