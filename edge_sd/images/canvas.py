@@ -164,7 +164,7 @@ class Start:
         if not inside.any():
             raise InvalidRequest(LOST)
         times = max((box[2] - box[0]) / width, (box[3] - box[1]) / height)
-        notes = ()
+        notes: tuple[str, ...] = ()
         if times > ENLARGED:
             hint = "" if self.box is not None else "; mask_padding draws the mask's surroundings alone, at more detail"
             notes = (f"what is new was drawn at {width}x{height} and enlarged {times:.1f} times{hint}",)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InvalidRequest
 from .files import MAX_PIXELS
@@ -82,6 +83,6 @@ def _on(image: Image, background: str) -> Image:
     return made
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
+def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Grey of 16 bits, as depth maps are, in 8: 65535 is white. Pillow would make all above 255 white."""
-    return np.round(np.clip(values, 0, 65535) / 257).astype(np.uint8)
+    return np.asarray(np.round(np.clip(values, 0, 65535) / 257), np.uint8)

@@ -183,8 +183,8 @@ class Pipeline:
     def _with_refiner(self, request: Request, settings: Settings) -> Settings:
         """Open the refiner, and say where it takes over."""
         assert request.refiner is not None
-        name = str(request.refiner)
-        refiner = self._refiners.get(name) or Pipeline.open(request.refiner, self.plan.device.name)
+        given = str(request.refiner)
+        refiner = self._refiners.get(given) or Pipeline.open(request.refiner, self.plan.device.name)
         refiner.components.turns = self.components.turns
         if refiner.bundle.facts.conditioning != "aesthetic":
             raise InvalidRequest(f"{refiner.bundle.name} is no refiner; SDXL's is one")
@@ -193,7 +193,9 @@ class Pipeline:
         if settings.controls or settings.tile is not None:
             raise InvalidRequest("a refiner takes neither control pictures nor tiles")
         start = 0.8 if request.refiner_start is None else request.refiner_start
-        self._refiners[name] = refiner
+        # Pictures record its name, never the folder that it lies in.
+        name = Path(given).name
+        self._refiners[given] = self._refiners[name] = refiner
         return replace(settings, refiner=name, refiner_start=start)
 
     def _flagged(self, pixels: NDArray[np.uint8]) -> bool:
@@ -335,7 +337,7 @@ class Pipeline:
     def close(self) -> None:
         """Give the memory of all components back."""
         self.components.close()
-        for refiner in self._refiners.values():
+        for refiner in set(self._refiners.values()):
             refiner.close()
 
     def __enter__(self) -> Pipeline:
