@@ -20,6 +20,7 @@ from typing import Literal
 
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.bundle.library import installed_models
+from edge_sd.bundle.variants import Artifact, Variant
 from edge_sd.devices.estimates import APPLE, PARTS
 from edge_sd.devices.rules import REFERENCES
 from edge_sd.errors import EdgeSDError, InvalidRequest, MissingExtra, choices
@@ -312,15 +313,36 @@ def _swaps(bundle: ModelBundle, artists: list[Artist], count: int) -> list[Row]:
     return rows
 
 
-def component_bytes(bundle: ModelBundle, name: str) -> dict[str, int]:
-    """Bytes on disk of each component of a variant, and "total": all of its files, those for other programs too."""
+def common_parts(bundle: ModelBundle, variants: Iterable[str]) -> frozenset[str]:
+    """The components that all of these variants have: sizes are compared by them alone."""
+    found = [set(bundle.variant(name).artifacts) for name in variants]
+    return frozenset(set.intersection(*found)) if found else frozenset()
+
+
+def component_bytes(bundle: ModelBundle, name: str, common: frozenset[str] = frozenset()) -> dict[str, int]:
+    """Bytes on disk of each component of a variant.
+
+    "total" is all of its files, those for other programs too. "compared" is the files of the `common` components, each
+    once: components share weights, and a variant without a ControlNet is not smaller for that.
+    """
     variant = bundle.variant(name)
-    sizes: dict[str, int] = {}
-    for part, artifact in variant.artifacts.items():
-        own = {artifact.graph, *artifact.weights, *([artifact.lora] if artifact.lora else [])}
-        sizes[part] = sum(
-            record.bytes
-            for path, record in variant.files.items()
-            if path in own or path.startswith(f"{artifact.graph}/")
-        )
-    return {**sizes, "total": variant.size()}
+    owned = {part: _files_of(variant, artifact) for part, artifact in variant.artifacts.items()}
+    sizes = {part: sum(variant.files[path].bytes for path in paths) for part, paths in owned.items()}
+    compared = {path for part in common for path in owned[part]}
+    return {**sizes, "compared": sum(variant.files[path].bytes for path in compared), "total": variant.size()}
+
+
+def _files_of(variant: Variant, artifact: Artifact) -> set[str]:
+    own = {artifact.graph, *artifact.weights, *([artifact.lora] if artifact.lora else [])}
+    return {path for path in variant.files if path in own or path.startswith(f"{artifact.graph}/")}
+
+
+def incomplete(bundle: ModelBundle, variants: Iterable[str]) -> list[str]:
+    """One note for each variant that lacks a component of another, with what it can't draw for it."""
+    names = list(variants)
+    every = {part for name in names for part in bundle.variant(name).artifacts}
+    notes = []
+    for name in names:
+        if missing := sorted(every - set(bundle.variant(name).artifacts)):
+            notes.append(f"{name} has no {', '.join(missing)}; sizes are compared without them")
+    return notes

@@ -16,7 +16,7 @@ from edge_sd.files import write_atomically
 
 from .machine import machine
 from .measure import Work
-from .plan import Artist, Comparison, component_bytes
+from .plan import Artist, Comparison, common_parts, component_bytes, incomplete
 from .plots import save_png
 from .score import METRICS, Scorer, spread
 from .tables import plots
@@ -45,12 +45,15 @@ def make_report(
 ) -> dict[str, Any]:
     """All results as JSON values. `failed`: variants that could not be made, with the reason."""
     scorer = Scorer(comparison, work)
+    main = (row.artist.variant for row in comparison.rows if row.kind in ("reference", "variant"))
+    drawn = list(dict.fromkeys(filter(None, main)))
+    common = common_parts(comparison.bundle, drawn)
     rows = []
     for row in comparison.rows:
         its = work[row.artist]
         entry: dict[str, Any] = {"name": row.name, "kind": row.kind, "against": row.against.name, "variant": ""}
         if row.kind in ("reference", "variant"):
-            entry |= {"variant": row.artist.variant, "bytes": _bytes(comparison, row.artist), **its.about}
+            entry |= {"variant": row.artist.variant, "bytes": _bytes(comparison, row.artist, common), **its.about}
             if comparison.numerics_only(row.artist):
                 entry["numerics_only"] = True
             if its.times:
@@ -60,7 +63,7 @@ def make_report(
         entry["folder"] = its.folder.relative_to(folder).as_posix()
         rows.append(entry | scorer.score(row))
     rows += [{"name": name, "kind": "variant", "variant": name, "error": why} for name, why in failed.items()]
-    measured = {row["name"]: (row["bytes"]["total"], row["quality"]["psnr"]["mean"]) for row in rows
+    measured = {row["name"]: (row["bytes"]["compared"], row["quality"]["psnr"]["mean"]) for row in rows
                 if row["kind"] == "variant" and "quality" in row}  # fmt: skip
     return {
         "format": FORMAT,
@@ -71,20 +74,26 @@ def make_report(
         "rows": rows,
         "pareto": pareto(measured),
         "recommendation": sentence(rows, min_psnr, max_size),
-        "notes": [*comparison.notes, *scorer.notes, *_unmeasured(rows), *_redrawn(rows)],
+        "notes": [
+            *incomplete(comparison.bundle, drawn),
+            *comparison.notes,
+            *scorer.notes,
+            *_unmeasured(rows),
+            *_redrawn(rows),
+        ],
         "definitions": {**METRICS, **SPEED},
         "machine": machine(),
     }
 
 
-def _bytes(comparison: Comparison, artist: Artist) -> dict[str, int]:
+def _bytes(comparison: Comparison, artist: Artist, common: frozenset[str]) -> dict[str, int]:
     if artist.variant:
-        return component_bytes(comparison.bundle, artist.variant)
+        return component_bytes(comparison.bundle, artist.variant, common)
     assert comparison.weights is not None
     folders = {"text_encoder": "text_encoder", "unet": "unet", "vae": "vae"}
     sizes = {name: sum(p.stat().st_size for p in (comparison.weights / at).glob("*.safetensors"))
              for name, at in folders.items()}  # fmt: skip
-    return {**sizes, "total": sum(sizes.values())}
+    return {**sizes, "compared": sum(sizes.values()), "total": sum(sizes.values())}
 
 
 def _speed(times: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def plots(report: dict[str, Any]) -> dict[str, Plot]:
     rows = {row["name"]: row for row in main_rows(report) if row["kind"] == "variant" and "quality" in row}
 
     def place(name: str) -> Point:
-        return Point(rows[name]["bytes"]["total"] / 1e6, rows[name]["quality"]["psnr"]["mean"])
+        return Point(rows[name]["bytes"]["compared"] / 1e6, rows[name]["quality"]["psnr"]["mean"])
 
     if rows:
         front = tuple(place(name) for name in report["pareto"])
@@ -71,7 +71,8 @@ def swaps(report: dict[str, Any]) -> dict[str, dict[str, str]]:
 def sizes(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Titles and lines of the MB that each component of the main rows has on disk."""
     sized = [row for row in main_rows(report) if "bytes" in row]
-    parts = [*dict.fromkeys(part for row in sized for part in row["bytes"] if part != "total"), "total"]
+    ends = ("compared", "total")
+    parts = [*dict.fromkeys(part for row in sized for part in row["bytes"] if part not in ends), *ends]
     lines = [
         [row["name"], *(f"{row['bytes'][p] / 1e6:.2f}" if p in row["bytes"] else "–" for p in parts)] for row in sized
     ]
@@ -121,7 +122,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         return f"{text} ± {form.format(quality[name]['error'])}" if error else text
 
     return {
-        "MB": f"{row['bytes']['total'] / 1e6:.1f}" if "bytes" in row else "–",
+        "MB": f"{row['bytes']['compared'] / 1e6:.1f}" if "bytes" in row else "–",
         "load": seconds("load"),
         "first picture": seconds("first"),
         "step": seconds("step"),

@@ -24,13 +24,14 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
 def recommend(rows: Sequence[dict[str, Any]], min_psnr: float, max_size: float | None) -> dict[str, str | None]:
     """The names of the smallest and of the fastest variant within `min_psnr` dB and `max_size` MB; None for none.
 
-    `rows` are the report's. The reference, if it is a variant, is not recommended: it is what others replace.
+    Sizes are of the components that all variants have (plan.py). `rows` are the report's.
+    The reference, if it is a variant, is not recommended: it is what others replace.
     """
     fit = [row for row in rows if row["kind"] == "variant" and "quality" in row
            and row["quality"]["psnr"]["mean"] >= min_psnr
-           and (max_size is None or row["bytes"]["total"] <= max_size * 1e6)]  # fmt: skip
+           and (max_size is None or row["bytes"]["compared"] <= max_size * 1e6)]  # fmt: skip
     timed = [row for row in fit if "picture" in row.get("speed", {})]
-    smallest = min(fit, key=lambda row: (row["bytes"]["total"], row["name"]), default=None)
+    smallest = min(fit, key=lambda row: (row["bytes"]["compared"], row["name"]), default=None)
     fastest = min(timed, key=lambda row: (row["speed"]["picture"]["median"], row["name"]), default=None)
     return {
         "smallest": smallest["name"] if smallest else None,
@@ -48,7 +49,7 @@ def sentence(rows: Sequence[dict[str, Any]], min_psnr: float, max_size: float | 
         return f"No variant has {within}."
     by_name = {row["name"]: row for row in rows}
     small = by_name[found["smallest"]]
-    text = f"With {within}: the smallest is {small['name']} ({small['bytes']['total'] / 1e6:.1f} MB"
+    text = f"With {within}: the smallest is {small['name']} ({small['bytes']['compared'] / 1e6:.1f} MB"
     text += f", {small['quality']['psnr']['mean']:.1f} dB)"
     if found["fastest"]:
         fast = by_name[found["fastest"]]

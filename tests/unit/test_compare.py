@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ from PIL import Image
 from edge_sd.apps.compare.artists import _with_part
 from edge_sd.apps.compare.energy import consumed, joules
 from edge_sd.apps.compare.judge import Judge
-from edge_sd.apps.compare.plan import OTHER_SEEDS, TORCH, Artist, Shot, component_bytes, plan, read_prompts
+from edge_sd.apps.compare.plan import (
+    OTHER_SEEDS,
+    TORCH,
+    Artist,
+    Shot,
+    common_parts,
+    component_bytes,
+    incomplete,
+    plan,
+    read_prompts,
+)
 from edge_sd.apps.compare.plots import FONT, HEIGHT, WIDTH, Plot, Point, Series, lay_out, save_png, svg, ticks
 from edge_sd.apps.compare.score import spread, summary
 from edge_sd.apps.compare.sweep import Sweep
@@ -150,7 +161,18 @@ def test_shots_of_other_prompts_have_other_names() -> None:
 
 
 def test_bytes_of_each_component_and_of_all(bundle: ModelBundle) -> None:
-    assert component_bytes(bundle, "openvino-int8") == {**dict.fromkeys(PARTS, 200), "total": 600}
+    assert component_bytes(bundle, "openvino-int8") == {**dict.fromkeys(PARTS, 200), "compared": 0, "total": 600}
+    # A variant without a part is not smaller for that: sizes are of the parts that all have.
+    first, second = "openvino-int8", "openvino-fp16"
+    lesser = {part: each for part, each in bundle.variant(first).artifacts.items() if part != PARTS[0]}
+    partial = replace(bundle, variants={**bundle.variants, first: replace(bundle.variant(first), artifacts=lesser)})
+    common = common_parts(partial, (first, second))
+    assert common == set(PARTS[1:])
+    assert component_bytes(partial, first, common)["compared"] == 400
+    assert component_bytes(partial, second, common)["compared"] == sum(
+        component_bytes(partial, second)[part] for part in PARTS[1:]
+    )
+    assert incomplete(partial, (first, second)) == [f"{first} has no {PARTS[0]}; sizes are compared without them"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -169,7 +191,7 @@ def test_the_pareto_front_is_what_nothing_beats(points: dict[str, tuple[float, f
 
 
 def row(name: str, megabytes: float, psnr: float, seconds: float, kind: str = "variant") -> dict[str, Any]:
-    return {"name": name, "kind": kind, "bytes": {"total": megabytes * 1e6},
+    return {"name": name, "kind": kind, "bytes": {"compared": megabytes * 1e6, "total": 2e9},
             "quality": {"psnr": {"mean": psnr}}, "speed": {"picture": {"median": seconds}}}  # fmt: skip
 
 
