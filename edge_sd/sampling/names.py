@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidRequest, choices
-from .samplers import SAMPLERS
+from .samplers import SAMPLERS, TIMESTEPS
 from .scheduler_fields import CHOOSES, CLASSES, class_of
+from .sigmas import SIGMA_SPACINGS
 
-SIGMAS = ("karras", "exponential", "beta", "sgm_uniform")
+SIGMAS = (*SIGMA_SPACINGS, *TIMESTEPS)
 # The model's own spacing, in place of one that the sampler's name carries.
 AUTOMATIC = "automatic"
 _OTHERS = {
     "eulerancestral": "euler_a", "ddimuniform": "ddim", "unipcbh2": "unipc", "floweuler": "euler",
-    "flowmatcheuler": "euler", "flowmatcheulerdiscrete": "euler",
+    "flowmatcheuler": "euler", "dpm2ancestral": "dpm2_a", "dpmpp2sancestral": "dpmpp_2s_a", "edmeuler": "euler",
+    "edmdpmsolvermultistep": "dpmpp_2m", "flowmatcheulerdiscrete": "euler",
 }  # fmt: skip
 
 
@@ -94,6 +96,7 @@ def sampler_of_config(config: Mapping[str, Any]) -> str:
 _ALIKE = {
     "EDMEulerScheduler": "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler": "EulerDiscreteScheduler",
     "EDMDPMSolverMultistepScheduler": "DPMSolverMultistepScheduler", "DDIMParallelScheduler": "DDIMScheduler",
+    "DDPMParallelScheduler": "DDPMScheduler",
 }  # fmt: skip
 # What diffusers takes for the options that tell samplers of one class apart.
 _OPTIONS = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}

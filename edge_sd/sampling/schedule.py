@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .scheduler_fields import checked, class_of
-from .sigmas import SigmaSpacing, space
+from .sigmas import ALIGNED, SigmaSpacing, space
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
-TimestepSpacing = Literal["leading", "trailing", "linspace"]
+TimestepSpacing = Literal["leading", "trailing", "linspace", "simple"]
 FinalSigmas = Literal["zero", "sigma_min"]
 Interpolation = Literal["linear", "log_linear"]
 TimestepType = Literal["discrete", "continuous"]
@@ -43,6 +44,7 @@ class Level(NamedTuple):
     via    the sigma that TCD goes down to on its way to this level, before it adds noise
     data   standard deviation of the data, where the network is preconditioned as EDM's are (Karras et al. 2022); else 0
     boundary   what LCM multiplies t by in its boundary condition
+    schedule   what it is a level of, for others in between
     """
 
     sigma: float
@@ -51,6 +53,13 @@ class Level(NamedTuple):
     via: float = 0.0
     data: float = 0.0
     boundary: float = 10.0
+    schedule: NoiseSchedule | None = None
+
+    def at(self, sigma: float) -> Level:
+        """The level of the same schedule at another sigma; its t lies between integers."""
+        if sigma == 0 or self.schedule is None:
+            return self._replace(sigma=sigma, t=0.0 if sigma == 0 else self.t)
+        return self._replace(sigma=sigma, t=self.schedule.timestep_at(sigma))
 
     @property
     def alpha(self) -> float:
@@ -193,6 +202,7 @@ class NoiseSchedule:
             return self._edm_levels(steps)
         trained = self.compute_sigmas()
         t: NDArray[Any] = self._space(steps, self.timestep_spacing or "linspace").astype(np.float32)
+        sigmas: NDArray[Any]
         sigmas, last = np.interp(t, np.arange(len(trained)), trained), self._last_sigma(trained)
         if self.interpolation_type == "log_linear":
             # Of steps + 1 evenly spaced ones diffusers' Euler takes the last for the end, and never comes to 0.
@@ -219,7 +229,7 @@ class NoiseSchedule:
         if self.sigma_spacing is None:
             spacing = self.timestep_spacing or "linspace"
             # diffusers spaces one more than steps and drops the lowest, except for trailing
-            t = self._space(steps + (spacing != "trailing"), spacing).round()[:steps]
+            t = self._space(steps + (spacing in ("linspace", "leading")), spacing).round()[:steps]
             return self._pair(trained[self._checked_t(t, steps)], t, last)
         sigmas = self._spaced(float(trained[-1]), float(trained[0]), steps)
         t = _interpolate_t(sigmas, trained)
@@ -227,9 +237,35 @@ class NoiseSchedule:
         rounds = self.sigma_spacing == "karras" and self.beta_schedule != "squaredcos_cap_v2"
         return self._pair(sigmas, t.round() if rounds else np.floor(t), last)
 
+    def deis_levels(self, steps: int) -> list[Level]:
+        """Levels of diffusers' DEISMultistepScheduler: DPM++'s, but they end at sigma_0, or stay at their last."""
+        levels = self.dpmpp_levels(steps)
+        if self.is_flow or self.is_edm or self.sigma_spacing is not None:
+            return [*levels[:-1], levels[-1]._replace(sigma=levels[-2].sigma if self.sigma_spacing else 0.0)]
+        return [*levels[:-1], levels[-1]._replace(sigma=float(self.compute_sigmas()[0]))]
+
+    def ddpm_levels(self, steps: int) -> list[Level]:
+        """Levels of diffusers' DDPMScheduler, which always end at 0."""
+        return replace(self, set_alpha_to_one=True).ddim_levels(steps)
+
+    def restart_levels(self, steps: int) -> list[Level]:
+        """Levels of AUTOMATIC1111's Restart: Karras' where nothing else was chosen."""
+        own = self.sigma_spacing or ("karras" if self.timestep_spacing in (None, "linspace", "leading") else None)
+        return replace(self, sigma_spacing=own).euler_levels(steps)
+
+    def timestep_at(self, sigma: float) -> float:
+        """The t of any sigma above 0."""
+        if self.is_flow:
+            return float(np.float32(sigma / (1 + sigma) * self.num_train_timesteps))
+        if self.is_edm or (self.timestep_type == "continuous" and self.prediction_type == "v_prediction"):
+            return float(np.float32(0.25 * math.log(sigma)))
+        return float(np.float32(_interpolate_t(np.array([sigma]), _trained(self))[0]))
+
     def _spaced(self, high: float, low: float, steps: int) -> NDArray[np.float64]:
         """Sigmas by `sigma_spacing` from `high` to `low`, or between the ends that the schedule has of its own."""
         assert self.sigma_spacing is not None
+        if self.sigma_spacing in ALIGNED and (self.is_flow or self.is_edm or not 10 < _trained(self)[-1] < 20):
+            raise ValueError(f"{self.sigma_spacing} holds levels from 14.6 to 0.03, as SD's are; this model has others")
         high, low = self.sigma_max or high, self.sigma_min or low
         return space(self.sigma_spacing, high, low, steps, self.rho)
 
@@ -356,6 +392,8 @@ class NoiseSchedule:
         T = self.num_train_timesteps
         if spacing == "linspace":
             return np.linspace(0, T - 1, steps, dtype=np.float64)[::-1]
+        if spacing == "simple":  # AUTOMATIC1111's and ComfyUI's
+            return T - 1 - np.floor(np.arange(steps) * (T / steps))
         if spacing == "leading":
             return np.arange(steps - 1, -1, -1, dtype=np.float64) * (T // steps) + self.steps_offset
         t: NDArray[np.float64] = np.arange(T, 0, -T / steps, dtype=np.float64)[:steps].round() - 1
@@ -379,6 +417,11 @@ class NoiseSchedule:
             )
         pairs = zip(sigmas.astype(np.float32), t.astype(np.float32), strict=True)
         return [*(Level(float(s), float(u)) for s, u in pairs), Level(sigma_last, 0.0)]
+
+
+@lru_cache(maxsize=4)
+def _trained(schedule: NoiseSchedule) -> NDArray[np.float32]:
+    return schedule.compute_sigmas()
 
 
 def _cumprod(alphas: NDArray[np.float32]) -> NDArray[np.float32]:

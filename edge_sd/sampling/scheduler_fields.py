@@ -79,6 +79,15 @@ CLASSES: dict[str, dict[str, Rule]] = {
     "LCMScheduler": _DISTILLED,
     "TCDScheduler": {**_DISTILLED, "timestep_scaling": IDLE},
     "PNDMScheduler": {**_BETAS, **_TIMESTEPS, "set_alpha_to_one": READ, "skip_prk_steps": (True,)},
+    "DDPMScheduler": _DDPM,
+    "DDPMParallelScheduler": _DDPM,
+    "DEISMultistepScheduler": {
+        **_BETAS, **_TIMESTEPS, **_SPACINGS, **_THRESHOLD, **_FLOW, "solver_order": (2,), "algorithm_type": ("deis",),
+        "solver_type": ("logrho",), "lower_order_final": (True,),
+    },
+    "DPMSolverSDEScheduler": {**_BETAS, **_TIMESTEPS, **_SPACINGS, "noise_sampler_seed": (None,)},
+    "KDPM2DiscreteScheduler": {**_BETAS, **_TIMESTEPS, **_SPACINGS},
+    "KDPM2AncestralDiscreteScheduler": {**_BETAS, **_TIMESTEPS, **_SPACINGS},
     "EDMEulerScheduler": _EDM,
     "EDMDPMSolverMultistepScheduler": {**_EDM, **_THRESHOLD, **_DPM},
     "FlowMatchEulerDiscreteScheduler": {
@@ -88,10 +97,7 @@ CLASSES: dict[str, dict[str, Rule]] = {
     },
 }  # fmt: skip
 # Classes of such models whose solver is not offered: the schedule is read, and a request has to choose a sampler.
-OTHER_SOLVERS = (
-    "DDPMScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler", "DPMSolverSinglestepScheduler",
-    "DPMSolverSDEScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "SASolverScheduler",
-)  # fmt: skip
+OTHER_SOLVERS = ("DPMSolverSinglestepScheduler", "SASolverScheduler")
 # Classes of other kinds of models, and those that run a schedule backwards.
 OTHER_MODELS = (
     "AmusedScheduler", "BlockRefinementScheduler", "CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler",
@@ -101,13 +107,19 @@ OTHER_MODELS = (
     "HeliosScheduler", "IPNDMScheduler", "KarrasVeScheduler", "LTXEulerAncestralRFScheduler", "RePaintScheduler",
     "SCMScheduler", "ScoreSdeVeScheduler", "ScoreSdeVpScheduler", "UnCLIPScheduler", "VQDiffusionScheduler",
 )  # fmt: skip
+_HEUN = {"beta_start": 0.00085, "beta_end": 0.012}
 _LATENT_CONSISTENCY = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 # What a class takes for a field that a config leaves out, where that is not NoiseSchedule's default or not offered.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "DDIMScheduler": {"clip_sample": True},
     "DDIMParallelScheduler": {"clip_sample": True},
     "PNDMScheduler": {"skip_prk_steps": False},
-    "HeunDiscreteScheduler": {"beta_start": 0.00085, "beta_end": 0.012},
+    "DDPMScheduler": {"clip_sample": True},
+    "DDPMParallelScheduler": {"clip_sample": True},
+    "HeunDiscreteScheduler": _HEUN,
+    "KDPM2DiscreteScheduler": _HEUN,
+    "KDPM2AncestralDiscreteScheduler": _HEUN,
+    "DPMSolverSDEScheduler": _HEUN,
     "LCMScheduler": _LATENT_CONSISTENCY,
     "TCDScheduler": _LATENT_CONSISTENCY,
     "EDMEulerScheduler": {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": "karras"},

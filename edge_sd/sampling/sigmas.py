@@ -10,8 +10,14 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-SigmaSpacing = Literal["karras", "exponential", "beta"]
+SigmaSpacing = Literal["karras", "exponential", "beta", "kl_optimal", "align_your_steps", "align_your_steps_xl"]
 SIGMA_SPACINGS: tuple[SigmaSpacing, ...] = get_args(SigmaSpacing)
+
+# Levels that were optimized for SD 1's and SDXL's networks, ten steps of each (Sabour et al. 2024, arXiv:2404.14507).
+ALIGNED: dict[str, tuple[float, ...]] = {
+    "align_your_steps": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "align_your_steps_xl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+}
 
 Sigmas = NDArray[np.float64]
 
@@ -22,8 +28,10 @@ _BETA = 0.6  # Lee et al. 2024 (arXiv:2407.12173): both parameters of the beta d
 def space(spacing: SigmaSpacing, high: float, low: float, steps: int, rho: float = RHO) -> Sigmas:
     """From `high` to `low`, both included (one step: `high` alone); `rho` is Karras' exponent."""
     functions: dict[str, Callable[[float, float, int], Sigmas]] = {
-        "karras": partial(_karras, rho=rho), "exponential": _exponential, "beta": _beta
+        "karras": partial(_karras, rho=rho), "exponential": _exponential, "beta": _beta, "kl_optimal": _kl_optimal,
     }  # fmt: skip
+    if spacing in ALIGNED:
+        return _aligned(ALIGNED[spacing], steps)
     return functions[spacing](high, low, steps)
 
 
@@ -36,6 +44,17 @@ def _karras(high: float, low: float, steps: int, rho: float) -> Sigmas:
 
 def _exponential(high: float, low: float, steps: int) -> Sigmas:
     return np.exp(np.linspace(math.log(high), math.log(low), steps))
+
+
+def _kl_optimal(high: float, low: float, steps: int) -> Sigmas:
+    """Even steps of arctan sigma (Sabour et al. 2024, arXiv:2404.14507, equation 9)."""
+    return np.asarray(np.tan(np.linspace(math.atan(high), math.atan(low), steps)), np.float64)
+
+
+def _aligned(levels: tuple[float, ...], steps: int) -> Sigmas:
+    """Align Your Steps: its levels, interpolated in log sigma for other numbers of steps; 0 takes the last."""
+    places = np.linspace(0, 1, steps + 1)[:-1]
+    return np.asarray(np.exp(np.interp(places, np.linspace(0, 1, len(levels)), np.log(levels))), np.float64)
 
 
 def _beta(high: float, low: float, steps: int) -> Sigmas:

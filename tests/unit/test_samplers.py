@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sd.sampling.noise import TorchNoise
-from edge_sd.sampling.samplers import SAMPLERS, Latents, Step, _adams_weights
+from edge_sd.sampling.samplers import SAMPLERS, Latents, Step
 from edge_sd.sampling.schedule import Level, NoiseSchedule
+from edge_sd.sampling.scheduler_fields import CLASSES
+from edge_sd.sampling.solvers import _adams_weights
 
 from .schedulers import (
     SD,
@@ -39,10 +41,12 @@ def steps_on_a_regular_grid(name: str, spacing: str) -> Sequence[int]:
     return (1,) if name in ("ddim", "pndm") and spacing == "linspace" else STEPS
 
 
-# Every sampler on every spacing of timesteps, and of sigmas where its class in diffusers has them.
-SPACED = [(name, spacing, None) for name in SAMPLERS for spacing in SPACINGS] + [
-    (name, "leading", sigmas) for name, sampler in SAMPLERS.items() for sigmas in sampler.sigmas[:3]
-    if name != "euler_a" and "karras" in sampler.sigmas
+# Those that diffusers has; test_k_diffusion.py holds all others beside k-diffusion.
+THEIRS = [name for name, sampler in SAMPLERS.items() if sampler.diffusers_class]
+# Every one on every spacing of timesteps, and of sigmas where its class in diffusers has them.
+SPACED = [(name, spacing, None) for name in THEIRS for spacing in SPACINGS] + [
+    (name, "leading", sigmas) for name in THEIRS for sigmas in ("karras", "exponential", "beta")
+    if "use_karras_sigmas" in CLASSES[SAMPLERS[name].diffusers_class]
 ]  # fmt: skip
 
 
@@ -73,7 +77,7 @@ def test_each_step_equals_diffusers(name: str, spacing: str, sigmas: str | None,
             assert_same(run_ours(sampler, schedule, levels, sampler.start(noise_of(), levels, schedule)), theirs)
 
 
-@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("name", THEIRS)
 def test_start_equals_the_initial_latents_of_diffusers(name: str) -> None:
     sampler = SAMPLERS[name]
     for spacing in SPACINGS:
@@ -87,7 +91,7 @@ def test_start_equals_the_initial_latents_of_diffusers(name: str) -> None:
             np.testing.assert_allclose(x, noise_of() * float(scheduler.init_noise_sigma), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("name", THEIRS)
 def test_a_config_of_another_class_resolves_its_defaults_as_diffusers_does(name: str) -> None:
     """SD 1.5's config names no spacing: Euler then spaces by linspace, DDIM and PNDM by leading."""
     schedule = NoiseSchedule.from_config(SD15)
@@ -180,7 +184,8 @@ def test_pndm_of_a_v_model_equals_diffusers_given_its_eps(steps: int) -> None:
 @pytest.mark.parametrize("first", [1, 7, 19])
 @pytest.mark.parametrize(
     ("name", "sigmas"),
-    [(name, None) for name in SAMPLERS if name not in ("pndm", "lms")] + [("euler", "karras"), ("dpmpp_2m", "karras")],
+    [(name, None) for name in THEIRS if name not in ("pndm", "lms", "dpmpp_sde")]
+    + [("euler", "karras"), ("dpmpp_2m", "karras")],
 )
 def test_a_tail_of_the_levels_equals_image_to_image_of_diffusers(name: str, sigmas: str | None, first: int) -> None:
     """LMS is not among them: diffusers takes its coefficients for a history that a tail does not have."""
@@ -221,7 +226,9 @@ def test_a_perfect_denoiser_reaches_its_picture_from_any_tail(
         np.testing.assert_allclose(last.denoised, picture, rtol=2e-2 if name == "lcm" else 0, atol=1e-2)
     assert last is not None
     # LCM keeps c_skip of x, TCD ends at sigma_0
-    np.testing.assert_allclose(last.latents, picture, rtol=0, atol={"lcm": 1e-2, "tcd": 0.15}.get(name, 2e-4))
+    np.testing.assert_allclose(
+        last.latents, picture, rtol=0, atol={"lcm": 1e-2, "tcd": 0.15, "deis": 0.15}.get(name, 2e-4)
+    )
 
 
 def test_a_list_of_only_the_terminal_level_yields_no_step() -> None:
@@ -239,7 +246,8 @@ def test_ancestral_and_lcm_draw_noise_and_the_others_do_not() -> None:
             return np.zeros(shape, np.float32)
 
         list(sampler.run(denoiser_of(schedule), noise_of(), sampler.levels(schedule, 5), noise))
-        assert draws == ([SHAPE] * 4 if sampler.draws_noise else [])
+        each = 2 if sampler.name == "dpmpp_sde" else 1
+        assert draws == ([SHAPE] * (4 * each) if sampler.draws_noise else [])
 
 
 @pytest.mark.parametrize("sigmas", ["karras", "exponential", "beta"])
