@@ -50,7 +50,7 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[convert,train,coreai,dev]"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps optimum optimum-intel open_clip_torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps optimum optimum-intel open_clip_torch k-diffusion
 	touch $@ $(VENV)/.runtime
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.runtime

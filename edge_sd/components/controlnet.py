@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..sampling.schedule import within
 from .base import Array, Component
 
 
@@ -36,7 +37,7 @@ class ControlledUNet:
         assert lines is not None
         heard: dict[str, Array] = {}
         for n, (net, weight, active) in enumerate(self.nets):
-            if float(inputs["timestep"][0]) in active:
+            if within(active, float(inputs["timestep"][0])):
                 for name, value in net(**inputs, controlnet_cond=lines[:, 3 * n : 3 * n + 3]).items():
                     heard[name] = heard.get(name, 0) + value * np.float32(weight)
         if not heard:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NumericalError
+from ..sampling.schedule import within
 from .base import DEEP, Array, Component
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Denoiser:
             self._deep = None
         x_t = np.float32(level.alpha) * x
         timestep = np.array([level.t], np.float32)
-        guided = self.guidance != 1 and (self.guided is None or float(timestep[0]) in self.guided)
+        guided = self.guidance != 1 and (self.guided is None or within(self.guided, float(timestep[0])))
         if self.weights != (1.0,):
             output = self._composed(x_t, timestep, self.guidance if guided else 1.0)
         elif guided:

@@ -47,19 +47,19 @@ class Drawing:
         else:
             denoise, x = self._begin(run.source.canvas, denoiser)
         if settings.refiner is None:
-            yield from run.sampler.run(denoise, x, run.levels, self.noise.normal)
+            yield from run.sampler.run(denoise, x, run.levels, self.noise.normal, run.settings.stochasticity)
             return
-        total = len(run.levels) - 1
-        # `solve`, not `run`: these latents are no end, and stay x.
-        for step in run.sampler.solve(denoise, x, run.levels[: run.before_refining() + 1], self.noise.normal):
+        total, head = len(run.levels) - 1, run.levels[: run.before_refining() + 1]
+        for step in run.sampler.head(denoise, x, head, self.noise.normal, run.settings.stochasticity):
             yield replace(step, total=total)
 
     def refine(self, x: Latents) -> Iterator[Step]:
         """Go on from where a base model stopped (Podell et al. 2023, section 2.5)."""
         unet = self.components.fitted("unet", self.run.latent_shape)
-        settings, kind = self.run.settings, self.run.schedule.prediction_type
+        run, settings = self.run, self.run.settings
+        kind = run.schedule.prediction_type
         denoiser = Denoiser(unet, kind, settings.guidance, text=self._text(), weights=settings.weights)
-        yield from self.run.sampler.run(denoiser, x, self.run.levels, self.noise.normal)
+        yield from run.sampler.run(denoiser, x, run.levels, self.noise.normal, settings.stochasticity)
 
     def _denoiser(self, unet: Component) -> Denoiser:
         run, settings = self.run, self.run.settings

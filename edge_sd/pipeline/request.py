@@ -48,6 +48,11 @@ class Shared:
         Whole(1, MAX_COUNT), "Pictures, at seed, seed + 1, …", 1, group=DRAWING
     )  # fmt: skip
     zero_snr: bool = option(Flag(), "Start from noise alone (v-prediction models).", False, group=DRAWING)
+    eta: float | None = option(
+        SHARE, "Fresh noise in each step, of samplers that add some; 0 is none.", group=DRAWING, says="the sampler's"
+    )
+    s_churn: float = option(Number(0, 100), "Noise added before steps of euler, heun and dpm2.", 0.0, group=DRAWING)
+    s_noise: float = option(Number(0, 2), "Factor of all noise that is added on the way.", 1.0, group=DRAWING)
     variation_strength: float = option(
         SHARE, "How far towards a second noise.", 0.0, group=DRAWING, title="variation strength"
     )
@@ -100,8 +105,12 @@ class Request(Shared):
         guidance: Scale of classifier-free guidance (Ho & Salimans 2022), 0 to 100; 1 turns it off.
         seed: Of the first picture, 0 to 2^32 - 1; picture n of a count uses seed + n.
         sampler: A name of edge_sd.sampling.samplers.SAMPLERS, or AUTOMATIC1111's or diffusers' for one.
-        sigmas: Spacing of the noise levels: karras, exponential, beta, sgm_uniform; "automatic" is the model's.
+        sigmas: Spacing of the noise levels: karras, exponential, beta, kl_optimal, align_your_steps, sgm_uniform,
+            simple; "automatic" is the model's.
         zero_snr: Start from noise alone, by betas rescaled to zero terminal SNR; for v-prediction models.
+        eta: Share of each step's noise that is fresh, 0 to 1, for samplers that add noise; None is the sampler's own.
+        s_churn: Noise added before the steps of euler, heun and dpm2, 0 to 100 (Karras et al. 2022, algorithm 2).
+        s_noise: Factor of all noise that is added on the way, 0 to 2.
         count: Number of pictures.
         image: A picture to start from: a file, or a PIL picture.
         strength: The share of the steps that are taken from the image on, above 0 to 1.

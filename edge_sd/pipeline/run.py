@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..bundle.facts import Facts
 from ..errors import InvalidRequest
 from ..images.canvas import Canvas
-from ..sampling.samplers import SAMPLERS, Sampler
+from ..sampling.samplers import SAMPLERS, Sampler, refuse_idle
 from ..sampling.schedule import Level, NoiseSchedule
 from .request import Request
 from .settings import Settings
@@ -48,8 +48,11 @@ class Run:
     def of(cls, request: Request, settings: Settings, source: Source, facts: Facts) -> Run:
         """Raises InvalidRequest where the sampler can't take that many steps of this model's schedule."""
         sampler = SAMPLERS[settings.sampler]
+        refuse_idle(sampler, settings.stochasticity)
         try:
             schedule = settings.schedule(facts.schedule)
+            if schedule.sigma_spacing == "align_your_steps" and facts.family == "sdxl":
+                schedule = replace(schedule, sigma_spacing="align_your_steps_xl")
             levels = sampler.levels(schedule, settings.steps)
         except ValueError as error:
             raise InvalidRequest(f"sampler {settings.sampler}: {error}") from error

@@ -8,6 +8,7 @@ from typing import Any
 from ..bundle.facts import Defaults
 from ..components.edits import Shortcuts
 from ..sampling.names import choose_sampler
+from ..sampling.samplers import Stochasticity
 from ..sampling.schedule import NoiseSchedule
 from ..text.schedule import composed
 from .control import Control
@@ -119,6 +120,11 @@ class Settings(Shared):
         side = (0 if whole else VAE_TILE) if self.vae_tile is None else self.vae_tile
         return (min(self.width, side), min(self.height, side)) if side else (self.width, self.height)
 
+    @property
+    def stochasticity(self) -> Stochasticity:
+        """How much noise the sampler adds on its way."""
+        return Stochasticity(eta=self.eta, s_churn=self.s_churn, s_noise=self.s_noise)
+
     def schedule(self, trained: NoiseSchedule) -> NoiseSchedule:
         """`trained` with the levels spaced as was asked. Raises ValueError where that model can't start from noise."""
         if self.zero_snr and trained.prediction_type != "v_prediction":
@@ -126,6 +132,8 @@ class Settings(Shared):
         changes: dict[str, Any] = {"rescale_betas_zero_snr": True} if self.zero_snr else {}
         if self.sigmas == "sgm_uniform":
             changes |= {"timestep_spacing": "trailing", "sigma_spacing": None}
+        elif self.sigmas == "simple":
+            changes |= {"timestep_spacing": "simple", "sigma_spacing": None}
         elif self.sigmas is not None:
             changes["sigma_spacing"] = self.sigmas
         return replace(trained, **changes)

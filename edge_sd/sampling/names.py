@@ -83,7 +83,7 @@ def sampler_of_config(config: Mapping[str, Any]) -> str:
     If we have no such sampler, a text that names it and that `find_sampler` refuses: the request has to choose one.
     """
     kind = _ALIKE.get(class_of(config), class_of(config))
-    fitting = [sampler for sampler in SAMPLERS.values() if sampler.diffusers_class == kind]
+    fitting = [sampler for sampler in SAMPLERS.values() if kind and sampler.diffusers_class == kind]
     keys = [key for key, rule in CLASSES.get(class_of(config), {}).items() if rule == CHOOSES]
     for sampler in fitting:
         if all(config.get(key, _OPTIONS[key]) == sampler.diffusers_options.get(key, _OPTIONS[key]) for key in keys):

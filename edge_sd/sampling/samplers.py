@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, choices
 from . import solvers, stochastic
 from .schedule import Level, NoiseSchedule
 from .sigmas import SIGMA_SPACINGS
@@ -18,7 +18,7 @@ from .solver import PLAIN, Denoise, Latents, Noise, Solve, Step, Stochasticity
 # Spacings of timesteps, not of sigmas: what a request calls them.
 TIMESTEPS = ("sgm_uniform", "simple")
 
-__all__ = ["SAMPLERS", "Denoise", "Latents", "Noise", "Sampler", "Step", "Stochasticity"]
+__all__ = ["SAMPLERS", "Denoise", "Latents", "Noise", "Sampler", "Step", "Stochasticity", "refuse_idle"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Sampler:
         Raises:
             ValueError: steps is below 1 or more than the schedule has room for.
         """
-        return [level._replace(schedule=schedule) for level in self.make_levels(schedule, steps)]
+        return [level._replace(schedule=schedule, steps=steps) for level in self.make_levels(schedule, steps)]
 
     def diffusers_config(self, schedule: NoiseSchedule) -> dict[str, Any]:
         """What makes diffusers' scheduler for `schedule`'s model take this sampler's levels.
@@ -74,6 +74,14 @@ class Sampler:
             return noise * levels[0].sigma
         return noise * (1 / levels[0].alpha)
 
+    def head(
+        self, denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise, how: Stochasticity = PLAIN
+    ) -> Iterator[Step]:
+        """Sample over the first of the levels: the latents stay x, for another model to go on from."""
+        if how == PLAIN:  # Solvers of other packages may take no more.
+            return self.solve(denoise, x, levels, noise)
+        return self.solve(denoise, x, levels, noise, how)
+
     def run(
         self, denoise: Denoise, x: Latents, levels: Sequence[Level], noise: Noise, how: Stochasticity = PLAIN
     ) -> Iterator[Step]:
@@ -82,9 +90,18 @@ class Sampler:
         Where they end above sigma 0, diffusers decodes x_vp = alpha * x if that is what it computes in, and so do we.
         """
         end = 1.0 if self.from_sigma or levels[-1].data else levels[-1].alpha
-        for step in self.solve(denoise, x, levels, noise, how):
+        for step in self.head(denoise, x, levels, noise, how):
             last = step.index == step.total - 1
             yield replace(step, latents=step.latents * end) if last else step
+
+
+def refuse_idle(sampler: Sampler, how: Stochasticity) -> None:
+    """Raise InvalidRequest for a field of `how` that was set and that `sampler` does not look at."""
+    set_ = [name for name in ("eta", "s_churn", "s_noise") if getattr(how, name) != getattr(PLAIN, name)]
+    for name in set_:
+        if name not in sampler.takes:
+            able = choices(each.name for each in SAMPLERS.values() if name in each.takes)
+            raise InvalidRequest(f"the sampler {sampler.name} has no {name}; it belongs to: {able}")
 
 
 _S = NoiseSchedule

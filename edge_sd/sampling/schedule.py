@@ -45,6 +45,7 @@ class Level(NamedTuple):
     data   standard deviation of the data, where the network is preconditioned as EDM's are (Karras et al. 2022); else 0
     boundary   what LCM multiplies t by in its boundary condition
     schedule   what it is a level of, for others in between
+    steps      of the whole schedule that it is one of
     """
 
     sigma: float
@@ -54,6 +55,7 @@ class Level(NamedTuple):
     data: float = 0.0
     boundary: float = 10.0
     schedule: NoiseSchedule | None = None
+    steps: int = 0
 
     def at(self, sigma: float) -> Level:
         """The level of the same schedule at another sigma; its t lies between integers."""
@@ -469,3 +471,8 @@ def active_timesteps(timesteps: Sequence[float], start: float, end: float) -> fr
     count = len(timesteps)
     within = [n for n in range(count) if n / count >= start and (n + 1) / count <= end]
     return frozenset(float(np.float32(timesteps[n])) for n in within)
+
+
+def within(active: frozenset[float], t: float) -> bool:
+    """Whether t is one of the steps in `active`, or lies between two: solvers also evaluate in the middle of a step."""
+    return bool(active) and min(active) <= t <= max(active)

@@ -96,7 +96,7 @@ def ancestral(sigma: float, target: float, eta: float) -> tuple[float, float]:
 
 def is_short_end(levels: Sequence[Level], i: int) -> bool:
     """Whether step i ends a schedule of few steps: there diffusers' multistep solvers fall back to first order."""
-    return i == len(levels) - 2 and levels[-1].t == 0 and len(levels) <= 15
+    return i == len(levels) - 2 and levels[-1].t == 0 and levels[-1].steps < 15
 
 
 def combine(weights: Sequence[float], arrays: Sequence[Latents]) -> Latents:

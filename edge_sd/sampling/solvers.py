@@ -193,7 +193,7 @@ def sample_dpmpp_3m(
         x_next = move(x, x0, level.sigma, target.sigma)
         if target.sigma > 0:
             h = math.log(level.sigma / target.sigma)
-            few = len(levels) <= 15
+            few = levels[-1].steps < 15
             order = 1 if is_short_end(levels, i) else 2 if few and i == len(levels) - 3 else 3
             known = past[: order - 1]
             if len(known) == 1:

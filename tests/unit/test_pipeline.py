@@ -13,8 +13,8 @@ from edge_sd.devices.choose import choose
 from edge_sd.devices.plan import DevicePlan
 from edge_sd.errors import DeviceError, InvalidRequest, NumericalError, VariantNotFound
 from edge_sd.pipeline.loader import Components
-from edge_sd.sampling.samplers import SAMPLERS
-from edge_sd.sampling.schedule import NoiseSchedule
+from edge_sd.sampling.samplers import SAMPLERS, Stochasticity, refuse_idle
+from edge_sd.sampling.schedule import NoiseSchedule, active_timesteps, within
 
 SCHEDULE = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
 
@@ -139,3 +139,12 @@ def test_choosing_names_what_there_is() -> None:
         choose(bundle, devices, variant="int3")
     with pytest.raises(DeviceError, match="pip install"):
         choose(bundle, [])
+
+
+def test_noise_on_the_way_is_an_option_of_the_samplers_that_have_it() -> None:
+    schedule = fake_bundle().facts.schedule
+    levels = SAMPLERS["dpmpp_sde"].levels(schedule, 5)
+    assert within(active_timesteps([level.t for level in levels[:-1]], 0.2, 0.6), levels[1].at(levels[1].sigma * 0.9).t)
+    with pytest.raises(InvalidRequest, match=r"dpmpp_2m has no eta; it belongs to: ddim, dpm2_a"):
+        refuse_idle(SAMPLERS["dpmpp_2m"], Stochasticity(eta=0.5))
+    refuse_idle(SAMPLERS["euler"], Stochasticity(s_churn=3.0, s_noise=1.1))

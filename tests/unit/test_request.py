@@ -41,7 +41,7 @@ from .test_pipeline import pipeline
         ({"seed": 2**32}, "seed 4294967296"),
         ({"seed": MAX_SEED, "count": 2}, "past the last seed"),
         ({"count": 0}, "count 0"),
-        ({"sampler": "best"}, "valid: ddim, dpmpp_2m"),
+        ({"sampler": "best"}, "valid: ddim, ddpm, deis"),
     ],
 )
 def test_nonsense_is_refused_in_one_line(values: dict[str, Any], message: str) -> None:

@@ -15,8 +15,9 @@ from edge_sd.sampling.samplers import SAMPLERS
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=list(SAMPLERS))
 def test_every_sampler_is_found_by_its_title_and_its_class(sampler) -> None:  # type: ignore[no-untyped-def]
     assert find_sampler(sampler.name) == find_sampler(sampler.title) == (sampler.name, None)
-    found, _ = find_sampler(sampler.diffusers_class)
-    assert SAMPLERS[found].diffusers_class == sampler.diffusers_class
+    if sampler.diffusers_class:
+        found, _ = find_sampler(sampler.diffusers_class)
+        assert SAMPLERS[found].diffusers_class == sampler.diffusers_class
     for sigmas, label in (("karras", "Karras"), ("sgm_uniform", "SGM Uniform")):
         if sigmas in sampler.sigmas:
             assert find_sampler(f"{sampler.title} {label}") == (sampler.name, sigmas)
@@ -44,13 +45,13 @@ def test_names_of_other_programs(name: str, found: tuple[str, str | None]) -> No
 @pytest.mark.parametrize(
     ("sampler", "sigmas", "told"),
     [
-        ("DPM++ 3M", None, "nearest: dpmpp_2m.*; valid: ddim, dpmpp_2m"),
+        ("DPM++ 4M", None, "nearest: dpmpp_.*; valid: ddim, ddpm, deis"),
         ("eular", None, "nearest: euler"),
         ("%%%", None, "unknown sampler '%%%'; valid: ddim"),
         ("", None, "unknown sampler ''; valid"),
         ("the model's own SASolverScheduler", None, 'unknown sampler "the model\'s own SASolverScheduler"'),
-        ("euler", "even", "unknown sigmas 'even'; valid: automatic, beta"),
-        ("ddim", "karras", "ddim has its own sigmas, not karras; that goes with: dpmpp_2m"),
+        ("euler", "even", "unknown sigmas 'even'; valid: align_your_steps, align_your_steps_xl, automatic"),
+        ("ddim", "karras", "ddim has its own sigmas, not karras; that goes with: deis, dpm2"),
         ("LCM Karras", None, "lcm has its own sigmas"),
     ],
 )
@@ -84,6 +85,14 @@ def test_a_request_is_recorded_in_our_names() -> None:
         ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, "pndm"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "euler"),
         ({"_class_name": "DDIMParallelScheduler"}, "ddim"),
+        ({"_class_name": "DPMSolverSDEScheduler"}, "dpmpp_sde"),
+        ({"_class_name": "DEISMultistepScheduler"}, "deis"),
+        ({"_class_name": "KDPM2AncestralDiscreteScheduler"}, "dpm2_a"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "dpmpp_3m"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "algorithm_type": "sde-dpmsolver++"},
+            "the model's own DPMSolverMultistepScheduler with solver_order 3, algorithm_type sde-dpmsolver++",
+        ),
         ({"_class_name": "SASolverScheduler"}, "the model's own SASolverScheduler"),
         ({}, "the model's own scheduler"),
     ],
