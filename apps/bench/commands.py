@@ -12,7 +12,7 @@ import typer
 from edge_sd.errors import InvalidRequest, MissingExtra, choices
 
 # "conversion" prints Core ML's, too.
-TABLES = ("embedded", "together", "quality", "large", "lora", "profile", "conversion", "coreai")
+TABLES = ("embedded", "together", "quality", "large", "lora", "profile", "conversion", "coreai", "serving")
 
 
 def bench(
@@ -70,6 +70,10 @@ def _beside(names: list[str] | tuple[str, ...], rounds: int, pictures: int, home
             yield embedded.table(embedded.measure(rounds))
         elif name == "together":
             yield together.table(rounds)
+        elif name == "serving":
+            from . import serving
+
+            yield serving.table(rounds)
         elif name == "quality":
             yield quality.table(quality.measure(pictures))
         elif name == "large":
