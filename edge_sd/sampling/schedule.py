@@ -395,7 +395,7 @@ class NoiseSchedule:
         if spacing == "linspace":
             return np.linspace(0, T - 1, steps, dtype=np.float64)[::-1]
         if spacing == "simple":  # AUTOMATIC1111's and ComfyUI's
-            return T - 1 - np.floor(np.arange(steps) * (T / steps))
+            return np.asarray(T - 1 - np.floor(np.arange(steps) * (T / steps)), np.float64)
         if spacing == "leading":
             return np.arange(steps - 1, -1, -1, dtype=np.float64) * (T // steps) + self.steps_offset
         t: NDArray[np.float64] = np.arange(T, 0, -T / steps, dtype=np.float64)[:steps].round() - 1

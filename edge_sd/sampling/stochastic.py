@@ -246,7 +246,7 @@ def _restarts(levels: Sequence[Level]) -> list[tuple[Level, Level]]:
         return list(pairwise(levels))
     again, times = (9, 1) if steps < 36 else (steps // 4, 2)
     sigmas = [*space("karras", levels[0].sigma, levels[-2].sigma, steps - again * times), 0.0]
-    low, high = (min(range(len(sigmas)), key=lambda n, at=at: abs(sigmas[n] - at)) for at in (0.1, 2.0))
+    low, high = (int(np.argmin(np.abs(np.array(sigmas) - at))) for at in (0.1, 2.0))
     path = list(pairwise(sigmas))
     if high < low:
         once = list(pairwise(space("karras", sigmas[high], sigmas[low], again + 1)))
