@@ -11,8 +11,9 @@ import pytest
 
 CODE = """
 from edge_sd.backends.fake import FakeBackend
-from edge_sd.sampling.samplers import SAMPLERS, Sampler, sample_euler
+from edge_sd.sampling.samplers import SAMPLERS, Sampler
 from edge_sd.sampling.schedule import NoiseSchedule
+from edge_sd.sampling.solvers import sample_euler
 
 class MineBackend(FakeBackend):
     name = "mine"
