@@ -38,9 +38,9 @@ class Cache:
         here; `edge-sd cache` shows and clears both.
         """
         folder, before = cache_home() / self.name, self.folder_before()
-        if "EDGE_SD_CACHE" not in os.environ and not folder.exists() and before.is_dir():
-            # Another process may be moving the same entries.
-            with suppress(OSError):
+        # Another process may be moving the same entries, and a home may be closed to this user.
+        with suppress(OSError):
+            if "EDGE_SD_CACHE" not in os.environ and not folder.exists() and before.is_dir():
                 folder.mkdir(parents=True)
                 for path in before.glob(self.pattern):
                     os.replace(path, folder / path.name)

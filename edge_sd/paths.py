@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
@@ -19,17 +21,21 @@ def embedded_models() -> Path:
 def models_home() -> Path:
     """Where a person's own models live: $EDGE_SD_MODELS, or the platform's place for data."""
     chosen = os.environ.get("EDGE_SD_MODELS")
-    return Path(chosen) if chosen else _placed(platformdirs.user_data_path(APP, appauthor=False)) / "models"
+    return Path(chosen) if chosen else _placed(platformdirs.user_data_path) / "models"
 
 
 def cache_home() -> Path:
     """Where everything lies that can be made again: $EDGE_SD_CACHE, or the platform's place for caches."""
     chosen = os.environ.get("EDGE_SD_CACHE")
-    return Path(chosen) if chosen else _placed(platformdirs.user_cache_path(APP, appauthor=False))
+    return Path(chosen) if chosen else _placed(platformdirs.user_cache_path)
 
 
-def _placed(folder: Path) -> Path:
-    """`folder`; one for temporary files where a user has no home, as in containers that run under any number."""
-    if folder.is_absolute():
-        return folder
-    return Path(tempfile.gettempdir()) / f"{APP}-{os.getuid() if hasattr(os, 'getuid') else 'user'}" / folder.name
+def _placed(place: Callable[..., Path]) -> Path:
+    """The platform's folder; a temporary one where a user has no home, as in containers that run under any number."""
+    # platformdirs raises where there is no home, and once returned "~/…" as it stands.
+    with suppress(RuntimeError):
+        folder = place(APP, appauthor=False)
+        if folder.is_absolute():
+            return folder
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"{APP}-{user}" / place.__name__

@@ -16,7 +16,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from edge_sd import Pipeline, Request
+from edge_sd import Control, Pipeline, Request
 from edge_sd.apps.server.service import Service
 
 from ..serving import served
@@ -82,7 +82,7 @@ def test_webuiapi_follows_a_control_picture(api: webuiapi.WebUIApi) -> None:
     unit = webuiapi.ControlNetUnit(image=lines, module="invert", model="controlnet", weight=0.8)
     result = api.txt2img(prompt="a star", seed=1, width=128, height=128, sampler_name="DDIM", controlnet_units=[unit])
     request = Request(
-        "a star", "", 128, 128, 3, 7.0, 1, "ddim", control=lines, control_reading="scribble", control_weight=0.8
+        "a star", "", 128, 128, 3, 7.0, 1, "ddim", controls=[Control(lines, weight=0.8, reading="scribble")]
     )
     assert same(result.image, request)
 
