@@ -21,6 +21,7 @@ ENTRIES = {
     "openvino": f"{KEY}01234567.blob",
     "compiled": f"Unet-{KEY}.mlmodelc/model.mil",
     "edited": f"{KEY}/Unet.mlpackage/Manifest.json",
+    "seen": f"{KEY}{KEY}.json",
     "assembled": f"{KEY}/Unet.mlpackage/Manifest.json",
     "measured": f"{KEY}.json",
     "bench": "sd15-random/source/model_index.json",
