@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PROMPT ?= a slice of pizza, 3d style
-OPTIONS ?=
+PROMPT ?= a red apple, glossy style
+# A seed whose picture is plain to see; OPTIONS= draws another one each time.
+OPTIONS ?= --seed 7
 # A file's tests stay together, since they share what was converted; each process computes on one core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
