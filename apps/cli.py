@@ -26,7 +26,7 @@ from .help_examples import epilog
 from .libraries import hush_libraries
 from .macos import commands as macos
 from .options import AsJson, Overwrite, Quiet
-from .request_options import takes_request
+from .request_options import fields_of, takes_request
 from .run import run
 from .saving import Saver
 from .server.commands import serve
@@ -136,8 +136,8 @@ def generate(
     from edge_sd.pipeline.request import Request
 
     placed = parse_device(device)
-    given = wishes if prompt is None else {"prompt": prompt, **wishes}
     recorded = None if from_ is None else read_recorded(from_)
+    given = fields_of(wishes, recorded) | ({} if prompt is None else {"prompt": prompt})
     if recorded is None and prompt is None:
         raise InvalidRequest("there is no prompt: say what to draw, or give a picture to make again with --from")
     if recorded is None:

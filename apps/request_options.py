@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from edge_sd.pipeline.options import Option, options
 from edge_sd.pipeline.request import DRAWING, STARTING, WORDS, Request, Shared
 
 from .drawing import parse_embedding, parse_extend, parse_lora, parse_seeds, parse_size
+
+if TYPE_CHECKING:
+    from edge_sd.pipeline.recorded import Recorded
 
 # Fields that have another form here, or stand beside a command's own arguments.
 OTHERWISE = ("prompt", "width", "height", "seed", "count", "extend", "controls", "embeddings", "loras")
@@ -32,7 +35,7 @@ FORMS: dict[str, tuple[Any, str, str, str]] = {
 
 
 def takes_request(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with all options of a request after its own; it gets what was given as `wishes`, fields of Request."""
+    """A command with all options of a request after its own; it gets what was given as `wishes` (see `fields_of`)."""
     own = inspect.signature(command, eval_str=True).parameters
     added = list(_parameters())
     names = [each.name for each in added]
@@ -44,7 +47,7 @@ def takes_request(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def wrapped(**values: Any) -> None:
         given = {name: values.pop(name) for name in names}
-        command(**values, wishes=_fields_of(given))
+        command(**values, wishes=given)
 
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -94,12 +97,14 @@ def _help(described: Option, default: Any) -> str:
     return text if text.endswith("…") else f"{text}."
 
 
-def _fields_of(given: dict[str, Any]) -> dict[str, Any]:
-    """What was given, as fields of Request."""
+def fields_of(wishes: dict[str, Any], recorded: Recorded | None = None) -> dict[str, Any]:
+    """What was given, as fields of Request; `recorded` says the rest of its controls."""
+    given = dict(wishes)
     size, lora, embedding = (given.pop(name) for name in ("size", "lora", "embedding"))
     extend, seed, count = (given.pop(name) for name in ("extend", "seed", "count"))
     rows = {name: given.pop(_control(name)) for name, _, _ in options(Control)}
     images = rows.pop("image") or []
+    controls = controls_of(images, **rows) if recorded is None else recorded.controls(images, **rows)
     width, height = parse_size(size)
     first, count = parse_seeds(seed, count)
     return {
@@ -111,7 +116,7 @@ def _fields_of(given: dict[str, Any]) -> dict[str, Any]:
             "seed": first,
             "count": count,
             "extend": parse_extend(extend),
-            "controls": controls_of(images, **rows) or None,
+            "controls": controls or None,
             "embeddings": dict(map(parse_embedding, embedding)) if embedding else None,
             "loras": dict(map(parse_lora, lora)) if lora else None,
         }.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,13 @@ class Control:
         return f"{NET}_{self.net}" if self.net else NET
 
 
-def controls_of(images: Sequence[Any], **each: Sequence[Any] | None) -> tuple[Control, ...]:
+def controls_of(
+    images: Sequence[Any], recorded: Sequence[Mapping[str, Any]] = (), **each: Sequence[Any] | None
+) -> tuple[Control, ...]:
     """One Control for each image; values of its other fields are as many, or one for all. Raises InvalidRequest.
 
-    The flat form of a command line: `--control a.png --control b.png --control-weight 0.5`.
+    The flat form of a command line: `--control a.png --control b.png --control-weight 0.5`. `recorded` are the fields
+    of as many controls, which hold where `each` does not say otherwise.
     """
     rows: dict[str, Sequence[Any]] = {}
     for name, given in each.items():
@@ -76,4 +79,9 @@ def controls_of(images: Sequence[Any], **each: Sequence[Any] | None) -> tuple[Co
     if not images:
         # Options beside no picture are checked all the same.
         Control(None, **{name: values[0] for name, values in rows.items()})
-    return tuple(Control(image, **{name: rows[name][n] for name in rows}) for n, image in enumerate(images))
+    # Fewer pictures than were recorded are refused where the record is known.
+    bases = recorded if len(recorded) == len(images) else [{}] * len(images)
+    return tuple(
+        Control(**{**base, "image": image, **{name: rows[name][n] for name in rows}})
+        for n, (image, base) in enumerate(zip(images, bases, strict=True))
+    )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..bundle.library import installed_models
 from ..errors import DeviceError, InvalidRequest, MissingExtra, ModelNotFound, VariantNotFound
 from ..images.metadata import Texts, read_texts
-from .control import Control
+from .control import Control, controls_of
 from .infotext import Infotext, take
 from .programs import read_program
 
@@ -83,7 +83,7 @@ class Recorded:
                     f"{self.path} was made with {_a(name)} whose pixels hash to {self.settings[name]}; give that again"
                 )
         controls = self.settings.get("controls") or ()
-        if len(controls) != len(given.get("controls", controls and ())) and controls:
+        if controls and len(controls) != len(given.get("controls") or ()):
             hashes = ", ".join(str(each["image"]) for each in controls)
             raise InvalidRequest(
                 f"{self.path} was made with {len(controls)} control pictures whose pixels hash to {hashes}; "
@@ -100,8 +100,6 @@ class Recorded:
         self._check_names(given)
         try:
             again = {name: value for name, value in self.settings.items() if name not in ("embeddings", "loras")}
-            if controls:
-                given = {**given, "controls": _controls(controls, given["controls"])}
             return Request(**{**again, **self._awaited(given), **given})
         except InvalidRequest as error:  # It is a ValueError too.
             if given:
@@ -109,6 +107,13 @@ class Recorded:
             raise InvalidRequest(f"{self.path} holds parameters that are damaged ({error})") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise InvalidRequest(f"{self.path} holds parameters that are damaged ({error})") from error
+
+    def controls(self, images: Sequence[Any], **each: Sequence[Any] | None) -> tuple[Control, ...]:
+        """The recorded controls with their pictures given again; `each`, as in controls_of, goes before the record.
+
+        Raises InvalidRequest.
+        """
+        return controls_of(images, self.settings.get("controls") or (), **each)
 
     def _check_names(self, given: Mapping[str, Any]) -> None:
         """Refuse settings that this version lacks, or that would have files read which the caller did not name."""
@@ -224,13 +229,6 @@ class Recorded:
             "exact": self.exact, "request": self.settings, **about, "others": self.others,
             "with_image": {**self.for_image, **self.for_mask}, "notes": list(self.unmet), "text": self.text,
         }  # fmt: skip
-
-
-def _controls(recorded: Sequence[Mapping[str, Any]], given: Sequence[Control]) -> tuple[Control, ...]:
-    """The controls as recorded, with the pictures given again; what else was given of one goes before."""
-    plain = Control(None)
-    changed = [{k: v for k, v in vars(each).items() if v != getattr(plain, k)} for each in given]
-    return tuple(Control(**{**row, **change}) for row, change in zip(recorded, changed, strict=True))
 
 
 def _with_controls(settings: dict[str, Any]) -> dict[str, Any]:

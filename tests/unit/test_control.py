@@ -62,3 +62,11 @@ def test_grey_and_tile_are_the_picture_itself() -> None:
     np.testing.assert_allclose(tile, np.asarray(picture(), np.float32).transpose(2, 0, 1) / 255)
     luma = np.asarray(picture().convert("L"), np.float32) / 255
     np.testing.assert_allclose(grey, np.stack([luma] * 3))
+
+
+def test_what_was_recorded_of_a_control_holds_unless_it_is_said_anew() -> None:
+    recorded = [{"image": "0123", "weight": 0.5, "start": 0.25, "end": 1.0, "reading": "lines", "net": ""}]
+    assert controls_of(["a"], recorded) == (Control("a", 0.5, 0.25, reading="lines"),)
+    # The default is an answer, too.
+    assert controls_of(["a"], recorded, weight=[1.0], start=[0.0]) == (Control("a", reading="lines"),)
+    assert controls_of(["a", "b"], recorded, weight=[0.7]) == (Control("a", 0.7), Control("b", 0.7))
