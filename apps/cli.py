@@ -21,7 +21,7 @@ from . import cache, machine, models, pictures, streams, train
 from .bench.commands import bench
 from .compare import commands as compare
 from .desktop.commands import desktop
-from .drawing import deliver, parse_device, parse_size, progress
+from .drawing import deliver, parse_device, parse_size, step_progress
 from .help_examples import epilog
 from .libraries import hush_libraries
 from .macos import commands as macos
@@ -30,7 +30,7 @@ from .request_options import fields_of, takes_request
 from .run import run
 from .saving import Saver
 from .server.commands import serve
-from .terminal import conversion_progress, say
+from .terminal import progress, say
 
 app = typer.Typer(
     name="edge-sd",
@@ -166,7 +166,7 @@ def generate(
             for note in recorded.notes(given):
                 tell(f"note: {note}")
         tell(pipeline.plan.explain() if verbose else pipeline.plan.summary())
-        with saver, progress(request, silent) as on_step:
+        with saver, step_progress(request, silent) as on_step:
             result = pipeline.draw(run, on_step, saver.save)
     deliver(result, saver, as_json, quiet)
 
@@ -218,7 +218,7 @@ def convert(
     checkpoint = unpacked(source, bundle, tokenizer=tokenizer, prediction=prediction)
     parts = {"vae": vae, "vae_tiny": tiny_vae, "controlnet": controlnet}
     with (
-        conversion_progress(quiet or as_json) as report,
+        progress(quiet or as_json, "reading") as report,
         checkpoint as folder,
         composed(folder, bundle, parts) as whole,
     ):

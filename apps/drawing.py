@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sd.errors import InvalidRequest
 
-from .terminal import say
+from .terminal import progress, say
 
 if TYPE_CHECKING:
     from edge_sd.pipeline.request import Request
@@ -103,24 +103,14 @@ def parse_embedding(text: str) -> tuple[str, Path]:
 
 
 @contextmanager
-def progress(request: Request, silent: bool) -> Iterator[Any]:
-    """A bar over all steps of all pictures; yields the callback for Pipeline.generate."""
-    if silent:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading", total=None)
+def step_progress(request: Request, silent: bool) -> Iterator[Callable[[int, Step], None]]:
+    """The bar over all steps of all pictures; yields the callback for Pipeline.generate."""
+    with progress(silent, "loading") as report:
 
         def on_step(n: int, step: Step) -> None:
-            what = "drawing" if request.count == 1 else f"drawing {n + 1} of {request.count}"
-            bar.update(
-                task, description=what, total=request.count * step.total, completed=n * step.total + step.index + 1
-            )
+            which = "" if request.count == 1 else f" {n + 1} of {request.count}"
+            done = (n * step.total + step.index + 1) / (request.count * step.total)
+            report(f"drawing{which}, step {step.index + 1} of {step.total}", done)
 
         yield on_step
 

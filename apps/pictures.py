@@ -12,7 +12,7 @@ import typer
 from edge_sd.errors import InvalidRequest
 
 from . import machine
-from .drawing import deliver, parse_device, parse_size, progress
+from .drawing import deliver, parse_device, parse_size, step_progress
 from .options import AsJson, Overwrite, Quiet
 from .saving import Saver, free_path, refuse_existing
 from .terminal import plain, say
@@ -73,7 +73,7 @@ def upscale(
         )
         pipeline.resolve(request)  # Report mistakes before anything is printed.
         tell(pipeline.plan.summary())
-        with saver, progress(request, silent) as on_step:
+        with saver, step_progress(request, silent) as on_step:
             result = pipeline.generate(request, on_step, saver.save)
     deliver(result, saver, as_json, quiet)
 

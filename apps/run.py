@@ -5,17 +5,15 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edge_sd.errors import InvalidRequest, MissingExtra, choices
 
-from .terminal import conversion_progress, say
+from .terminal import progress, say
 
 if TYPE_CHECKING:
     from edge_sd.bundle.hub import Repository
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 WEIGHTS = ("torch", "checkpoint")
 # Options of `generate` that `run` sets itself.
 OWN = ("--model",)
-Progress = Callable[[bool], AbstractContextManager[Any]]
 
 
 def run(
@@ -53,13 +50,12 @@ def run(
     if taken := [option for option in OWN if option in words]:
         raise InvalidRequest(f"{taken[0]} is what ORG/NAME says here; use edge-sd generate with it")
     silent = bool(given.get("quiet") or given.get("as_json"))
-    folder = prepared(name, revision, file, form, precision, yes, silent, conversion_progress)
+    folder = prepared(name, revision, file, form, precision, yes, silent)
     generate.main([*words, "--model", str(folder)], prog_name="edge-sd generate", standalone_mode=False)
 
 
 def prepared(
-    name: str, revision: str | None, file: str | None, form: str | None, precision: str, yes: bool, silent: bool,
-    progress: Progress,
+    name: str, revision: str | None, file: str | None, form: str | None, precision: str, yes: bool, silent: bool
 ) -> Path:  # fmt: skip
     """The folder of a model that this machine draws with: it is there, or it is pulled, and converted.
 
@@ -90,7 +86,7 @@ def prepared(
         there, kind = hub.take(repository, selection), selection.form
     if kind not in WEIGHTS or (kind == "torch" and not can_convert()):
         return there
-    return converted(name, there, precision, silent, progress)
+    return converted(name, there, precision, silent)
 
 
 def wish_of(system: str, processor: str, file: str | None, form: str | None) -> Wish:
@@ -119,7 +115,7 @@ def can_convert() -> bool:
     return all(find_spec(each) for each in ("torch", "diffusers", "transformers", "nncf", "safetensors"))
 
 
-def converted(name: str, weights: Path, precision: str, silent: bool, progress: Progress) -> Path:
+def converted(name: str, weights: Path, precision: str, silent: bool) -> Path:
     """The bundle that was made of a pull; it is made, or made anew where the pull is of another revision."""
     from edge_sd.bundle.bundle import read_manifest
     from edge_sd.bundle.library import HUB_RECORD, MANIFEST, converted_folder
@@ -143,7 +139,7 @@ def converted(name: str, weights: Path, precision: str, silent: bool, progress: 
     hush_libraries()
     if not silent:
         say(f"converting {name} to {variant_name(form, recipe)}, once", error=True)
-    with progress(silent) as report, unpacked(weights, bundle) as folder:
+    with progress(silent, "reading") as report, unpacked(weights, bundle) as folder:
         build(folder, bundle, form, recipe, report)
     if (weights / HUB_RECORD).is_file():
         shutil.copyfile(weights / HUB_RECORD, bundle / HUB_RECORD)

@@ -1,10 +1,10 @@
-"""Lines for a terminal: escape sequences in text out of files are shown, where a terminal would obey them."""
+"""What commands show on a terminal: lines, whose escape sequences are shown and not obeyed, and the progress bar."""
 
 from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,16 +30,19 @@ def say(text: Any, error: bool = False) -> None:
 
 
 @contextmanager
-def conversion_progress(silent: bool) -> Iterator[Any]:
-    """A bar on standard error; yields `report(what, share)` for `build`."""
+def progress(silent: bool, first: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar with the time left on standard error, and nothing where that is no terminal.
+
+    Yields report(what, share): what is being done, and how much of all is done, 0 to 1; `first` is said before that.
+    """
     if silent:
         yield lambda what, share: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading", total=1.0)
+        task = bar.add_task(first, total=1.0)
         yield lambda what, share: bar.update(task, description=what, completed=share)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +13,7 @@ from typer.core import TyperGroup
 from edge_sd.errors import InvalidRequest, choices
 
 from ..options import Quiet
+from ..terminal import progress
 
 
 class _ModelOrCommand(TyperGroup):
@@ -123,7 +122,7 @@ def sweep(
     wishes = _wishes(steps, guidance, None, None)
     wanted = Sweep.parse(to, bits, group_size, method, compute)
     _check(folder, prompts, fail_under)
-    with _progress(quiet or as_json) as report:
+    with progress(quiet or as_json, "planning") as report:
         bundle, failed = make(model, folder, wanted, report)
     _compare(
         bundle, failed, folder, rounds, min_psnr, max_size, fail_under, as_json, quiet,
@@ -168,7 +167,7 @@ def _compare(
     gates = parse_gates(fail_under or [])
     _check(folder, prompts, fail_under)
     comparison = plan(bundle, prompts=read_prompts(prompts) if prompts else (), **choice)
-    with _progress(quiet or as_json) as report:
+    with progress(quiet or as_json, "planning") as report:
         work = measure(comparison, folder, rounds, report)
     found = make_report(comparison, work, failed, folder, min_psnr, max_size)
     page = write_report(found, folder)
@@ -210,22 +209,6 @@ def _wishes(steps: int | None, guidance: float | None, size: str | None, sampler
 
     width, height = parse_size(size)
     return Wishes(steps, guidance, sampler, width, height)
-
-
-@contextmanager
-def _progress(silent: bool) -> Iterator[Any]:
-    """A bar; yields report(what, share)."""
-    if silent:
-        yield lambda what, share: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("planning", total=1.0)
-        yield lambda what, share: bar.update(task, description=what, completed=share)
 
 
 @app.command("autoencoder")
