@@ -23,6 +23,7 @@ from ..form import Made
 from ..parity import Recording, measure
 from ..recipes import RECIPES, QuantRecipe
 from ..sources.source import CONTROL, PARTS, Source
+from ..static import Sizes, check_sizes, latents_of, named, pixels_of
 
 if TYPE_CHECKING:
     from ..coreml.mixed import BitRecipe
@@ -67,8 +68,7 @@ class CoreAIForm:
     @property
     def name(self) -> str:
         """The variant's name: coreai-gpu, with sizes that were asked for and other unusual options."""
-        wishes = [f"{width}x{height}" for width, height in self.sizes]
-        wishes += [f"b{self.batch}"] if self.batch != 2 else []
+        wishes = named(self.sizes, self.batch)
         return "-".join(["coreai", self.compute, *wishes])
 
     def check(self, source: Source, recipe: QuantRecipe) -> None:
@@ -76,18 +76,10 @@ class CoreAIForm:
 
         if not all(find_spec(name) for name in NEEDED):
             raise MissingExtra("converting to Core AI", "coreai")
-        factor = source.facts.latents.factor * 2 ** (len(source.config("unet")["block_out_channels"]) - 1)
-        for width, height in self._pixels(source.facts):
-            for name, side in (("width", width), ("height", height)):
-                if side < factor or side % factor:
-                    raise InvalidRequest(f"{name} {side} is not a multiple of {factor}, as this model's UNet needs")
-
-    def _pixels(self, facts: Facts) -> tuple[tuple[int, int], ...]:
-        return self.sizes or ((facts.defaults.width, facts.defaults.height),)
+        check_sizes(self.sizes, source)
 
     def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
-        factor = source.facts.latents.factor
-        return [(height // factor, width // factor) for width, height in self._pixels(source.facts)]
+        return latents_of(self.sizes, source.facts)
 
     def convert(
         self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
@@ -123,12 +115,12 @@ class CoreAIForm:
         import torch
 
         from . import compress, convert
-        from .wrappers import Sizes, wrap
+        from .wrappers import wrap
 
         part = wrapped.part
         places: list[str] = []
         bits = None
-        pixels = self._pixels(source.facts) if part in SIZED else self._pixels(source.facts)[:1]
+        pixels = pixels_of(self.sizes, source.facts) if part in SIZED else pixels_of(self.sizes, source.facts)[:1]
         sizes = [Sizes(height, width, self.batch) for width, height in pixels]
         dtype = torch.float32 if recipe.bits == 32 else torch.float16
         split = self.compute == "ane" and part in SPLIT
@@ -161,7 +153,7 @@ class CoreAIForm:
         """What Apple's loader reads beside the assets."""
         from .bundle import write_bundle
 
-        write_bundle(source, staging, self._pixels(source.facts)[0], self.batch, self.name)
+        write_bundle(source, staging, pixels_of(self.sizes, source.facts)[0], self.batch, self.name)
 
 
 class _Runner:

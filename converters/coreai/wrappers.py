@@ -18,20 +18,12 @@ from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
 
 from ..sources.wrappers import residual_shapes
+from ..static import Sizes
 
 # Inputs whose numbers float16 does not hold.
 FLOAT32 = ("timestep", "time_ids")
 # What a masked score is: softmax makes it 0 in float16 too, and the Neural Engine's softmax takes no -inf.
 MASKED = -40000.0
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The static sizes of a function: pixels, and the batch of the UNet (2 with guidance in one call)."""
-
-    height: int
-    width: int
-    batch: int = 2
 
 
 @dataclass(frozen=True)

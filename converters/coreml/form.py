@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sd.bundle.apple_layout import Arrays, Chain, Layout, call, layout_of, pick
-from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
 from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, choices
@@ -22,6 +21,7 @@ from ..form import Made
 from ..parity import Recording, measure
 from ..recipes import RECIPES, QuantRecipe
 from ..sources.source import CONTROL, PARTS, Source
+from ..static import Sizes, check_sizes, latents_of, named, pixels_of
 
 if TYPE_CHECKING:
     from ..sources.wrappers import Wrapped
@@ -79,8 +79,7 @@ class CoreMLForm:
     @property
     def name(self) -> str:
         """The variant's name: coreml-ane, with sizes that were asked for and other unusual options."""
-        wishes = [f"{width}x{height}" for width, height in self.sizes]
-        wishes += [f"b{self.batch}"] if self.batch != 2 else []
+        wishes = named(self.sizes, self.batch)
         wishes += ["chunks"] if self.chunks else []
         wishes += [self.target.lower()] if self.target and self.target != LOWEST[self.compute] else []
         return "-".join(["coreml", self.compute, *wishes])
@@ -102,18 +101,10 @@ class CoreMLForm:
             raise InvalidRequest(
                 "Apple's layout has no input for the guidance scale of a latent consistency model; valid: --to openvino"
             )
-        factor = source.facts.latents.factor * 2 ** (len(source.config("unet")["block_out_channels"]) - 1)
-        for width, height in self._pixels(source.facts):
-            for name, side in (("width", width), ("height", height)):
-                if side < factor or side % factor:
-                    raise InvalidRequest(f"{name} {side} is not a multiple of {factor}, as this model's UNet needs")
-
-    def _pixels(self, facts: Facts) -> tuple[tuple[int, int], ...]:
-        return self.sizes or ((facts.defaults.width, facts.defaults.height),)
+        check_sizes(self.sizes, source)
 
     def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
-        factor = source.facts.latents.factor
-        return [(height // factor, width // factor) for width, height in self._pixels(source.facts)]
+        return latents_of(self.sizes, source.facts)
 
     def convert(
         self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
@@ -145,10 +136,12 @@ class CoreMLForm:
     ) -> Made:
         """Convert for each size, cut into chunks, make weights smaller, and join the sizes again."""
         from . import convert, quantize
-        from .wrappers import Sizes, wrap
+        from .wrappers import wrap
 
         part, bits = wrapped.part, None
-        pixels = self._pixels(source.facts) if wrapped.part in SIZED else self._pixels(source.facts)[:1]
+        pixels = (
+            pixels_of(self.sizes, source.facts) if wrapped.part in SIZED else pixels_of(self.sizes, source.facts)[:1]
+        )
         # chunk -> function -> package
         packages: list[dict[str, Path]] = []
         making = staging / ".making"

@@ -14,15 +14,7 @@ from torch import Tensor, nn
 from edge_sd.bundle.facts import Facts
 
 from ..sources.wrappers import residual_shapes
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The static sizes of a package: pixels, and the batch of the UNet (2 with guidance in one call)."""
-
-    height: int
-    width: int
-    batch: int = 2
+from ..static import Sizes
 
 
 @dataclass(frozen=True)

@@ -34,14 +34,14 @@ class Layout:
     fixed: dict[str, float] = field(default_factory=dict)
 
 
-_UNET = {name: name for name in ("sample", "timestep", "encoder_hidden_states")}
+UNET = {name: name for name in ("sample", "timestep", "encoder_hidden_states")}
 LAYOUTS = {
     "text_encoder": Layout(
         "TextEncoder",
         {"input_ids": "input_ids"},
         {"last_hidden_state": "last_hidden_state", "pooler_output": "pooled_outputs"},
     ),
-    "unet": Layout("Unet", _UNET, {"out_sample": "noise_pred"}),
+    "unet": Layout("Unet", UNET, {"out_sample": "noise_pred"}),
     "vae_decoder": Layout("VAEDecoder", {"latent_sample": "z"}, {"sample": "image"}),
     TINY: Layout("TinyDecoder", {"latent_sample": "z"}, {"sample": "image"}),
     "vae_encoder": Layout("VAEEncoder", {"sample": "x"}, {"latent_parameters": "latent"}),
@@ -57,23 +57,30 @@ LAYOUTS = {
 
 
 # SDXL's conditions beside the text.
-_SIZES = {name: name for name in ("text_embeds", "time_ids")}
+CONDITIONS = ("text_embeds", "time_ids")
 
 
-def layout_of(part: str, names: Iterable[str], states: str = "") -> Layout:
+def layout_of(
+    part: str,
+    names: Iterable[str],
+    states: str = "",
+    layouts: Mapping[str, Layout] = LAYOUTS,
+    conditions: Sequence[str] = CONDITIONS,
+) -> Layout:
     """The layout of a part whose package has inputs and outputs of these names: residuals are as many as there are.
 
     `states` is our name of hidden_embeds, the states before a text encoder's last layer, which SDXL attends to.
+    `layouts` holds the parts whose names are always the same, `conditions` a UNet's inputs that not every model has.
     """
     names = set(names)
     if part.startswith("text_encoder") and "hidden_embeds" in names:
         name, pooled = ("TextEncoder", "pooler_output") if part == "text_encoder" else ("TextEncoder2", "text_embeds")
         return Layout(name, {"input_ids": "input_ids"}, {states: "hidden_embeds", pooled: "pooled_outputs"})
-    unet = {**_UNET, **(_SIZES if "time_ids" in names else {})}
+    unet = {**UNET, **{name: name for name in conditions if name in names}}
     if part == "unet":
-        return Layout("Unet", unet, LAYOUTS[part].outputs)
+        return Layout("Unet", unet, layouts[part].outputs)
     if part not in ("controlnet", "controlled_unet"):
-        return LAYOUTS[part]
+        return layouts[part]
     count = sum(name.startswith("additional_residual_") for name in names)
     residuals = {name: name for name in (f"additional_residual_{n}" for n in range(count))}
     if part == "controlnet":

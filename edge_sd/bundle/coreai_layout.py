@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidModel, InvalidRequest
-from .apple_layout import Arrays, Layout, Port
+from . import apple_layout
+from .apple_layout import UNET, Arrays, Layout, Port
 from .parts import SAFETY_CHECKER, TINY
 
 # The function that Apple's loader asks for.
@@ -22,11 +23,9 @@ MAIN = "main"
 # The function of a text encoder with every layer's states, which CLIP skip reads; Apple's loader does not ask for it.
 LAYERS = "layers"
 
-_UNET = {name: name for name in ("sample", "timestep", "encoder_hidden_states")}
-_SDXL = {name: name for name in ("text_embeds", "time_ids")}
-_LAYOUTS = {
+LAYOUTS = {
     "text_encoder": Layout("TextEncoder", {"input_ids": "input_ids"}, {"last_hidden_state": "last_hidden_state"}),
-    "unet": Layout("Unet", _UNET, {"out_sample": "noise_pred"}),
+    "unet": Layout("Unet", UNET, {"out_sample": "noise_pred"}),
     "vae_decoder": Layout("VAEDecoder", {"latent_sample": "z"}, {"sample": "image"}),
     "vae_encoder": Layout("VAEEncoder", {"sample": "image"}, {"latent_parameters": "latent_params"}),
     TINY: Layout("TinyDecoder", {"latent_sample": "z"}, {"sample": "image"}),
@@ -39,26 +38,8 @@ _LAYOUTS = {
 
 
 def layout_of(part: str, names: Iterable[str], states: str = "") -> Layout:
-    """The layout of a part whose asset has inputs and outputs of these names.
-
-    `states` is our name of hidden_embeds, the states before a text encoder's last layer, which SDXL attends to.
-    """
-    names = set(names)
-    if part.startswith("text_encoder") and "hidden_embeds" in names:
-        name, pooled = ("TextEncoder", "pooler_output") if part == "text_encoder" else ("TextEncoder2", "text_embeds")
-        return Layout(name, {"input_ids": "input_ids"}, {states: "hidden_embeds", pooled: "pooled_outputs"})
-    extra = {**(_SDXL if "time_ids" in names else {})}
-    extra |= {"timestep_cond": "timestep_cond"} if "timestep_cond" in names else {}
-    unet = {**_UNET, **extra}
-    if part == "unet":
-        return Layout("Unet", unet, _LAYOUTS[part].outputs)
-    if part not in ("controlnet", "controlled_unet"):
-        return _LAYOUTS[part]
-    count = sum(name.startswith("additional_residual_") for name in names)
-    residuals = {name: name for name in (f"additional_residual_{n}" for n in range(count))}
-    if part == "controlnet":
-        return Layout("ControlNet", {**unet, "controlnet_cond": "controlnet_cond"}, residuals)
-    return Layout("ControlledUnet", {**unet, **residuals}, {"out_sample": "noise_pred"})
+    """The layout of a part whose asset has inputs and outputs of these names (see apple_layout.layout_of)."""
+    return apple_layout.layout_of(part, names, states, LAYOUTS, (*apple_layout.CONDITIONS, "timestep_cond"))
 
 
 def pick(

@@ -20,10 +20,11 @@ from edge_sd.converters.coreai import convert, wrappers
 from edge_sd.converters.coreml import ane
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.sources import wrappers as stock
+from edge_sd.converters.static import Sizes
 
 from .test_coreml_families import IDS, text_model, xl_unet
 
-SIZES = [wrappers.Sizes(32, 32)]
+SIZES = [Sizes(32, 32)]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from edge_sd.converters.coreml.mil import Program
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.recipes import RECIPES
 from edge_sd.converters.sources.wrappers import TinyDecoder
+from edge_sd.converters.static import Sizes
 from edge_sd.errors import ConversionError, InvalidRequest
 
 from ..conftest import convert as to_openvino
@@ -111,7 +112,7 @@ def facts(emoji: Path) -> Any:
     return replace(ModelBundle.open(emoji).facts, max_tokens=9)
 
 
-SIZES = wrappers.Sizes(64, 64)
+SIZES = Sizes(64, 64)
 
 
 def small_unet(**options: Any) -> Any:

@@ -17,11 +17,12 @@ from edge_sd.converters.coreml import ane, convert, wrappers
 from edge_sd.converters.coreml.mil import Program
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.sources import wrappers as stock
+from edge_sd.converters.static import Sizes
 
 from ..unit.test_coreml_ane import randomized
 from .test_coreml import FLOAT, HALF, ports
 
-SIZES = wrappers.Sizes(64, 64)
+SIZES = Sizes(64, 64)
 
 
 @pytest.fixture(scope="module")
