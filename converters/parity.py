@@ -94,23 +94,9 @@ def record(
     `tokenizers` are those of the text encoders, by part.
     """
     if part in tokenizers:
-        doubled = not facts.guidance_width
-        texts = ["", prompt] if doubled else [prompt]
-        encoded = component(input_ids=np.concatenate([tokenizers[part](text).ids for text in texts]))
-        wanted = {text.states for text in facts.encoders if text.part == part} | {"text_embeds"}
-        return {name: value for name, value in encoded.items() if name in wanted}
+        return _record_text(part, component, facts, tokenizers[part], prompt)
     if part == "unet":
-        component.bind(**_told(before, facts, latents))
-        sampler, noise = SAMPLERS[SAMPLER], TorchNoise(SEED)
-        levels = sampler.levels(facts.schedule, steps)
-        x = sampler.start(noise.normal((1, facts.latents.channels, *latents)), levels, facts.schedule)
-        guidance = 1.0 if facts.guidance_width else facts.defaults.guidance
-        unet: Component = component
-        if facts.inpainting:
-            unet = Masked(component, np.ones((1, 1, *latents), np.float32), np.zeros_like(x))
-        denoiser = Denoiser(unet, facts.schedule.prediction_type, guidance)
-        *_, last = sampler.run(denoiser, x, levels, noise.normal)
-        return {"latents": last.latents}
+        return _record_unet(component, facts, before, latents, steps)
     if part == "vae_decoder":
         z = facts.latents.restored(before["unet"]["latents"])
         return {"picture": np.clip(component(latent_sample=z)["sample"], -1, 1)}
@@ -119,13 +105,50 @@ def record(
     if part == TINY:
         return component(latent_sample=before["unet"]["latents"])
     if part == SAFETY_CHECKER:
-        picture = to_pixels(before["vae_decoder"]["picture"][0])
-        for seen in (picture, picture[::-1], 255 - picture):
-            component(clip_input=safety.view(np.ascontiguousarray(seen), component.module.side))
-        for scores in component.recording.outputs:
-            # What Apple's layout has of them.
-            scores["adjusted_scores"] = safety.adjusted(scores)
-        return {}
+        return _record_checker(component, before["vae_decoder"]["picture"][0])
+    return _record_controlled(part, component, facts, before, latents)
+
+
+def _record_text(part: str, component: TorchComponent, facts: Facts, tokenizer: TextTokenizer, prompt: str) -> Arrays:
+    """The states of the prompt, after those of the empty one where there is guidance."""
+    texts = [prompt] if facts.guidance_width else ["", prompt]
+    encoded = component(input_ids=np.concatenate([tokenizer(text).ids for text in texts]))
+    wanted = {text.states for text in facts.encoders if text.part == part} | {"text_embeds"}
+    return {name: value for name, value in encoded.items() if name in wanted}
+
+
+def _record_unet(
+    component: TorchComponent, facts: Facts, before: Mapping[str, Arrays], latents: tuple[int, int], steps: int
+) -> Arrays:
+    """The latents at which the sampler ends."""
+    component.bind(**_told(before, facts, latents))
+    sampler, noise = SAMPLERS[SAMPLER], TorchNoise(SEED)
+    levels = sampler.levels(facts.schedule, steps)
+    x = sampler.start(noise.normal((1, facts.latents.channels, *latents)), levels, facts.schedule)
+    guidance = 1.0 if facts.guidance_width else facts.defaults.guidance
+    unet: Component = component
+    if facts.inpainting:
+        unet = Masked(component, np.ones((1, 1, *latents), np.float32), np.zeros_like(x))
+    denoiser = Denoiser(unet, facts.schedule.prediction_type, guidance)
+    *_, last = sampler.run(denoiser, x, levels, noise.normal)
+    return {"latents": last.latents}
+
+
+def _record_checker(component: TorchComponent, decoded: NDArray[np.float32]) -> Arrays:
+    """The safety checker on three pictures: the decoded one [3, H, W], upside down, and as a negative."""
+    picture = to_pixels(decoded)
+    for seen in (picture, picture[::-1], 255 - picture):
+        component(clip_input=safety.view(np.ascontiguousarray(seen), component.module.side))
+    for scores in component.recording.outputs:
+        # What Apple's layout has of them.
+        scores["adjusted_scores"] = safety.adjusted(scores)
+    return {}
+
+
+def _record_controlled(
+    part: str, component: TorchComponent, facts: Facts, before: Mapping[str, Arrays], latents: tuple[int, int]
+) -> Arrays:
+    """A ControlNet's residuals at several noise levels, or the UNet that takes those of `before`."""
     told = _told(before, facts, latents)
     rows = len(told["encoder_hidden_states"])
     component.bind(**told)

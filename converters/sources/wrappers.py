@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,17 +29,23 @@ class Wrapped:
     outputs: tuple[str, ...]
 
 
+def causal_mask(input_ids: Tensor) -> Tensor:
+    """The mask of a text encoder, booleans [1, 1, S, S].
+
+    The library's mask code cannot be traced, and takes a mask of four dimensions as it is. Of booleans, because a -inf
+    in it would not survive every quantizer.
+    """
+    length = input_ids.shape[1]
+    return torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()[None, None]
+
+
 class TextEncoder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        # A mask of our own: the library's mask code cannot be traced, and takes one of four dimensions as it is.
-        # Of booleans, because a -inf in it would not survive every quantizer.
-        length = input_ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()[None, None]
-        out = self.model(input_ids, attention_mask=causal, output_hidden_states=True)
+        out = self.model(input_ids, attention_mask=causal_mask(input_ids), output_hidden_states=True)
         return out.last_hidden_state, out.pooler_output, *out.hidden_states
 
 
@@ -52,9 +57,7 @@ class TextEncoder2(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        length = input_ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()[None, None]
-        out = self.model(input_ids, attention_mask=causal, output_hidden_states=True)
+        out = self.model(input_ids, attention_mask=causal_mask(input_ids), output_hidden_states=True)
         return out.text_embeds, out.last_hidden_state, *out.hidden_states
 
 
@@ -155,88 +158,71 @@ class SafetyChecker(nn.Module):
         return seen @ special.T - thresholds[0], seen @ concepts.T - thresholds[1]
 
 
+# Latents a side of the example inputs: small, and of a shape that every network takes.
+SIDE = 16
+
+
 def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
     """Wrap a loaded component; the example inputs are small but of real shape."""
-    side = 16
-    latents = torch.zeros(1, facts.latents.channels, side, side)
-    further = {name: shape for name, shape in shapes_of_conditions(facts, 1).items() if name != "encoder_hidden_states"}
-    names = tuple(further)
-    pixels = torch.zeros(1, 3, side * facts.latents.factor, side * facts.latents.factor)
-
-    def denoising() -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
-        text = torch.zeros(1, facts.max_tokens, model.config.cross_attention_dim)
-        sample = torch.zeros(1, facts.sample_channels, side, side)
-        more = {name: torch.zeros(shape) for name, shape in further.items()}
-        return (
-            {"sample": sample, "timestep": torch.tensor([1]), "encoder_hidden_states": text, **more},
-            {"sample": (0, 2, 3), "timestep": (0,), "encoder_hidden_states": (0, 1), **dict.fromkeys(more, (0,))},
+    if part in ("text_encoder", "text_encoder_2"):
+        return _text(part, model, facts)
+    if part in ("unet", "controlnet", "controlled_unet"):
+        return _denoising(part, model, facts)
+    if part == SAFETY_CHECKER:
+        checker = SafetyChecker(model)
+        seen = torch.zeros(1, 3, checker.side, checker.side)
+        return Wrapped(part, checker, {"clip_input": seen}, {"clip_input": (0,)}, ("special_scores", "concept_scores"))
+    if part == "vae_encoder":
+        return Wrapped(
+            part, VAEEncoder(model), {"sample": _pixels(facts)}, {"sample": (0, 2, 3)}, ("latent_parameters",)
         )
+    decoder = {"vae_decoder": VAEDecoder, TINY: TinyDecoder}[part](model)
+    latents = torch.zeros(1, facts.latents.channels, SIDE, SIDE)
+    return Wrapped(part, decoder, {"latent_sample": latents}, {"latent_sample": (0, 2, 3)}, ("sample",))
 
-    def controlnet() -> Wrapped:
-        example, dynamic = denoising()
-        outputs = tuple(residual_shapes(model.config, (1, side, side)))
-        return Wrapped(
-            part, ControlNet(model, names), {**example, "controlnet_cond": pixels},
-            {**dynamic, "controlnet_cond": (0, 2, 3)}, outputs,
-        )  # fmt: skip
 
-    def controlled_unet() -> Wrapped:
-        example, dynamic = denoising()
-        shapes = residual_shapes(model.config, (1, side, side))
-        residuals = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        return Wrapped(
-            part, ControlledUNet(model, names), {**example, **residuals},
-            {**dynamic, **dict.fromkeys(shapes, (0, 2, 3))}, ("out_sample",),
-        )  # fmt: skip
+def _pixels(facts: Facts) -> Tensor:
+    side = SIDE * facts.latents.factor
+    return torch.zeros(1, 3, side, side)
 
-    makers: dict[str, Callable[[], Wrapped]] = {
-        "text_encoder": lambda: Wrapped(
-            part,
-            TextEncoder(model),
-            {"input_ids": torch.ones(1, facts.max_tokens, dtype=torch.int64)},
-            {"input_ids": (0, 1)},
-            (
-                "last_hidden_state",
-                "pooler_output",
-                *(f"hidden_states.{n}" for n in range(model.config.num_hidden_layers + 1)),
-            ),
-        ),
-        "text_encoder_2": lambda: Wrapped(
-            part,
-            TextEncoder2(model),
-            {"input_ids": torch.ones(1, facts.max_tokens, dtype=torch.int64)},
-            {"input_ids": (0, 1)},
-            (
-                "text_embeds",
-                "last_hidden_state",
-                *(f"hidden_states.{n}" for n in range(model.config.num_hidden_layers + 1)),
-            ),
-        ),
-        "unet": lambda: Wrapped(part, UNet(model, names), *denoising(), ("out_sample",)),
-        "vae_decoder": lambda: Wrapped(
-            part, VAEDecoder(model), {"latent_sample": latents}, {"latent_sample": (0, 2, 3)}, ("sample",)
-        ),
-        "vae_encoder": lambda: Wrapped(
-            part,
-            VAEEncoder(model),
-            {"sample": pixels},
-            {"sample": (0, 2, 3)},
-            ("latent_parameters",),
-        ),
-        TINY: lambda: Wrapped(
-            part, TinyDecoder(model), {"latent_sample": latents}, {"latent_sample": (0, 2, 3)}, ("sample",)
-        ),
-        SAFETY_CHECKER: lambda: Wrapped(
-            part,
-            checker := SafetyChecker(model),
-            {"clip_input": torch.zeros(1, 3, checker.side, checker.side)},
-            {"clip_input": (0,)},
-            ("special_scores", "concept_scores"),
-        ),
-        "controlnet": controlnet,
-        "controlled_unet": controlled_unet,
+
+def _text(part: str, model: Any, facts: Facts) -> Wrapped:
+    module, first = (
+        (TextEncoder(model), ("last_hidden_state", "pooler_output"))
+        if part == "text_encoder"
+        else (TextEncoder2(model), ("text_embeds", "last_hidden_state"))
+    )
+    states = (f"hidden_states.{n}" for n in range(model.config.num_hidden_layers + 1))
+    ids = torch.ones(1, facts.max_tokens, dtype=torch.int64)
+    return Wrapped(part, module, {"input_ids": ids}, {"input_ids": (0, 1)}, (*first, *states))
+
+
+def _denoising(part: str, model: Any, facts: Facts) -> Wrapped:
+    """A UNet, a ControlNet, or the UNet that takes its residuals."""
+    conditions = shapes_of_conditions(facts, 1)
+    more = {name: torch.zeros(shape) for name, shape in conditions.items() if name != "encoder_hidden_states"}
+    example = {
+        "sample": torch.zeros(1, facts.sample_channels, SIDE, SIDE),
+        "timestep": torch.tensor([1]),
+        "encoder_hidden_states": torch.zeros(1, facts.max_tokens, model.config.cross_attention_dim),
+        **more,
     }
-    return makers[part]()
+    dynamic: dict[str, tuple[int, ...]] = {
+        "sample": (0, 2, 3), "timestep": (0,), "encoder_hidden_states": (0, 1), **dict.fromkeys(more, (0,)),
+    }  # fmt: skip
+    names = tuple(more)
+    if part == "unet":
+        return Wrapped(part, UNet(model, names), example, dynamic, ("out_sample",))
+    residuals = residual_shapes(model.config, (1, SIDE, SIDE))
+    if part == "controlnet":
+        lines = {"controlnet_cond": _pixels(facts)}
+        return Wrapped(
+            part, ControlNet(model, names), example | lines, dynamic | {"controlnet_cond": (0, 2, 3)}, tuple(residuals)
+        )
+    taken = {name: torch.zeros(shape) for name, shape in residuals.items()}
+    return Wrapped(
+        part, ControlledUNet(model, names), example | taken, dynamic | dict.fromkeys(taken, (0, 2, 3)), ("out_sample",)
+    )
 
 
 def residual_shapes(config: Any, sample: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
