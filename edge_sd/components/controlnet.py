@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..sampling.schedule import within
+from ..sampling.windows import within
 from .base import Array, Component
 
 

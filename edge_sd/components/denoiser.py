@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NumericalError
-from ..sampling.schedule import within
+from ..sampling.windows import within
 from .base import DEEP, Array, Component
 
 if TYPE_CHECKING:

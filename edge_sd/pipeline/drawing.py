@@ -19,7 +19,7 @@ from ..components.tiling import fitted
 from ..images.canvas import Canvas
 from ..sampling.noise import NoiseSource, first_noise
 from ..sampling.samplers import Denoise, Latents, Step
-from ..sampling.schedule import active_timesteps
+from ..sampling.windows import active_timesteps
 from .conditionings import Conditionings
 from .loader import Components
 from .prompting import Wording

@@ -9,7 +9,7 @@ sigma = s / (1 - s), so that all solvers hold for them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import require_betas, require_choice, require_int, require_positive
 from .scheduler_fields import checked, class_of
 from .sigmas import ALIGNED, SigmaSpacing, space
 
@@ -110,30 +111,30 @@ class NoiseSchedule:
     timestep_scaling: float = 10.0
 
     def __post_init__(self) -> None:
-        _require_int("num_train_timesteps", self.num_train_timesteps, 1)
-        _require_int("steps_offset", self.steps_offset, 0)
-        _require_choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
-        _require_choice("prediction_type", self.prediction_type, get_args(PredictionType))
-        _require_choice("timestep_spacing", self.timestep_spacing, (*get_args(TimestepSpacing), None))
-        _require_choice("set_alpha_to_one", self.set_alpha_to_one, (True, False, None))
-        _require_choice("rescale_betas_zero_snr", self.rescale_betas_zero_snr, (True, False))
-        _require_choice("sigma_spacing", self.sigma_spacing, (*get_args(SigmaSpacing), None))
-        _require_choice("final_sigmas_type", self.final_sigmas_type, get_args(FinalSigmas))
-        _require_choice("interpolation_type", self.interpolation_type, get_args(Interpolation))
-        _require_choice("timestep_type", self.timestep_type, get_args(TimestepType))
-        _require_int("original_inference_steps", self.original_inference_steps, 1)
+        require_int("num_train_timesteps", self.num_train_timesteps, 1)
+        require_int("steps_offset", self.steps_offset, 0)
+        require_choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
+        require_choice("prediction_type", self.prediction_type, get_args(PredictionType))
+        require_choice("timestep_spacing", self.timestep_spacing, (*get_args(TimestepSpacing), None))
+        require_choice("set_alpha_to_one", self.set_alpha_to_one, (True, False, None))
+        require_choice("rescale_betas_zero_snr", self.rescale_betas_zero_snr, (True, False))
+        require_choice("sigma_spacing", self.sigma_spacing, (*get_args(SigmaSpacing), None))
+        require_choice("final_sigmas_type", self.final_sigmas_type, get_args(FinalSigmas))
+        require_choice("interpolation_type", self.interpolation_type, get_args(Interpolation))
+        require_choice("timestep_type", self.timestep_type, get_args(TimestepType))
+        require_int("original_inference_steps", self.original_inference_steps, 1)
         for name in ("flow_shift", "rho", "timestep_scaling", "sigma_min", "sigma_max", "sigma_data"):
-            _require_positive(name, getattr(self, name), optional=name.startswith("sigma"))
+            require_positive(name, getattr(self, name), optional=name.startswith("sigma"))
         if self.sigma_data is not None and (self.sigma_min is None or self.sigma_max is None):
             raise ValueError("sigma_data needs sigma_min and sigma_max: they are the ends of the levels")
         if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
         for name, betas in (("beta_start", [self.beta_start]), ("beta_end", [self.beta_end])):
-            _require_betas(name, betas)
+            require_betas(name, betas)
         if self.beta_start > self.beta_end:
             raise ValueError(f"beta_start {self.beta_start} must not exceed beta_end {self.beta_end}")
         if self.trained_betas is not None:
-            _require_betas("trained_betas", self.trained_betas)
+            require_betas("trained_betas", self.trained_betas)
             if len(self.trained_betas) != self.num_train_timesteps:
                 raise ValueError(
                     f"trained_betas has {len(self.trained_betas)} values: it must have num_train_timesteps, "
@@ -221,7 +222,7 @@ class NoiseSchedule:
 
     def dpmpp_levels(self, steps: int) -> list[Level]:
         """Levels of diffusers' DPMSolverMultistepScheduler and UniPCMultistepScheduler."""
-        _require_int("steps", steps, 1)
+        require_int("steps", steps, 1)
         if self.is_flow:
             return self._flow_levels(steps)
         if self.is_edm:
@@ -325,7 +326,7 @@ class NoiseSchedule:
 
     def _flow_levels(self, steps: int) -> list[Level]:
         """Levels of diffusers' FlowMatchEulerDiscreteScheduler; t is 1000 s, between integers too."""
-        _require_int("steps", steps, 1)
+        require_int("steps", steps, 1)
         T = self.num_train_timesteps
         # diffusers shifts the ends before it divides what lies between, and then all of it.
         s = self._shift(np.linspace(1.0, float(self._shift(np.array(1 / T))), steps))
@@ -345,7 +346,7 @@ class NoiseSchedule:
 
     def _edm_levels(self, steps: int) -> list[Level]:
         """Levels of diffusers' EDMEulerScheduler and EDMDPMSolverMultistepScheduler; t is a quarter of log sigma."""
-        _require_int("steps", steps, 1)
+        require_int("steps", steps, 1)
         if self.sigma_spacing is None:
             raise ValueError("an EDM model has no timesteps to space: choose the sigmas karras, exponential or beta")
         assert self.sigma_min is not None
@@ -362,7 +363,7 @@ class NoiseSchedule:
 
     def _distilled_grid(self, steps: int, name: str) -> NDArray[np.int64]:
         """Timesteps evenly taken from those that few-step models are distilled on."""
-        _require_int("steps", steps, 1)
+        require_int("steps", steps, 1)
         self._refuse_others(name)
         original = min(self.original_inference_steps, self.num_train_timesteps)
         if steps > original:
@@ -390,7 +391,7 @@ class NoiseSchedule:
 
     def _space(self, steps: int, spacing: TimestepSpacing) -> NDArray[np.float64]:
         """Falling timesteps, shape (steps,), unrounded for linspace (Lin et al. 2024, table 2)."""
-        _require_int("steps", steps, 1)
+        require_int("steps", steps, 1)
         T = self.num_train_timesteps
         if spacing == "linspace":
             return np.linspace(0, T - 1, steps, dtype=np.float64)[::-1]
@@ -435,44 +436,3 @@ def _interpolate_t(sigmas: NDArray[np.float64], trained: NDArray[np.float32]) ->
     """The fractional timesteps of some sigmas: linear in log sigma, as k-diffusion's sigma_to_t."""
     t = np.interp(np.log(sigmas), np.log(trained), np.arange(len(trained)))
     return np.asarray(t, dtype=np.float64)
-
-
-def _require_int(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-        raise ValueError(f"{name} {value!r} is not valid: it must be an integer of at least {low}")
-
-
-def _require_positive(name: str, value: object, optional: bool) -> None:
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
-        raise ValueError(f"{name} {value!r} is not valid: it must be a number above 0, below 1000000")
-
-
-def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
-        raise ValueError(f"{name} {value!r} is not valid: choose one of {', '.join(str(c) for c in choices)}")
-
-
-def _require_betas(name: str, values: object) -> None:
-    """Betas below 1e-7 vanish when float32 computes 1 - beta, and sigma would be 0."""
-    ok = isinstance(values, (list, tuple)) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and 1e-7 <= v < 1 for v in values
-    )
-    if not ok:
-        raise ValueError(f"{name} is not valid: betas must be numbers from 1e-7 up to, but not including, 1")
-
-
-def active_timesteps(timesteps: Sequence[float], start: float, end: float) -> frozenset[float]:
-    """Those of the steps that lie within a share of all, 0 to 1, as a UNet is given them.
-
-    Counted as diffusers does: a step takes part if all of it lies between start and end.
-    """
-    count = len(timesteps)
-    within = [n for n in range(count) if n / count >= start and (n + 1) / count <= end]
-    return frozenset(float(np.float32(timesteps[n])) for n in within)
-
-
-def within(active: frozenset[float], t: float) -> bool:
-    """Whether t is one of the steps in `active`, or lies between two: solvers also evaluate in the middle of a step."""
-    return bool(active) and min(active) <= t <= max(active)

@@ -12,7 +12,7 @@ from edge_sd.components.controlnet import ControlledUNet
 from edge_sd.errors import InvalidRequest
 from edge_sd.images.lines import read_lines
 from edge_sd.pipeline.control import Control, controls_of
-from edge_sd.sampling.schedule import active_timesteps
+from edge_sd.sampling.windows import active_timesteps
 
 from .test_canvas import picture
 

@@ -14,7 +14,8 @@ from edge_sd.devices.plan import DevicePlan
 from edge_sd.errors import DeviceError, InvalidRequest, NumericalError, VariantNotFound
 from edge_sd.pipeline.loader import Components
 from edge_sd.sampling.samplers import SAMPLERS, Stochasticity, refuse_idle
-from edge_sd.sampling.schedule import NoiseSchedule, active_timesteps, within
+from edge_sd.sampling.schedule import NoiseSchedule
+from edge_sd.sampling.windows import active_timesteps, within
 
 SCHEDULE = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
 

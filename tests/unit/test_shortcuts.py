@@ -29,7 +29,8 @@ from edge_sd.components.edits import NONE, Edits, Shortcuts
 from edge_sd.components.shapes import shapes_of
 from edge_sd.errors import InvalidRequest
 from edge_sd.pipeline.presets import PRESETS, preset_named
-from edge_sd.sampling.schedule import Level, active_timesteps
+from edge_sd.sampling.schedule import Level
+from edge_sd.sampling.windows import active_timesteps
 
 from .test_adapters import in_float32
 
