@@ -97,7 +97,7 @@ def next_command(name: str, form: str) -> str:
 
 @app.command("catalogue")
 def catalogue(as_json: AsJson = False) -> None:
-    """Repositories of the hub that are known to hold models of these families, and where that is said."""
+    """Repositories of the hub with models of these families, and where that is said. None of them was tried."""
     from dataclasses import asdict
 
     from edge_sd.bundle.catalogue import CATALOGUE

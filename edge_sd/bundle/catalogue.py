@@ -1,10 +1,12 @@
-"""Repositories of the hub that are known to hold models of these families, and how their makers draw with them.
+"""Repositories of the hub that hold models of these families by their pages, and how their makers draw with them.
 
 A repository's configs say what a model is, but not in how few steps it was taught to draw, nor without guidance. That
 stands on the model's card, or in the documentation of the program that it was made for; each row cites where. The
 defaults go into the record of a pull (hub.json), where they are facts of that model. Nothing looks at a name again.
 
-Bytes are those of the files that `edge-sd run` pulls, rounded, by the sizes that the hub lists.
+No row was tried: the hub could not be reached where this was written. File layouts and some licences were confirmed in
+stored copies of its pages; steps, guidance and gigabytes are partly from memory of the cards that the rows cite, and
+want checking there. `edge-sd run` says the real size and licence, as the hub lists them, before it pulls.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Entry:
     name       ORG/NAME
     family     sd1, sd2 or sdxl
     form       what it holds: torch (diffusers' safetensors), openvino (optimum-intel's export), coreml (Apple's)
-    gigabytes  of the files that are pulled
+    gigabytes  of the files that are pulled, roughly
     license    as its card names it
     source     where steps, guidance and sampler are said
     steps, guidance, size, sampler   None is what the model's own configs say; a guidance of 1 is none
