@@ -42,7 +42,7 @@ def run(
     """
     words = list(context.args)
     generate = context.find_root().command.commands["generate"]  # type: ignore[attr-defined]
-    # A mistake in them is told before anything is pulled.
+    # Report mistakes in the options before anything is pulled.
     with generate.make_context("generate", list(words)) as parsed:
         given = parsed.params
     if given.get("prompt") is None and given.get("from_") is None:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 # An extended picture of up to so many times the model's own number of pixels is drawn at its own size.
 NEAR = 2.25
-# What is drawn so many times smaller than it is pasted is told.
+# A note is given where the pasted part is enlarged more than this.
 ENLARGED = 1.5
-# Least share of a picture whose cropping is told.
+# A note is given where at least this share of a picture is cropped.
 CROPPED = 0.005
 
 

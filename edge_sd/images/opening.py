@@ -29,7 +29,7 @@ def open_picture(source: str | Path | Image, what: str) -> Image:
 
 
 def open_mask(source: str | Path | Image) -> Image:
-    """A mask in RGB, turned as its camera was; transparent pixels are black: what nobody painted is kept.
+    """A mask in RGB, turned as its camera was; transparent pixels are black: unpainted areas are kept.
 
     Raises InvalidRequest as `open_picture` does.
     """

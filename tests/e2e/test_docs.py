@@ -109,7 +109,7 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
 def test_the_examples_of_help_run(tmp_path: Path, shallow: Path) -> None:
     texts = [text for _, command, _ in every_command() for text in (command.help, command.epilog) if text]
     examples = [line for text in texts for line in re.findall(r"(?:Example|download): (edge-sd .*)", text)]
-    # Those that a page has too are run there.
+    # Commands that a page also has are run by the page's test.
     alone = [line for line in examples if line not in commands() and not any(part in line for part in ELSEWHERE)]
     assert len(examples) > 5
     assert alone
