@@ -389,8 +389,9 @@ class _Drawing:
             future.cancel()
 
     def on_start(self) -> None:
-        """In the queue's thread, before components are loaded for the picture."""
-        self.service._set(self.job, "loading")
+        """In the queue's thread, before components are loaded; only a job's first picture waits for them."""
+        if self.job.state != "drawing":
+            self.service._set(self.job, "loading")
 
     def on_step(self, n: int, _: int, step: Step) -> None:
         """In the queue's thread, after each step of picture `n`."""

@@ -77,6 +77,8 @@ def run_diffusers(
     import torch
 
     scheduler.set_timesteps(steps)
+    if type(scheduler).__name__.startswith("KDPM2"):
+        _in_doubles(scheduler)
     if given is not None:
         timesteps = torch.tensor([level.t for level in given[:-1]]).long()
         assert (timesteps - scheduler.timesteps).abs().max() <= 1
@@ -84,6 +86,38 @@ def run_diffusers(
     if hasattr(scheduler, "set_begin_index"):  # else DPM++ skips a step where two rounded timesteps are equal
         scheduler.set_begin_index(0)
     return run_timesteps(scheduler, torch.from_numpy(noise) * scheduler.init_noise_sigma, scheduler.timesteps, evaluate)
+
+
+def _in_doubles(scheduler: Any) -> None:
+    """What diffusers' KDPM2 classes derive from their sigmas, by their own formulas, in float64 and unrounded.
+
+    In float32 sigma^2 - sigma_down^2 of sigmas beyond 100 keeps three digits. With Karras sigmas these classes round
+    the timesteps of whole steps; k-diffusion, where they come from, does not.
+    """
+    import torch
+
+    alphas = scheduler.alphas_cumprod.numpy()
+    logs = np.log((((1 - alphas) / alphas) ** 0.5).astype(np.float64))
+
+    def timestep_of(sigma: Any) -> float:
+        return float(np.interp(np.log(float(sigma)), logs, np.arange(len(logs))))
+
+    sigmas = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1:-1:2]]).double()
+    timesteps = scheduler.timesteps.double()
+    if scheduler.config.use_karras_sigmas:
+        whole = [0, *range(2, len(timesteps), 2)]
+        timesteps[whole] = torch.tensor([timestep_of(each) for each in sigmas[:-1]]).double()
+    if hasattr(scheduler, "sigmas_down"):
+        following = torch.cat([sigmas[1:], sigmas.new_zeros(1)])
+        up = (following**2 * (sigmas**2 - following**2) / sigmas**2).nan_to_num().sqrt()
+        down = (following**2 - up**2).clamp(min=0).sqrt()
+        middles = sigmas.log().lerp(down.log(), 0.5).exp()
+        middles[-2:] = 0.0
+        scheduler.sigmas_up, scheduler.sigmas_down, scheduler.sigmas_interpol = (
+            torch.cat([each[:1], each[1:].repeat_interleave(2), each[-1:]]) for each in (up, down, middles)
+        )
+        timesteps[1::2] = torch.tensor([timestep_of(each) for each in middles[:-2]]).double()
+    scheduler.timesteps = timesteps
 
 
 def one_path(noise: Callable[[tuple[int, ...]], Latents]) -> Callable[[Any, Any], Any]:

@@ -57,8 +57,8 @@ def test_the_latents_outside_the_mask_are_the_pictures_own(sampler: str) -> None
     with pipeline() as opened:
         *_, last = opened.steps(request)
         decoded = opened.decode(last.latents).astype(float)
-    # PNDM's and TCD's schedules end above sigma 0: what is left of the noise is in the picture, as in diffusers.
-    left = 24 if sampler in ("pndm", "tcd") else 3
+    # PNDM's, TCD's and DEIS' schedules end above sigma 0: what is left of the noise is in the picture, as in diffusers.
+    left = 24 if sampler in ("pndm", "tcd", "deis") else 3
     assert np.abs(decoded[:, :32] - np.asarray(before)[:, :32]).max() < left
 
 
