@@ -8,7 +8,7 @@ OPTIONS ?= --seed 7
 # A file's tests stay together, since they share what was converted; each process computes on one core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: run test quick check types lint bench docs clean
+.PHONY: run test quick check types lint bench faults docs clean
 
 run: $(VENV)/.runtime
 	@$(BIN)/edge-sd generate "$(PROMPT)" $(OPTIONS)
@@ -32,6 +32,10 @@ types: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m edge_sd.apps.bench
+
+# Every fault in full numbers (tests/faults/account.py): half an hour on two cores. Writes the page with the table.
+faults: $(VENV)/.dev
+	$(PYTEST) -m fault --all-faults --faults-page docs/faults.md
 
 # The pages of docs/ and the reference, in build/site.
 docs: $(VENV)/.docs

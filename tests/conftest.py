@@ -16,6 +16,7 @@ from edge_sd.paths import embedded_models
 # Before any Hugging Face library is imported: nothing here may look for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 warnings.filterwarnings("ignore")
+pytest_plugins = ["tests.faults.account"]
 
 
 @pytest.fixture(scope="session")

@@ -204,6 +204,7 @@ def header(text: bytes) -> Any:
     return lambda data: struct.pack("<Q", len(text)) + text
 
 
+@pytest.mark.fault(6, "damaged weights given to convert")
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -244,6 +245,7 @@ def test_weights_of_nan_are_refused(source: Path) -> None:
         Source.open(source).load("unet")
 
 
+@pytest.mark.fault(6, "pickles given to convert")
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.ckpt", "x.pkl"])
 def test_a_pickle_is_never_loaded(source: Path, tmp_path: Path, name: str) -> None:
     class Bomb:
@@ -302,6 +304,7 @@ def test_a_bundle_of_another_model_is_left_alone(bundle: ModelBundle, emoji: Pat
     assert bundle.verify() == []
 
 
+@pytest.mark.fault(3, "a disk without room for a conversion")
 def test_a_disk_without_room_is_refused_up_front(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))

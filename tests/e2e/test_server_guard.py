@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import socket
 import struct
 import threading
@@ -22,6 +23,7 @@ from edge_sd.apps.server import guard, listen
 from edge_sd.apps.server.guard import Rules
 from edge_sd.apps.server.service import Service
 
+from ..faults.account import Tally
 from ..serving import served
 
 TOKEN = "a-token-of-the-tests"
@@ -63,25 +65,22 @@ def status(address: str, method: str, path: str, host: str | None, headers: dict
     return int(answer.split()[1])
 
 
-def test_only_the_allow_list_answers(server: tuple[str, Service], routes: list[tuple[str, str]]) -> None:
-    address = server[0]
+def hosts_of(address: str) -> dict[str, bool]:
+    """Values of Host, and whether they are let in."""
     port = urlsplit(address).port
-    hosts = {
+    return {
         f"127.0.0.1:{port}": True, f"localhost:{port}": True, f"LocalHost:{port}": True, f"[::1]:{port}": True,
         "pictures.example": True, "pictures.example:99": True, "box.local:8080": True, "box.local:8081": False,
         "attacker.example": False, f"attacker.example:{port}": False, "127.0.0.1:1": False, "localhost": False,
         f"localhost.attacker.example:{port}": False, f"127.0.0.1:{port}@attacker.example": False, "": False,
         "localhost:99999": False,
     }  # fmt: skip
-    for (host, good), (method, path) in product(hosts.items(), routes):
-        found = status(address, method, path, host, {})
-        assert (found not in (400, 403)) == good or (good and found == 400 and method != "get"), (host, method, path)
 
 
-def test_only_our_pages_are_let_in(server: tuple[str, Service], routes: list[tuple[str, str]]) -> None:
-    address = server[0]
+def origins_of(address: str) -> list[tuple[dict[str, str], bool]]:
+    """Headers that say which page asks, and whether it is let in."""
     own = urlsplit(address).netloc
-    origins: list[tuple[dict[str, str], bool]] = [
+    return [
         ({}, True), ({"Origin": f"http://{own}"}, True), ({"Origin": "https://chat.example"}, True),
         ({"Origin": f"http://{own}", "Sec-Fetch-Site": "cross-site"}, True), ({"Sec-Fetch-Site": "same-origin"}, True),
         ({"Origin": "null"}, False), ({"Origin": "https://attacker.example"}, False),
@@ -90,9 +89,31 @@ def test_only_our_pages_are_let_in(server: tuple[str, Service], routes: list[tup
         ({"Sec-Fetch-Site": "cross-site"}, False), ({"Sec-Fetch-Site": "same-site"}, False),
         ({"Origin": "null", "Sec-Fetch-Site": "same-origin"}, False),
     ]  # fmt: skip
-    for (headers, good), (method, path) in product(origins, routes):
-        found = status(address, method, path, own, headers)
-        assert (found != 403) == good, (headers, method, path, found)
+
+
+@pytest.mark.fault(12, "values of Host, of Origin, and both, on every route")
+def test_only_the_allow_list_answers(server: tuple[str, Service], routes: list[tuple[str, str]], tally: Tally) -> None:
+    address = server[0]
+    own = urlsplit(address).netloc
+    hosts, origins = hosts_of(address), origins_of(address)
+    rows = list(product([(own, True)], origins, routes)) + list(product(hosts.items(), [({}, True)], routes))
+    pairs = list(product(hosts.items(), origins, routes))
+    rows += random.Random(0).sample(pairs, tally.count(len(pairs)))
+    for (host, known), (headers, ours), (method, path) in rows:
+        # A page that this server did not send is another origin, whatever else the server is called.
+        good = known and ours and (host == own or own not in headers.get("Origin", ""))
+        with tally.trial((host, headers, method, path), refused=not good):
+            found = status(address, method, path, host, headers)
+            if good:
+                assert found != 403, found
+                assert found != 400 or method != "get", found
+            else:
+                assert found in (400, 403), found
+
+
+def test_a_link_from_elsewhere_opens_the_page_alone(server: tuple[str, Service]) -> None:
+    address = server[0]
+    own = urlsplit(address).netloc
     followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     assert status(address, "get", "/", own, followed) != 403
     assert status(address, "get", "/api/jobs", own, followed) == 403
@@ -108,6 +129,7 @@ def test_no_other_origin_is_ever_named(server: tuple[str, Service]) -> None:
     assert "server" not in answer.headers
 
 
+@pytest.mark.fault(12, "tokens, good and bad, on every route")
 def test_a_token_is_asked_for_on_every_route(locked: str, routes: list[tuple[str, str]]) -> None:
     own = urlsplit(locked).netloc
 
@@ -128,7 +150,8 @@ def test_a_token_is_asked_for_on_every_route(locked: str, routes: list[tuple[str
             assert (found == 401) == (path not in public), (method, path, headers, found)
 
 
-def test_what_is_too_much_is_refused_at_once(server: tuple[str, Service]) -> None:
+@pytest.mark.fault(10, "requests that are too much")
+def test_what_is_too_much_is_refused_at_once(server: tuple[str, Service], tally: Tally) -> None:
     address = server[0]
     parts = b"".join(b'--x\r\nContent-Disposition: form-data; name="f%d"\r\n\r\nv\r\n' % n for n in range(10_000))
     multipart = {"content-type": "multipart/form-data; boundary=x"}
@@ -162,33 +185,40 @@ def test_what_is_too_much_is_refused_at_once(server: tuple[str, Service]) -> Non
         ("/api/jobs", json.dumps({"prompt": "x", "model": "/etc"}).encode(), {}, (404,)),
     ]  # fmt: skip
     for path, body, headers, expected in rows:
-        started = time.perf_counter()
-        answer = httpx.post(
-            f"{address}{path}", content=body, headers={"content-type": "application/json", **headers}, timeout=30
-        )
-        seconds = time.perf_counter() - started
-        assert answer.status_code in expected, (path, body[:60], answer.text[:200])
-        assert "Traceback" not in answer.text
-        assert seconds < 2, (path, body[:60], seconds)
+        with tally.trial((path, body[:60]), refused=True):
+            started = time.perf_counter()
+            answer = httpx.post(
+                f"{address}{path}", content=body, headers={"content-type": "application/json", **headers}, timeout=30
+            )
+            seconds = time.perf_counter() - started
+            assert answer.status_code in expected, answer.text[:200]
+            assert "Traceback" not in answer.text
+            assert seconds < 2
     assert not [job for job in server[1].jobs() if job.state != "cancelled"]
 
 
-def test_a_path_never_leaves_the_folder(server: tuple[str, Service]) -> None:
+@pytest.mark.fault(8, "hostile paths in addresses")
+def test_a_path_never_leaves_the_folder(server: tuple[str, Service], tally: Tally) -> None:
     own = urlsplit(server[0]).netloc
     for path in ("/page/../app.py", "/page/..%2fapp.py", "/page/%2e%2e/app.py", "/page//etc/passwd",
                  "/page/..%5capp.py", "/api/jobs/../../x/pictures/0", "/api/jobs/..%2f..%2f/pictures/0"):  # fmt: skip
-        assert status(server[0], "get", path, own, {}) in (404, 422), path
+        with tally.trial(path, refused=True):
+            assert status(server[0], "get", path, own, {}) in (404, 422)
 
 
+@pytest.mark.fault(11, "connections that send a byte at a time")
 def test_slow_clients_are_closed_and_hold_nobody_up(
-    server: tuple[str, Service], monkeypatch: pytest.MonkeyPatch
+    server: tuple[str, Service], monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
-    """A tenth of the full number, with the limits a tenth as long."""
-    monkeypatch.setattr(listen, "HEAD_SECONDS", 1.5)
-    monkeypatch.setattr(guard, "BODY_SECONDS", 2.0)
+    """The full number waits for the limits as they are; a tenth of it for a tenth of them."""
+    count = tally.count(200)
+    if count < 200:
+        monkeypatch.setattr(listen, "HEAD_SECONDS", 1.5)
+        monkeypatch.setattr(guard, "BODY_SECONDS", 2.0)
+    allowed = 30 if count == 200 else 10
     url = urlsplit(server[0])
     head = f"POST /api/jobs HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: 100\r\n\r\n".encode()
-    opened = [socket.create_connection((url.hostname or "", url.port or 0)) for _ in range(20)]
+    opened = [socket.create_connection((url.hostname or "", url.port or 0)) for _ in range(count)]
     for n, each in enumerate(opened):
         each.sendall(head if n % 2 else head[:10])
     closed: list[float] = []
@@ -196,7 +226,7 @@ def test_slow_clients_are_closed_and_hold_nobody_up(
 
     def drip(connection: socket.socket) -> None:
         connection.settimeout(1.0)
-        while time.monotonic() - started < 15:
+        while time.monotonic() - started < allowed + 5:
             try:
                 connection.sendall(b"x")
                 if not connection.recv(4096):
@@ -217,8 +247,13 @@ def test_slow_clients_are_closed_and_hold_nobody_up(
             assert other.get(f"{server[0]}/health", timeout=5).status_code == 200
             times.append(time.perf_counter() - before)
             time.sleep(0.05)
-    assert max(closed) < 10
-    assert sorted(times)[len(times) // 2] < 0.1
+    for seconds in closed:
+        with tally.trial(f"closed after {seconds:.0f} s"):
+            assert seconds < allowed
+    # Two cores also run the clients' threads, so the share that waits is of the full number alone.
+    rank = 0.99 if count == 200 else 0.5
+    with tally.trial("/health meanwhile"):
+        assert sorted(times)[int(rank * (len(times) - 1))] < 0.1
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,7 @@ def test_jobs_that_differ_in_words_are_drawn_together(tmp_path: Path, emoji: Pat
         assert [job.id for job in sorted(jobs, key=lambda job: job.finished)[:1]] == [jobs[0].id]
 
 
+@pytest.mark.fault(25, "serve stopped and killed while it draws")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_the_queue_survives(how: signal.Signals, tmp_path: Path) -> None:
     home = {**os.environ, "EDGE_SD_MODELS": str(tmp_path / "models")}

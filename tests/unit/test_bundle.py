@@ -15,6 +15,8 @@ from edge_sd.bundle.bundle import ModelBundle, checksum
 from edge_sd.errors import EdgeSDError, InvalidModel, ModelNotFound, VariantNotFound
 from edge_sd.files import inside
 
+from ..faults.account import Tally
+
 HOSTILE = [
     "../x",
     "a/../../x",
@@ -28,6 +30,34 @@ HOSTILE = [
     "./../x",
     "//x",
     "link/x",
+    "../",
+    "../../../../../../etc/passwd",
+    "a/..",
+    "a/../..",
+    "unet/../../x",
+    "..\\x",
+    "\\x",
+    "\\\\server\\share\\x",
+    "c:",
+    "C:\\x",
+    "file:///etc/passwd",
+    "http://127.0.0.1/x",
+    "unet/x:stream",
+    "/",
+    "/dev/zero",
+    "/proc/self/environ",
+    "\0",
+    "x\0.bin",
+    "link/../../x",
+    "link/link/x",
+    "unet/../link/x",
+    "./link/x",
+    "//server/share/x",
+    "a//../../x",
+    "...//..//x/../../..",
+    "%2e%2e\\x",
+    "..%5c..\\x",
+    "~:x",
 ]
 
 
@@ -50,6 +80,7 @@ def test_a_manifest_reads_back_as_it_was_written(bundle: ModelBundle, copy: Path
     assert read.verify() == []
 
 
+@pytest.mark.fault(8, "hostile paths in a manifest")
 @pytest.mark.parametrize("path", HOSTILE)
 def test_a_path_that_leaves_the_folder_is_refused(copy: Path, path: str) -> None:
     (copy / "link").symlink_to(copy.parent)
@@ -64,6 +95,7 @@ def test_a_path_that_leaves_the_folder_is_refused(copy: Path, path: str) -> None
         ModelBundle.open(copy)
 
 
+@pytest.mark.fault(5, "manifests that are none")
 @pytest.mark.parametrize(
     "text",
     [
@@ -86,6 +118,7 @@ def test_a_manifest_that_is_none_is_refused(copy: Path, text: str) -> None:
         ModelBundle.open(copy)
 
 
+@pytest.mark.fault(5, "values of another type in a manifest")
 @pytest.mark.parametrize("key", ["schedule", "latents", "defaults", "variants", "tokenizer", "max_tokens", "files"])
 @pytest.mark.parametrize("value", [None, [], "x", -1, {"a": {}}])
 def test_a_manifest_with_a_field_of_another_kind_never_crashes(copy: Path, key: str, value: Any) -> None:
@@ -98,34 +131,42 @@ def test_a_manifest_with_a_field_of_another_kind_never_crashes(copy: Path, key: 
     assert key == "tokenizer"
 
 
-@pytest.mark.parametrize("share", [0, 1, 25, 50, 99])
+@pytest.mark.fault(4, "files of a variant cut at every percent")
 @pytest.mark.parametrize("file", ["openvino_model.bin", "openvino_model.xml"])
-def test_a_file_cut_short_is_named(copy: Path, file: str, share: int) -> None:
+def test_a_file_cut_short_is_named(copy: Path, tally: Tally, file: str) -> None:
     path = copy / "openvino-fp16/unet" / file
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * share // 100])
+    whole = path.read_bytes()
+    for share in range(0, 100, 100 // tally.count(100)):
+        path.write_bytes(whole[: len(whole) * share // 100])
+        with tally.trial(share, refused=True):
+            opened = ModelBundle.open(copy)
+            with pytest.raises(InvalidModel, match=f"unet/{file} has"):
+                opened.check("openvino-fp16")
+            assert any(file in problem for problem in opened.verify())
     with (
         pytest.raises(InvalidModel, match=f"unet/{file} has"),
         Pipeline.open(copy, variant="openvino-fp16") as pipeline,
     ):
         pipeline.generate(Request("a cat", seed=1, steps=1))
-    assert any(file in problem for problem in ModelBundle.open(copy).verify())
 
 
-def test_every_flipped_bit_is_found(copy: Path) -> None:
+@pytest.mark.fault(5, "single bits of a variant flipped: verify, and loading")
+def test_every_flipped_bit_is_found(copy: Path, tally: Tally) -> None:
     rng = random.Random(0)
     opened = ModelBundle.open(copy)
     files = {**opened.files, **opened.variants["openvino-fp16"].files}
     names = sorted(name for name, record in files.items() if record.bytes)
-    for _ in range(100):
+    for _ in range(tally.count(1000)):
         path = copy / rng.choice(names)
         data = bytearray(path.read_bytes())
         place = rng.randrange(len(data))
         data[place] ^= 1 << rng.randrange(8)
         original = path.read_bytes()
         path.write_bytes(data)
-        assert len(opened.verify("openvino-fp16")) == 1
-        with pytest.raises(InvalidModel, match="damaged"):
-            opened.check("openvino-fp16")
+        with tally.trial((path, place), refused=True):
+            assert len(opened.verify("openvino-fp16")) == 1
+            with pytest.raises(InvalidModel, match="damaged"):
+                opened.check("openvino-fp16")
         path.write_bytes(original)
     assert opened.verify() == []
 

@@ -22,6 +22,7 @@ from edge_sd.errors import InvalidModel, InvalidRequest
 from edge_sd.text.tokenizer import TextTokenizer
 
 from ..e2e.test_cli import edge_sd
+from ..faults.account import Tally
 
 
 def flipped(path: Path, count: int, seed: int = 0) -> Any:
@@ -56,9 +57,11 @@ def copy(emoji: Path, tmp_path: Path) -> Path:
     return target
 
 
-def test_every_bit_of_a_manifest_counts(copy: Path) -> None:
-    for place in flipped(copy / "edge_sd.json", 400):
-        assert refusal(lambda: read_manifest(copy)), f"bit {place} was let in"
+@pytest.mark.fault(5, "single bits of a manifest flipped")
+def test_every_bit_of_a_manifest_counts(copy: Path, tally: Tally) -> None:
+    for place in flipped(copy / "edge_sd.json", tally.count(4000)):
+        with tally.trial(place, refused=True):
+            assert refusal(lambda: read_manifest(copy))
     read_manifest(copy)
 
 
@@ -71,6 +74,7 @@ WRONG = [
 ]  # fmt: skip
 
 
+@pytest.mark.fault(5, "values of another type in a manifest")
 @pytest.mark.parametrize(("key", "name", "value"), WRONG, ids=lambda value: str(value)[:20])
 def test_a_value_of_another_type_is_refused_by_name(copy: Path, key: str, name: str, value: Any) -> None:
     document = json.loads((copy / "edge_sd.json").read_text())
@@ -91,18 +95,21 @@ def test_a_manifest_of_the_first_format_is_read(copy: Path) -> None:
         read_manifest(copy)
 
 
+@pytest.mark.fault(5, "single bits of a tokenizer's files flipped")
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
-def test_a_damaged_tokenizer_is_refused_by_name_or_reads(copy: Path, name: str) -> None:
+def test_a_damaged_tokenizer_is_refused_by_name_or_reads(copy: Path, tally: Tally, name: str) -> None:
     def read() -> None:
         TextTokenizer(copy / "tokenizer", 32).chunks("a red (apple:1.2), glossy style")
 
-    for _ in flipped(copy / "tokenizer" / name, 40):
-        assert "\n" not in refusal(read)
+    for place in flipped(copy / "tokenizer" / name, tally.count(400)):
+        with tally.trial(place):
+            assert "\n" not in refusal(read)
 
 
 SPECIAL = {"<|startoftext|>": 0, "<|endoftext|>": 1}
 
 
+@pytest.mark.fault(5, "vocabularies that the tokenizers library panics at")
 @pytest.mark.parametrize(
     ("vocabulary", "merges"),
     [
@@ -117,7 +124,8 @@ def test_a_vocabulary_that_the_library_would_panic_at(tmp_path: Path, vocabulary
         TextTokenizer(tmp_path, 32)
 
 
-def test_a_damaged_package_is_refused_by_name_or_reads(copy: Path) -> None:
+@pytest.mark.fault(5, "single bits of a Core ML package flipped")
+def test_a_damaged_package_is_refused_by_name_or_reads(copy: Path, tally: Tally) -> None:
     package = copy / "coreml-ane-fp16/TinyDecoder.mlpackage"
 
     def read() -> None:
@@ -127,8 +135,9 @@ def test_a_damaged_package_is_refused_by_name_or_reads(copy: Path) -> None:
                     if isinstance(constant, Lazy) and constant.offset is None:
                         constant.read()
 
-    for _ in flipped(package / "Data/com.apple.CoreML/model.mlmodel", 150):
-        assert "\n" not in refusal(read)
+    for place in flipped(package / "Data/com.apple.CoreML/model.mlmodel", tally.count(1500)):
+        with tally.trial(place):
+            assert "\n" not in refusal(read)
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "{}", "[]", '{"itemInfoEntries": 1, "rootModelIdentifier": "x"}'])
@@ -151,6 +160,7 @@ def test_one_damaged_manifest_hides_no_other_model(copy: Path, tmp_path: Path) -
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.fault(5, "single bits of configs, of an index and of the judge flipped")
 @pytest.mark.parametrize(
     "name", ["evaluator/model.safetensors", "unet/config.json", "model_index.json",
              "unet/diffusion_pytorch_model.safetensors.index.json", "scheduler/scheduler_config.json"],
@@ -170,6 +180,7 @@ def test_verify_sees_a_bit_in_what_other_commands_read(emoji: Path, tmp_path: Pa
             Judge(tmp_path / "m/evaluator")
 
 
+@pytest.mark.fault(5, "an export without hashes changed after it was first verified")
 def test_an_export_without_hashes_is_said_to_be_and_then_compared(bundle: ModelBundle, tmp_path: Path) -> None:
     folder = tmp_path / "export"
     shutil.copytree(bundle.root / "openvino-fp16", folder)
@@ -191,6 +202,7 @@ def test_an_export_without_hashes_is_said_to_be_and_then_compared(bundle: ModelB
     assert third.stdout == "unet/openvino_model.bin is not as it was when it was first verified (its sha256 differs)\n"
 
 
+@pytest.mark.fault(25, "debris of killed processes")
 def test_what_a_killed_process_left_is_swept_and_never_listed(tmp_path: Path) -> None:
     from edge_sd.converters.build import _files
     from edge_sd.files import write_atomically

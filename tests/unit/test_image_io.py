@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -17,6 +17,8 @@ from edge_sd.images.files import check_output
 from edge_sd.pipeline.recorded import read_recorded
 from edge_sd.pipeline.result import Picture
 from edge_sd.pipeline.settings import Settings
+
+from ..faults.account import Tally
 
 PROMPTS = st.text(min_size=1, max_size=200).filter(lambda text: "\0" not in text and not _has_surrogate(text))
 
@@ -31,16 +33,21 @@ def picture(prompt: str = "a cat", negative: str = "") -> Picture:
     return Picture(image, wanted, "my: model, odd", "openvino-fp16", "cpu", "0123456789")
 
 
+@pytest.mark.fault(18, "random prompts through PNG, JPEG and WebP")
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".webp", ".PNG"])
-@given(prompt=PROMPTS, negative=PROMPTS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_field_comes_back(tmp_path: Path, ending: str, prompt: str, negative: str) -> None:
-    drawn = picture(prompt, negative)
-    recorded = read_recorded(drawn.save(tmp_path / f"x{ending}"))
-    assert Settings(**{**recorded.settings, "controls": ()}) == drawn.settings
-    assert recorded.exact
-    assert recorded.model_hash == "0123456789"
-    assert recorded.text == drawn.texts()[0]
+def test_every_field_comes_back(tmp_path: Path, tally: Tally, ending: str) -> None:
+    @given(prompt=PROMPTS, negative=PROMPTS)
+    @settings(max_examples=tally.count(2000), deadline=None)
+    def check(prompt: str, negative: str) -> None:
+        drawn = picture(prompt, negative)
+        recorded = read_recorded(drawn.save(tmp_path / f"x{ending}"))
+        tally.held()
+        assert Settings(**{**recorded.settings, "controls": ()}) == drawn.settings
+        assert recorded.exact
+        assert recorded.model_hash == "0123456789"
+        assert recorded.text == drawn.texts()[0]
+
+    check()
 
 
 def test_pixels_of_a_png_are_what_was_drawn(tmp_path: Path) -> None:
@@ -78,6 +85,7 @@ def test_a_missing_folder_and_a_folder_in_the_way_are_named(tmp_path: Path) -> N
         check_output(tmp_path / "x.png")
 
 
+@pytest.mark.fault(2, "a picture replaced on a disk that fails")
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_older_picture_and_no_debris(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str

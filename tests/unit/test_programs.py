@@ -454,6 +454,7 @@ def test_utf8_in_a_latin_chunk_and_text_after_the_pixels_are_read(tmp_path: Path
     assert read_recorded(path).settings["prompt"] == "un été"
 
 
+@pytest.mark.fault(9, "text chunks that unpack to more than their limit")
 def test_no_pixel_is_decoded_and_limits_come_before_memory(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     packed = b"parameters\0\0" + zlib.compress(b"a" * (MAX_TEXT + 100))
@@ -492,6 +493,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.fault(21, "adversarial infotexts")
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_reading_takes_time_that_grows_with_length_alone(kind: str) -> None:
     def seconds(count: int) -> float:
@@ -506,6 +508,7 @@ def test_reading_takes_time_that_grows_with_length_alone(kind: str) -> None:
     assert seconds(80_000) < 8 * seconds(20_000) + 0.02
 
 
+@pytest.mark.fault(21, "adversarial graphs of ComfyUI")
 def test_a_graph_costs_a_bounded_time(tmp_path: Path) -> None:
     nodes = {
         str(n): {"class_type": "SaveImage", "inputs": {"images": [str(n + 1), 0], "text": [str(n + 1), 0], "clip": 1}}
@@ -522,6 +525,7 @@ def ours(**request: Any) -> str:
     return json.dumps({"version": "1", "model": "emoji", "request": {"prompt": "a cat", **request}})
 
 
+@pytest.mark.fault(20, "strangers' pictures that name files, folders and models")
 @pytest.mark.parametrize(
     "request_",
     [
@@ -540,6 +544,7 @@ def test_a_strangers_picture_names_no_file_or_folder_of_this_machine(tmp_path: P
     assert "passwd" not in str(caught.value)
 
 
+@pytest.mark.fault(20, "strangers' pictures that name files, folders and models")
 @pytest.mark.parametrize("name", ["image", "mask", "control"])
 def test_a_strangers_picture_is_not_drawn_from_a_path_in_it(tmp_path: Path, name: str) -> None:
     picture().save(tmp_path / "secret.png")
@@ -547,6 +552,7 @@ def test_a_strangers_picture_is_not_drawn_from_a_path_in_it(tmp_path: Path, name
         read(tmp_path, edge_sd=ours(**{name: str(tmp_path / "secret.png")})).request()
 
 
+@pytest.mark.fault(22, "escapes in metadata")
 def test_escapes_of_a_strangers_text_are_shown_and_not_obeyed() -> None:
     assert plain("a\x1b[2J\x9bb\u202ec\r\nd\te") == "a\\x1b[2J\\x9bb\\u202ec\\r\nd\te"
     assert plain("👩\u200d🚀 é 雪") == "👩\u200d🚀 é 雪"

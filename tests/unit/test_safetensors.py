@@ -53,6 +53,7 @@ def test_every_type_is_what_the_library_reads(kind: str) -> None:
 WHOLE = {"a": row(0, 8, [2]), "b": row(8, 16, [2])}
 
 
+@pytest.mark.fault(6, "safetensors with overlaps, holes, duplicates, false shapes")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -90,6 +91,7 @@ def test_what_is_no_such_file_is_refused_with_its_fault(data: bytes, message: st
             load(data)
 
 
+@pytest.mark.fault(6, "100,000 tensors")
 def test_a_hundred_thousand_tensors_are_read_in_the_time_of_their_json() -> None:
     count = 100_000
     header = {f"lora_unet_{n:06}.lora_down.weight": row(4 * n, 4 * n + 4, [1, 1]) for n in range(count)}
@@ -101,6 +103,7 @@ def test_a_hundred_thousand_tensors_are_read_in_the_time_of_their_json() -> None
     assert time.perf_counter() - started < 12 * plain + 1
 
 
+@pytest.mark.fault(6, "pipes, pickles and Git LFS pointers")
 def test_what_is_no_file_of_weights_is_refused_before_it_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.safetensors")
     for name, error, message in (
