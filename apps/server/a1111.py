@@ -149,7 +149,7 @@ class _Door:
             return Progress()
         job = jobs[0]
         if with_image:
-            self.service.watch(10.0)
+            self.service.events.watch(10.0)
         state = ProgressState(
             interrupted=job.cancelling, job=job.id, job_count=len(jobs), job_no=0, sampling_step=job.step,
             job_timestamp=time.strftime("%Y%m%d%H%M%S", time.localtime(job.created)), sampling_steps=job.total,

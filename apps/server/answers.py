@@ -18,7 +18,7 @@ from starlette.responses import Response
 from .failure import Failure, describe, public
 from .guard import Refusal
 from .job import Job
-from .service import Service, check_alive
+from .service import Service
 
 LOG = logging.getLogger("edge_sd.server")
 # Seconds between looks whether a client is still there.
@@ -118,7 +118,7 @@ async def finished(request: HttpRequest, service: Service, job: Job) -> None:
     finally:
         if not ended.done():
             service.cancel(job)
-    check_alive(job)
+    job.check()
 
 
 def sse(data: dict[str, Any], event: str | None = None) -> bytes:

@@ -9,6 +9,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from edge_sd.errors import InvalidRequest
+
+from .failure import JobCancelled
 from .wish import PICTURES, Wish
 
 if TYPE_CHECKING:
@@ -89,6 +92,15 @@ class Job:
         if self.state != "drawing" or not share or not self.started:
             return None
         return max(0.0, (now - self.started) * (1 - share) / share)
+
+    def check(self) -> None:
+        """Raise why a job that ended has no pictures."""
+        if self.failure is not None:
+            raise self.failure
+        if self.state == "cancelled":
+            raise JobCancelled("the job was cancelled")
+        if self.error:
+            raise InvalidRequest(self.error)
 
     def view(self) -> dict[str, Any]:
         """What clients see of it. The pictures it was given are named, not repeated."""

@@ -23,9 +23,10 @@ from edge_sd.errors import InvalidRequest
 from edge_sd.pipeline.request import MAX_PROMPT, MAX_SEED, MAX_STEPS
 
 from .answers import OpenAIProblem, error_response, finished, problems, sse
+from .events import Event
 from .failure import describe
 from .job import Job
-from .service import Event, Service, check_alive
+from .service import Service
 from .wish import Wish, as_base64, open_given, open_raw, png_base64
 
 if TYPE_CHECKING:
@@ -310,7 +311,7 @@ async def _stream(service: Service, request: HttpRequest, body: Common, submit: 
     def heard(event: Event | None) -> None:
         loop.call_soon_threadsafe(events.put_nowait, event)
 
-    listening = service.listening(heard)
+    listening = service.events.listening(heard)
     listening.__enter__()
     try:
         job = await asyncio.to_thread(submit)
@@ -337,7 +338,7 @@ async def _stream(service: Service, request: HttpRequest, body: Common, submit: 
                     done = _about(body, job, kind, "completed", image)
                     yield sse({**done, "usage": usage.model_dump(), "notes": [*body.notes(), *job.notes]})
                     index = 0
-            check_alive(job)
+            job.check()
         except Exception as error:
             answer = json.loads(bytes(error_response("/v1/", describe(error)).body))
             yield sse(answer, "error")

@@ -17,10 +17,11 @@ from edge_sd.sampling.names import SIGMAS
 from edge_sd.sampling.samplers import SAMPLERS
 
 from .answers import Problem, problems, sse
+from .events import Event
 from .guard import COOKIE
 from .job import Job
 from .recall import recall
-from .service import Event, Service
+from .service import Service
 from .wish import Base64, Wish, as_base64, decode_base64, loras_in
 
 # Events that a slow listener may fall behind; after that it is told to read everything anew.
@@ -262,7 +263,7 @@ async def _events(service: Service, view: Any, previews: bool) -> AsyncIterator[
         if event is None or queue.qsize() < BACKLOG:
             loop.call_soon_threadsafe(queue.put_nowait, event)
 
-    with service.listening(heard, previews):
+    with service.events.listening(heard, previews):
         yield b": listening\n\n"
         while True:
             try:

@@ -6,22 +6,22 @@ together; a second thread writes pictures, so that drawing does not wait for the
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_sd.errors import EdgeSDError, InvalidRequest, OutputError
+from edge_sd.errors import EdgeSDError, OutputError
 
 from .engines import Engine, Engines
-from .failure import JobCancelled, QueueFull, Stopping, describe
+from .events import Event, Events
+from .failure import QueueFull, Stopping, describe
 from .job import OPEN, Job, State
 from .preview import Previews
 from .store import Store
@@ -43,19 +43,6 @@ class _Stop(Exception):
     """Leaves a picture that is being drawn."""
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something happened to a job: `kind` is "state", "step", "preview", "picture" or "gone".
-
-    `image` is a JPEG of what is drawn so far, for previews.
-    """
-
-    kind: str
-    job: Job
-    index: int = 0
-    image: bytes = b""
-
-
 class Service:
     """Jobs by id, oldest first.
 
@@ -71,8 +58,7 @@ class Service:
         self._drawings: dict[str, _Drawing] = {}
         self._engine: Engine | None = None
         self._forgotten: deque[str] = deque()
-        self._listeners: dict[int, Callable[[Event | None], None]] = {}
-        self._watchers, self._watched_until = 0, 0.0
+        self.events = Events()
         self._closing = False
         self._stoppers: list[Callable[[], None]] = []
         self._writer = ThreadPoolExecutor(1, "edge-sd-writer")
@@ -111,7 +97,7 @@ class Service:
             self._jobs[job.id] = job
             self._waiting.append(job)
             self._changed.notify_all()
-        self._tell(Event("state", job))
+        self.events.tell(Event("state", job))
         return job
 
     def _refuse_where_full(self) -> None:
@@ -144,11 +130,6 @@ class Service:
         return self._closing
 
     @property
-    def watched(self) -> bool:
-        """Whether anyone wants previews."""
-        return self._watchers > 0 or time.monotonic() < self._watched_until
-
-    @property
     def depth(self) -> int:
         """Jobs that wait or are drawn."""
         with self._changed:
@@ -178,40 +159,20 @@ class Service:
                 found.append(path.read_bytes())
         return found
 
-    def watch(self, seconds: float) -> None:
-        """Make previews for so long, for those who ask instead of listening; a job has its last one."""
-        self._watched_until = time.monotonic() + seconds
-
     def delete(self, job: Job) -> None:
         """Take a job out of the history; it can be restored for a day."""
         self.cancel(job)
         with self._changed:
             job.deleted = time.time()
             self._save(job)
-        self._tell(Event("gone", job))
+        self.events.tell(Event("gone", job))
 
     def restore(self, job: Job) -> None:
         """Undo `delete`."""
         with self._changed:
             job.deleted = 0.0
             self._save(job)
-        self._tell(Event("state", job))
-
-    @contextlib.contextmanager
-    def listening(self, callback: Callable[[Event | None], None], previews: bool = False) -> Iterator[None]:
-        """Call `callback` with every event, in threads of the service, and with None when it stops."""
-        token = id(callback)
-        with self._changed:
-            self._listeners[token] = callback
-            self._watchers += previews
-        try:
-            if self._closing:
-                callback(None)
-            yield
-        finally:
-            with self._changed:
-                self._listeners.pop(token, None)
-                self._watchers -= previews
+        self.events.tell(Event("state", job))
 
     def on_stop(self, act: Callable[[], None]) -> None:
         """Call `act` when the service is stopped."""
@@ -221,17 +182,16 @@ class Service:
         """Accept nothing more, leave what is drawn within a step, and end all listening."""
         with self._changed:
             self._closing = True
-            listeners, drawings = list(self._listeners.values()), list(self._drawings.values())
+            drawings = list(self._drawings.values())
             self._changed.notify_all()
         for drawing in drawings:
             drawing.cancel()
         for act in self._stoppers:
             act()
-        for callback in listeners:
-            callback(None)
+        self.events.end()
 
     def close(self) -> None:
-        """Stop, and wait until it has. Kept jobs that were open are drawn by the next service on the same store."""
+        """Stop and wait. Kept jobs that were open are drawn by the next service on the same store."""
         self.stop()
         self._thread.join()
         self.engines.close()
@@ -311,7 +271,7 @@ class Service:
             job.state = state
             if not job.started and state != "waiting":
                 job.started = time.time()
-        self._tell(Event("state", job))
+        self.events.tell(Event("state", job))
 
     def _end(self, job: Job, state: State) -> None:
         with self._changed:
@@ -329,7 +289,7 @@ class Service:
             self.counts[key] = self.counts.get(key, 0) + 1
             self._changed.notify_all()
         job.ended.set_result(None)
-        self._tell(Event("state", job))
+        self.events.tell(Event("state", job))
 
     def _forget_later(self, job: Job) -> None:
         self._forgotten.append(job.id)
@@ -343,12 +303,6 @@ class Service:
             self.store.update(job)
         except OSError as error:
             LOG.error("job %s could not be written (%s)", job.id, error.strerror)
-
-    def _tell(self, event: Event) -> None:
-        with self._changed:
-            listeners = list(self._listeners.values())
-        for callback in listeners:
-            callback(event)
 
     def _keep_picture(self, job: Job, n: int, result: Result) -> None:
         """Take a finished picture; kept ones go to the disk and leave the memory."""
@@ -365,7 +319,7 @@ class Service:
             job.notes += [note for note in result.notes if note not in job.notes]
             self.pictures_drawn += 1
             self.seconds_drawing += sum(result.seconds.values())
-        self._tell(Event("picture", job, n))
+        self.events.tell(Event("picture", job, n))
 
 
 class _Drawing:
@@ -400,10 +354,10 @@ class _Drawing:
             raise _Stop
         service._set(job, "drawing")
         job.step, job.total = step.index + 1, step.total
-        service._tell(Event("step", job, n))
-        if (image := self.previews.of(n, step, service.watched)) is not None:
+        service.events.tell(Event("step", job, n))
+        if (image := self.previews.of(n, step, service.events.watched)) is not None:
             job.preview = image
-            service._tell(Event("preview", job, n, image))
+            service.events.tell(Event("preview", job, n, image))
 
     def settle(self, n: int, future: Future[Result]) -> None:
         """In the writer's thread: one picture is drawn, or is not going to be."""
@@ -448,13 +402,3 @@ def _settings(n: int, picture: Picture) -> dict[str, Any]:
     """What makes picture `n` again, for people and programs."""
     about = {name: getattr(picture, name) for name in ("model", "variant", "device", "model_hash")}
     return {"n": n, **asdict(picture.settings), **about, "infotext": picture.texts()[0]}
-
-
-def check_alive(job: Job) -> None:
-    """Raise what a job that ended without its pictures ended with."""
-    if job.failure is not None:
-        raise job.failure
-    if job.state == "cancelled":
-        raise JobCancelled("the job was cancelled")
-    if job.error:
-        raise InvalidRequest(job.error)
