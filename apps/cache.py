@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import AsJson
-from .terminal import say
+from .terminal import say, say_json
 
 if TYPE_CHECKING:
     from edge_sd.caches import Cache
@@ -26,7 +25,7 @@ def show(as_json: AsJson = False) -> None:
     rows = [row for cache in CACHES for row in _rows(cache)]
     if as_json:
         shown = [{**row, "folder": str(row["folder"])} for row in rows]
-        print(json.dumps({"folder": str(cache_home()), "caches": shown}, indent=2))
+        say_json({"folder": str(cache_home()), "caches": shown})
         return
     say(cache_home())
     for row in rows:
@@ -58,7 +57,7 @@ def clear(
                     raise OutputError(f"{path} could not be removed ({error.strerror or error})") from error
             removed.append(row)
     if as_json:
-        print(json.dumps([{**row, "folder": str(row["folder"])} for row in removed], indent=2))
+        say_json([{**row, "folder": str(row["folder"])} for row in removed])
         return
     for row in removed:
         if row["entries"]:

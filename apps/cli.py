@@ -7,10 +7,9 @@ Mistakes are one line and exit with 2. Nothing heavy is imported before it is ne
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,7 +29,10 @@ from .request_options import fields_of, takes_request
 from .run import run
 from .saving import Saver
 from .server.commands import serve
-from .terminal import progress, say
+from .terminal import messages, progress, say, say_json
+
+if TYPE_CHECKING:
+    from edge_sd.bundle.bundle import ModelBundle
 
 app = typer.Typer(
     name="edge-sd",
@@ -133,6 +135,7 @@ def generate(
     from edge_sd.pipeline.pipeline import Pipeline
     from edge_sd.pipeline.presets import preset_named
     from edge_sd.pipeline.recorded import read_recorded
+    from edge_sd.pipeline.reproduce import open_recorded
     from edge_sd.pipeline.request import Request
 
     placed = parse_device(device)
@@ -143,22 +146,17 @@ def generate(
     if recorded is None:
         request = Request(**given)
     else:
-        # What was recorded is definite: a preset's changes go before it, as options do.
+        # A preset's changes go before what was recorded, as options do.
         request = recorded.request(**{**(preset_named(preset).changes if preset else {}), **given})
     silent = quiet or as_json
     saver = Saver(output, request.prompt, request.count or 1, grid=grid, overwrite=overwrite, say=not silent)
     saver.check()
-
-    def tell(line: str) -> None:
-        if not silent:
-            say(line, error=True)
-
+    tell = messages(silent)
+    options: dict[str, Any] = {"preference": prefer, "tell": tell, "low_memory": low_memory, "measure": True}
     if recorded is None:
-        opened = Pipeline.open(
-            model or "emoji", placed, variant, prefer, tell, preset or "exact", low_memory, measure=True
-        )
+        opened = Pipeline.open(model or "emoji", placed, variant, preset=preset or "exact", **options)
     else:
-        opened = recorded.open(model, placed, variant, prefer, tell, low_memory, preset, measure=True)
+        opened = open_recorded(recorded, model, placed, variant, preset, **options)
     with opened as pipeline:
         run = pipeline.run(request)  # Report mistakes before anything is printed.
         if recorded is not None:
@@ -223,18 +221,22 @@ def convert(
         composed(folder, bundle, parts) as whole,
     ):
         made = build(whole, bundle, form, recipe, report)
-    name = variant_name(form, recipe)
-    variant = made.variant(name)
+    _say_variant(made, variant_name(form, recipe), as_json, quiet)
+
+
+def _say_variant(bundle: ModelBundle, name: str, as_json: bool, quiet: bool) -> None:
+    """What was converted: size, and the measured parity of each component."""
+    variant = bundle.variant(name)
     rows = {
         part: {"psnr": artifact.parity.psnr, "max_error": artifact.parity.max_error, "precision": artifact.precision}
         for part, artifact in variant.artifacts.items()
         if artifact.parity
     }
     if as_json:
-        print(json.dumps({"bundle": str(bundle), "variant": name, "bytes": variant.size(), "parity": rows}, indent=2))
+        say_json({"bundle": str(bundle.root), "variant": name, "bytes": variant.size(), "parity": rows})
     elif not quiet:
         for part, row in rows.items():
             kept = " in float32: it overflows float16" if row["precision"] == "float32" else ""
-            print(f"{part:13} {row['psnr']:6.1f} dB against torch float32{kept}", file=sys.stderr)
-        print(f"{name}: {variant.size() / 1e6:.1f} MB", file=sys.stderr)
-        say(bundle)
+            say(f"{part:13} {row['psnr']:6.1f} dB against torch float32{kept}", error=True)
+        say(f"{name}: {variant.size() / 1e6:.1f} MB", error=True)
+        say(bundle.root)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_sd.errors import InvalidRequest
 
-from .terminal import progress, say
+from .terminal import progress, say, say_json
 
 if TYPE_CHECKING:
     from edge_sd.pipeline.request import Request
@@ -119,7 +118,7 @@ def deliver(result: Result, saver: Saver, as_json: bool, quiet: bool) -> None:
     """Say what the saved pictures are: seeds and notes, or all about them as JSON."""
     notes = [*result.notes, *saver.notes]
     if as_json:
-        print(json.dumps({**_report(result, saver.paths), "notes": notes}, indent=2))
+        say_json({**_report(result, saver.paths), "notes": notes})
     elif not quiet:
         seeds = [picture.settings.seed for picture in result.pictures]
         say(f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]}-{seeds[-1]}", error=True)

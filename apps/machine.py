@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
 
 from .drawing import parse_device
 from .options import AsJson
-from .terminal import say
+from .terminal import messages, say, say_json
 
 if TYPE_CHECKING:
     from edge_sd.bundle.bundle import ModelBundle
@@ -45,7 +44,7 @@ def devices(
         why = str(error)
     if as_json:
         plans = {"model": bundle.name, "plan": plan.as_dict() if plan else None, "why": why}
-        print(json.dumps({**here.as_dict(), **plans}, indent=2))
+        say_json({**here.as_dict(), **plans})
         return
     say("\n".join(here.lines()))
     say(f"\n{bundle.name}: {plan.explain() if plan else why}")
@@ -54,7 +53,7 @@ def devices(
 def _plan(bundle: ModelBundle, here: Here, device: str, variant: str | None, prefer: str) -> DevicePlan:
     from edge_sd.devices.planning import plan_here
 
-    return plan_here(bundle, here, parse_device(device), variant, prefer, lambda line: say(line, error=True))
+    return plan_here(bundle, here, parse_device(device), variant, prefer, messages(False))
 
 
 def tune(
@@ -88,7 +87,7 @@ def tune(
             "left": [dict(zip(names, row, strict=True)) for row in found.left],
             "plan": plan.as_dict(),
         }
-        print(json.dumps(report, indent=2))
+        say_json(report)
         return
     for row in found.left:
         print(f"{' '.join(row):60} not reached in {seconds:g} s; it stays an estimate")
@@ -111,7 +110,10 @@ def doctor(
 
     _check_seconds(seconds)
     report = examine(model, seconds)
-    print(json.dumps(report.as_dict(), indent=2) if as_json else report.text())
+    if as_json:
+        say_json(report.as_dict())
+    else:
+        say(report.text())
     if not report.sound:
         raise typer.Exit(1)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from typing import Annotated
 
 import typer
 
 from .options import AsJson, Quiet
-from .terminal import say
+from .terminal import say, say_json
 
 app = typer.Typer(no_args_is_help=True, help="The models on this machine.")
 
@@ -48,7 +47,7 @@ def list_models(as_json: AsJson = False) -> None:
     for problem in filter(None, problems):
         say(f"note: {problem}", error=True)
     if as_json:
-        print(json.dumps(rows, indent=2))
+        say_json(rows)
         return
     for row in rows:
         say(f"{row['name']}  {', '.join(row['variants'])}  ({row['license']})")
@@ -103,7 +102,7 @@ def catalogue(as_json: AsJson = False) -> None:
     from edge_sd.bundle.catalogue import CATALOGUE
 
     if as_json:
-        print(json.dumps([asdict(each) for each in CATALOGUE], indent=2))
+        say_json([asdict(each) for each in CATALOGUE])
         return
     for each in CATALOGUE:
         defaults = ", ".join(f"{name} {value}" for name, value in each.defaults.items() if name != "height")
@@ -122,7 +121,7 @@ def show(model: Annotated[str, typer.Argument(help="A name or a folder.")], as_j
     bundle = ModelBundle.open(model)
     if as_json:
         variants = {name: {**asdict(v), "bytes": v.size()} for name, v in bundle.variants.items()}
-        print(json.dumps({"folder": str(bundle.root), **asdict(bundle.facts), "variants": variants}, indent=2))
+        say_json({"folder": str(bundle.root), **asdict(bundle.facts), "variants": variants})
         return
     defaults = bundle.defaults
     say(f"{bundle.name}: {bundle.facts.family}, {bundle.facts.schedule.prediction_type}, {bundle.facts.license}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +13,11 @@ from . import machine
 from .drawing import deliver, parse_device, parse_size, step_progress
 from .options import AsJson, Overwrite, Quiet
 from .saving import Saver, free_path, refuse_existing
-from .terminal import plain, say
+from .terminal import messages, plain, progress, say, say_json
+
+if TYPE_CHECKING:
+    from edge_sd.pipeline.request import Request
+    from edge_sd.pipeline.result import Picture
 
 # Prompt for a picture whose file has none.
 ANYTHING = "a detailed picture, sharp focus"
@@ -54,11 +56,7 @@ def upscale(
     path = output or free_path(image.with_name(name))
     saver = Saver(path, "", 1, overwrite=overwrite, say=not silent)
     saver.check()
-
-    def tell(line: str) -> None:
-        if not silent:
-            print(line, file=sys.stderr)
-
+    tell = messages(silent)
     if prompt is None:
         try:
             prompt = str(read_recorded(image).settings["prompt"])
@@ -99,13 +97,8 @@ def interpolate(
     quiet: Quiet = False,
 ) -> None:
     """Go from one prompt or seed to another, as an animation or a strip of pictures."""
-    import secrets
-    from dataclasses import replace
-
-    from edge_sd.images.files import FORMATS, check_output, write
-    from edge_sd.images.grids import animation, grid
+    from edge_sd.images.files import check_output
     from edge_sd.pipeline.pipeline import Pipeline
-    from edge_sd.pipeline.request import MAX_SEED, Request
 
     if not 2 <= frames <= 120:
         raise InvalidRequest(f"frames {frames} is not a whole number from 2 to 120")
@@ -114,10 +107,35 @@ def interpolate(
     if toward is None and toward_seed is None:
         raise InvalidRequest("there is nothing to go towards: give a second prompt or --toward-seed")
     path = free_path(Path("interpolation.gif")) if output is None else output
-    animated = path.suffix.lower() == ".gif"
-    check_output(path.with_suffix(".png") if animated else path)
+    check_output(path.with_suffix(".png") if _animated(path) else path)
     refuse_existing(path, overwrite)
     width, height = parse_size(size)
+    same: dict[str, Any] = {"prompt": prompt, "toward": toward, "steps": steps, "width": width, "height": height}
+    requests = _frames(frames, toward_seed, seed, **same)
+    tell = messages(quiet)
+    drawn: list[Picture] = []
+    with (
+        Pipeline.open(model, parse_device(device), variant, prefer, tell, measure=not quiet) as pipeline,
+        progress(quiet, "loading") as report,
+    ):
+        for n, request in enumerate(requests):
+            report(f"drawing {n + 1} of {frames}", n / frames)
+            drawn += pipeline.generate(request).pictures
+    path = _write_strip(drawn, path, seconds, overwrite)
+    if not quiet:
+        say(path)
+
+
+def _animated(path: Path) -> bool:
+    return path.suffix.lower() == ".gif"
+
+
+def _frames(frames: int, toward_seed: int | None, seed: int | None, **same: Any) -> list[Request]:
+    """The request of each picture; the share of what they go towards grows evenly from 0 to 1."""
+    import secrets
+
+    from edge_sd.pipeline.request import MAX_SEED, Request
+
     first = secrets.randbelow(MAX_SEED) if seed is None else seed
     requests = []
     for n in range(frames):
@@ -125,33 +143,27 @@ def interpolate(
         second: dict[str, Any] = {}
         if toward_seed is not None and n:
             second = {"variation_seed": toward_seed, "variation_strength": share}
-        requests.append(
-            Request(
-                prompt, seed=first, steps=steps, width=width, height=height, toward=toward, toward_share=share, **second
-            )
-        )
-    drawn = []
-    with Pipeline.open(
-        model, parse_device(device), variant, prefer, None if quiet else to_stderr, measure=not quiet
-    ) as pipeline:
-        for n, request in enumerate(requests):
-            if not quiet:
-                print(f"{n + 1} of {frames}", end="\r" if n + 1 < frames else "\n", file=sys.stderr)
-            drawn += pipeline.generate(request).pictures
+        requests.append(Request(seed=first, toward_share=share, **same, **second))
+    return requests
+
+
+def _write_strip(drawn: list[Picture], path: Path, seconds: float, overwrite: bool) -> Path:
+    """Write pictures as an animation or side by side in one; returns where, which is free if it need be."""
+    from dataclasses import replace
+
+    from edge_sd.images.files import FORMATS, write
+    from edge_sd.images.grids import animation, grid
+
     images = [each.image for each in drawn]
-    strip = replace(drawn[0], image=grid(images, columns=frames))
-    data = animation(images, seconds) if animated else strip.encode(FORMATS[path.suffix.lower()])
+    if _animated(path):
+        data = animation(images, seconds)
+    else:
+        data = replace(drawn[0], image=grid(images, columns=len(images))).encode(FORMATS[path.suffix.lower()])
     try:
-        write(data, path, new=not overwrite)
+        return write(data, path, new=not overwrite)
     except FileExistsError:
         # Another process wrote it meanwhile.
-        path = write(data, free_path(path))
-    if not quiet:
-        print(path)
-
-
-def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+        return write(data, free_path(path))
 
 
 def info(
@@ -163,7 +175,7 @@ def info(
 
     recorded = read_recorded(image)
     if as_json:
-        print(json.dumps(recorded.as_dict(), indent=2))
+        say_json(recorded.as_dict())
         return
     maker = f"edge-sd {recorded.version}" if recorded.exact else recorded.program
     about = {name: getattr(recorded, name) for name in ("model", "model_hash", "variant", "device")}

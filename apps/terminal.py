@@ -1,7 +1,11 @@
-"""What commands show on a terminal: lines, whose escape sequences are shown and not obeyed, and the progress bar."""
+"""What commands show on a terminal: lines, JSON and the progress bar.
+
+Escape sequences are shown and not obeyed.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -27,6 +31,16 @@ def plain(text: Any) -> str:
 def say(text: Any, error: bool = False) -> None:
     """Print a line that may hold a file's own text; on standard error if `error`."""
     print(plain(text), file=sys.stderr if error else sys.stdout)
+
+
+def say_json(document: Any) -> None:
+    """Print what `--json` asks for: one document on standard output, in ASCII."""
+    print(json.dumps(document, indent=2))
+
+
+def messages(silent: bool) -> Callable[[str], None]:
+    """What takes lines for the person at the terminal: they go to standard error, or nowhere if `silent`."""
+    return (lambda line: None) if silent else (lambda line: say(line, error=True))
 
 
 @contextmanager

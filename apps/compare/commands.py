@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +11,7 @@ from typer.core import TyperGroup
 from edge_sd.errors import InvalidRequest, choices
 
 from ..options import Quiet
-from ..terminal import progress
+from ..terminal import progress, say, say_json
 
 
 class _ModelOrCommand(TyperGroup):
@@ -141,7 +139,10 @@ def show(
     from .text import text
 
     report = read_report(folder)
-    print(json.dumps(report, indent=1, ensure_ascii=False) if as_json else text(report))
+    if as_json:
+        say_json(report)
+    else:
+        say(text(report))
 
 
 def _compare(
@@ -172,13 +173,13 @@ def _compare(
     found = make_report(comparison, work, failed, folder, min_psnr, max_size)
     page = write_report(found, folder)
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        say_json(found)
     elif not quiet:
-        print(text(found))
-        print(page)
+        say(text(found))
+        say(page)
     if lines := missed(found["rows"], gates):
         for line in lines:
-            print(f"edge-sd: gate missed: {line}", file=sys.stderr)
+            say(f"edge-sd: gate missed: {line}", error=True)
         raise typer.Exit(1)
 
 
@@ -233,13 +234,13 @@ def autoencoder(
 
         rows = codes.compare(find_model(model, weights=True), work, output)
     if as_json:
-        print(json.dumps(rows, indent=2))
+        say_json(rows)
         return
     print("| 1,024 numbers per picture | held-out pictures | noisy ones, against the clean |\n| --- | --- | --- |")
     for name, row in rows.items():
         kept = "" if row["picture"] != row["picture"] else f"{row['picture']:.1f} dB"
         print(f"| {name} | {kept} | {row['noisy']:.1f} dB |")
-    print(f"{output}: pictures, {', '.join(list(rows)[1:])}; noisy, cleaned; grey and coloured", file=sys.stderr)
+    say(f"{output}: pictures, {', '.join(list(rows)[1:])}; noisy, cleaned; grey and coloured", error=True)
 
 
 @app.command("bits")
@@ -266,4 +267,4 @@ def bits(
     recipe = BitRecipe.open(recipes[component])
     draw(recipe, output)
     print(table(recipe))
-    print(f"{output}: the same, drawn", file=sys.stderr)
+    say(f"{output}: the same, drawn", error=True)

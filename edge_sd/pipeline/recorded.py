@@ -7,22 +7,20 @@ hash, and no path in it is ever opened.
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundle.library import installed_models
-from ..errors import DeviceError, InvalidRequest, MissingExtra, ModelNotFound, VariantNotFound
+from ..errors import InvalidRequest
 from ..images.metadata import Texts, read_texts
 from .control import Control, controls_of
 from .infotext import Infotext, take
 from .programs import read_program
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline
     from .request import Request
     from .settings import Settings
 
@@ -145,51 +143,6 @@ class Recorded:
         what = "a mask" if given.get("image") is not None else "an image"
         notes = [f"{told}: {what} took part, which the file does not hold"] if told else []
         return [f"{self.path.name}, by {self.program}: {note}" for note in [*notes, *self.unmet]]
-
-    def open(
-        self,
-        model: str | None,
-        device: str | Mapping[str, str],
-        variant: str | None,
-        preference: str,
-        tell: Callable[[str], None],
-        low_memory: bool = False,
-        preset: str | None = None,
-        measure: bool = False,
-    ) -> Pipeline:
-        """The pipeline that drew it, or the nearest to it; `tell` gets a line where that is another.
-
-        Arguments are those of Pipeline.open and go before what was recorded. Raises what that raises, and
-        ModelNotFound where the model has no such name here.
-        """
-        from .pipeline import Pipeline
-
-        if not self.exact:
-            return Pipeline.open(
-                model or "emoji", device, variant, preference, tell, preset or "exact", low_memory, measure
-            )
-        if model is None and self.model not in installed_models():
-            raise ModelNotFound(
-                f"{self.path} was drawn by the model {self.model!r}, which is not installed under that name; "
-                "give a name or a folder with --model"
-            )
-
-        def open_with(variant: str | None) -> Pipeline:
-            name = model or self.model
-            return Pipeline.open(name, device, variant, preference, tell, preset or "exact", low_memory, measure)
-
-        opened = None
-        if variant is None and preset is None and device == "auto":
-            # Where its own variant can't run, another of the same weights draws nearly the same.
-            with contextlib.suppress(DeviceError, VariantNotFound, MissingExtra):
-                opened = open_with(self.variant)
-        opened = opened or open_with(variant)
-        found, bundle = opened.plan.variant, opened.bundle
-        if found != self.variant:
-            tell(f"note: {self.path} was drawn by variant {self.variant}, this is {found}; expect small differences")
-        elif bundle.fingerprint(found) != self.model_hash:
-            tell(f"note: the files of {bundle.name} are not those that drew {self.path}; expect another picture")
-        return opened
 
     def check(self, settings: Settings) -> None:
         """Refuse `settings` made from other pictures than this one was."""
