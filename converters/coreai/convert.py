@@ -71,13 +71,17 @@ def _exported(function: Function) -> Any:
 
 
 def _upsample(x: Tensor, output_size: Any, scale_factors: Any) -> Tensor:
-    """Nearest-neighbour upsampling by whole numbers as a broadcast: (B, C, H, W) -> (B, C, n H, m W)."""
+    """Nearest-neighbour upsampling by whole numbers as two broadcasts: (B, C, H, W) -> (B, C, n H, m W).
+
+    One for rows and one for columns: the Neural Engine takes at most five dimensions.
+    """
     b, c, h, w = x.shape
     height, width = output_size or (round(h * scale_factors[0]), round(w * scale_factors[1]))
     if height % h or width % w:
         raise ConversionError(f"{h}x{w} is upsampled to {height}x{width}, which is no whole multiple")
     n, m = height // h, width // w
-    return x[:, :, :, None, :, None].expand(b, c, h, n, w, m).reshape(b, c, height, width)
+    rows = x[:, :, :, None].expand(b, c, h, n, w).reshape(b, c, height, w)
+    return rows[..., None].expand(b, c, height, w, m).reshape(b, c, height, width)
 
 
 @contextlib.contextmanager

@@ -18,18 +18,21 @@ import pytest
 
 pytest.importorskip("coreai_torch", reason="coreai-core and coreai-torch need Python 3.11 to 3.14")
 
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from edge_sd.apps.cli import app
-from edge_sd.backends.base import Device
+from edge_sd.backends.base import Device, LoadRequest
 from edge_sd.backends.coreai import CoreAIBackend
 from edge_sd.backends.coreai.runtime import Asset, InputPort, Loop
 from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.components.edits import Edits
 from edge_sd.converters.coreai import bundle as apples
 from edge_sd.converters.targets import form_named
 from edge_sd.errors import InvalidModel, InvalidRequest
 from edge_sd.images import metrics
+from edge_sd.text.tokenizer import TextTokenizer
 
 from ..conftest import save_miniature
 
@@ -238,6 +241,42 @@ def test_a_picture_is_torchs(made: ModelBundle, source: Path, tmp_path: Path) ->
         pictures[device] = np.asarray(Image.open(tmp_path / f"{device}.png"), np.float64)
     assert pictures["torch-cpu"].std() > 1
     assert metrics.psnr(*pictures.values(), 255) >= 40
+
+
+def test_a_text_encoder_gives_the_states_of_every_layer(made: ModelBundle, source: Path) -> None:
+    """CLIP skip, by the library's hidden states and its final norm; the batch is one, called with two rows."""
+    from transformers import CLIPTextModel
+
+    variant, backend = made.variant(VARIANT), CoreAIBackend()
+
+    def request(**edits: Any) -> LoadRequest:
+        return LoadRequest(made, variant, "text_encoder", REFERENCE, {"input_ids": (2, 77)}, Edits(**edits))
+
+    tokenizer = TextTokenizer(source / "tokenizer", 77)
+    ids = np.concatenate([tokenizer(text).ids for text in ("", "a red apple")])
+    model = CLIPTextModel.from_pretrained(source / "text_encoder", torch_dtype=torch.float32).eval()
+    with torch.no_grad():
+        out = model(torch.from_numpy(np.asarray(ids, np.int64)), output_hidden_states=True)
+        norm = next(each for name, each in model.named_modules() if name.endswith("final_layer_norm"))
+        wanted = {1: out.last_hidden_state.numpy(), 2: norm(out.hidden_states[-2]).numpy()}
+    for skip, states in wanted.items():
+        loaded = backend.load(request(clip_skip=skip))
+        found = loaded(input_ids=ids)["last_hidden_state"]
+        loaded.close()
+        assert found.shape == states.shape
+        assert np.abs(found - states).max() < 0.02, skip
+    with pytest.raises(InvalidRequest, match=r"no states clip_skip\.9; it has: clip_skip\.2"):
+        backend.load(request(clip_skip=9))
+
+
+def test_what_a_program_has_no_place_for_is_refused_by_name(made: ModelBundle) -> None:
+    variant, backend = made.variant(VARIANT), CoreAIBackend()
+    with pytest.raises(InvalidRequest, match="takes no embeddings"):
+        backend.load(
+            LoadRequest(made, variant, "vae_decoder", REFERENCE, {}, Edits(vectors=np.zeros((1, 32), np.float32)))
+        )
+    with pytest.raises(InvalidRequest, match="draws 64x64 only, not 128x64"):
+        backend.load(LoadRequest(made, variant, "vae_decoder", REFERENCE, {"latent_sample": (1, 4, 8, 16)}))
 
 
 def test_a_damaged_asset_is_refused_before_the_runtime_which_would_abort(made: ModelBundle, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("coreai_torch", reason="coreai-core and coreai-torch need Python 3.11 to 3.14")
@@ -76,7 +77,7 @@ def xl_facts(facts: Any) -> Any:
     return replace(facts, conditioning="size", pooled_width=20, text_width=24)
 
 
-@pytest.mark.parametrize("compute", ["gpu"])
+@pytest.mark.parametrize("compute", ["gpu", "ane"])
 def test_sdxls_unet_and_the_rules_of_its_engine(facts: Any, tmp_path: Path, compute: str) -> None:
     from copy import deepcopy
 
@@ -108,3 +109,48 @@ def test_sdxls_unet_and_the_rules_of_its_engine(facts: Any, tmp_path: Path, comp
         # Two products for each head, and none for projections, which are convolutions.
         assert not any(type(each) is torch.nn.Linear for name, each in model.named_modules() if "attn" in name)
         assert products
+
+
+def test_a_controlnet_and_its_unet(facts: Any, tmp_path: Path) -> None:
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(16, 32), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        mid_block_type="UNetMidBlock2D", up_block_types=("UpBlock2D", "UpBlock2D"), layers_per_block=1,
+        norm_num_groups=8, cross_attention_dim=24, attention_head_dim=2,
+    ).eval()  # fmt: skip
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 8)).eval()
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    plain = replace(facts, family="sd1", text_width=24)
+    for part, module in (("controlnet", stock.ControlNet(net)), ("controlled_unet", stock.ControlledUNet(unet))):
+        component = wrappers.wrap(part, module, plain, SIZES, torch.float32)
+        found = measured(component, tmp_path, timestep=[500.0, 500.0])
+        assert min(found.values()) >= 100, part
+
+
+def test_several_sizes_are_functions_that_share_their_weights(facts: Any, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+                        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4).eval()  # fmt: skip
+    bytes_of = {}
+    for sizes in ([(32, 32)], [(32, 32), (64, 32)]):
+        component = wrappers.wrap(
+            "vae_decoder", stock.VAEDecoder(vae), facts, [Sizes(h, w) for w, h in sizes], torch.float16
+        )
+        component.functions[0].module.half()
+        convert.save(convert.convert(component), tmp_path / "VAEDecoder.aimodel", "", "")
+        bytes_of[len(sizes)] = (tmp_path / "VAEDecoder.aimodel/main.mlirb").stat().st_size
+    weights = 2 * sum(each.numel() for each in component.functions[0].module.parameters())
+    assert bytes_of[2] - bytes_of[1] < weights / 2
+    asset = Asset(tmp_path / "VAEDecoder.aimodel", Loop())
+    assert {name: ports["z"].shape for name, ports in asset.functions.items()} == {
+        "main": (1, 4, 4, 4), "size_64x32": (1, 4, 4, 8)
+    }  # fmt: skip
+    found = asset.call("size_64x32", {"z": array(np.zeros((1, 4, 4, 8), np.float16))})
+    asset.close()
+    assert found["image"].shape == (1, 3, 8, 16)
