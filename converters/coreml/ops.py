@@ -2,7 +2,7 @@
 
 Floats come as float32 tensors whatever their declared type (the executor rounds results), numbers and lists of
 numbers as tensors too. Semantics: coremltools' MIL operation reference (mil/ops/defs). A new operation is a function
-here with the names of its MIL inputs, and a row in the tests' table.
+here with the names of its MIL inputs, and a row in the tests' table. The file is long because it is one table.
 """
 
 from __future__ import annotations
