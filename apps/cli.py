@@ -17,6 +17,7 @@ from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest
 
 from . import cache, machine, models, pictures, streams, train
+from .batch import commands as batches
 from .bench.commands import bench
 from .compare import commands as compare
 from .desktop.commands import desktop
@@ -48,7 +49,7 @@ app.add_typer(macos.app, name="macos")
 app.add_typer(cache.app, name="cache")
 for command in (
     pictures.upscale, pictures.interpolate, pictures.info, machine.devices, machine.tune, machine.doctor, bench,
-    serve, desktop,
+    serve, desktop, batches.batch,
 ):  # fmt: skip
     app.command(epilog=epilog(command.__name__))(command)
 app.command(epilog=epilog("run"), context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
@@ -112,6 +113,9 @@ def generate(
     from_: Annotated[
         Path | None, typer.Option("--from", help="Make this picture again; options beside it change it.")
     ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw its rows into the folder --output, as edge-sd batch does.")
+    ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="All pictures in one file.")] = False,
     preset: Annotated[str | None, typer.Option(help="exact, balanced, fast, turbo: likeness for speed.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = None,
@@ -132,6 +136,13 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Draw a picture."""
+    if prompts is not None:
+        alone = {"a prompt": prompt, "--from": from_, "--grid": grid, "--overwrite": overwrite, "--verbose": verbose}
+        if beside := [name for name, value in alone.items() if value]:
+            raise InvalidRequest(f"--prompts takes no {beside[0].removeprefix('a ')} beside it")
+        place = batches.Place(model or "emoji", variant, device, prefer, preset or "exact", low_memory)
+        batches.draw_batch(prompts, wishes, place, output, as_json=as_json, quiet=quiet)
+        return
     from edge_sd.pipeline.pipeline import Pipeline
     from edge_sd.pipeline.presets import preset_named
     from edge_sd.pipeline.recorded import read_recorded

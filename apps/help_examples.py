@@ -4,6 +4,7 @@ from __future__ import annotations
 
 EXAMPLES = {
     "generate": 'edge-sd generate "a red apple, glossy style" --seed 7 --output apple.png',
+    "batch": "edge-sd batch prompts.csv --steps 20 --contact-sheet",
     "upscale": "edge-sd upscale photo.jpg --scale 2",
     "interpolate": 'edge-sd interpolate "a red apple" "a yellow lemon" --seed 7 --frames 3 --output strip.png',
     "info": "edge-sd info apple.png",

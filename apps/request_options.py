@@ -77,6 +77,23 @@ def _parameters() -> Iterator[inspect.Parameter]:
         yield parameter(_control(name), Annotated[kind | None, option])
 
 
+def row_options() -> dict[str, tuple[type, bool]]:
+    """Name -> type of a value, and whether there may be several, of what a row of a file may say (apps/batch/rows.py).
+
+    The names are those of the command's options, with `prompt`, `width` and `height`.
+    """
+    found: dict[str, tuple[type, bool]] = {"prompt": (str, False), "width": (int, False), "height": (int, False)}
+    for name, (kind, *_) in FORMS.items():
+        several = kind not in (str, int)
+        found[name] = (str, True) if several else (kind, False)
+    for name, described, _ in options(Request):
+        if name not in OTHERWISE:
+            found[name] = (described.kind.type, False)
+    for name, described, _ in options(Control):
+        found[_control(name)] = (Path if name == "image" else described.kind.type, True)
+    return found
+
+
 def _dashed(name: str) -> str:
     return "--" + name.replace("_", "-")
 

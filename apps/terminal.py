@@ -57,6 +57,9 @@ def progress(silent: bool, first: str) -> Iterator[Callable[[str, float], None]]
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    # What is printed meanwhile is moved above the bar; where it goes to a file or a pipe, it has to stay there.
+    moved = sys.stdout.isatty()
+    shown = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=moved) as bar:
         task = bar.add_task(first, total=1.0)
         yield lambda what, share: bar.update(task, description=what, completed=share)

@@ -45,6 +45,29 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(beside, path)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, on the disk when this returns. A line that a power cut tore is the last one, without end.
+
+    What lies in the same folder is on the disk under its name then, too.
+    """
+    sync_folder(path.parent)
+    with path.open("ab") as file:
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can: a rename alone may not outlive a power cut."""
+    if os.name == "nt":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a file that is not there yet, all or nothing. Raises FileExistsError where another was faster."""
     with _written_beside(path, data) as beside:
@@ -144,18 +167,27 @@ def refuse_pointer(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, seconds: float = -1) -> Iterator[None]:
     """Let one process at a time change `path`, as far as the system can lock files.
+
+    It waits so many `seconds`, -1 is for as long as it takes. Raises TimeoutError.
 
     Nothing may rest on it but work that would be done twice: the lock is a file in the folder for temporary ones,
     since beside `path` it would be debris, and removing a lock that others wait for would break it.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
-    with FileLock(Path(tempfile.gettempdir()) / f"edge-sd-{user}-{key}.lock"):
+    lock = FileLock(Path(tempfile.gettempdir()) / f"edge-sd-{user}-{key}.lock")
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        raise TimeoutError(f"{path} is in use by another process") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def inside(root: Path, relative: str) -> Path:

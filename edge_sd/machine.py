@@ -35,6 +35,7 @@ class Machine:
     cores       that this process may use, container limits included (at least 1)
     memory      bytes of RAM, or the container's limit; `free` is what can be had now without swapping
     on_battery  True, False, or None where there is no telling
+    charge      of the battery, in percent; None where there is none, or no telling
     apple_chip  "M1", "M2 Pro", … or ""
     """
 
@@ -48,6 +49,7 @@ class Machine:
     free: int = 0
     on_battery: bool | None = None
     apple_chip: str = ""
+    charge: int | None = None
 
     @property
     def os_version(self) -> tuple[int, ...]:
@@ -114,15 +116,25 @@ def parse_supplies(supplies: Mapping[str, Mapping[str, str]]) -> bool | None:
     mains = [s for s in supplies.values() if s.get("type", "").strip() in ("Mains", "USB")]
     if any(s.get("online", "").strip() == "1" for s in mains):
         return False
-    # A mouse or a headset has a battery of its own, with scope "Device".
-    batteries = [
+    batteries = _batteries(supplies)
+    if any(s.get("status", "").strip() == "Discharging" for s in batteries):
+        return True
+    return False if mains or batteries else None
+
+
+def parse_charge(supplies: Mapping[str, Mapping[str, str]]) -> int | None:
+    """The charge of the fullest battery in percent, from /sys/class/power_supply; None without one."""
+    charges = [s.get("capacity", "").strip() for s in _batteries(supplies)]
+    return max((int(charge) for charge in charges if charge.isdigit()), default=None)
+
+
+def _batteries(supplies: Mapping[str, Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The batteries of the computer itself: a mouse or a headset has one of its own, with scope "Device"."""
+    return [
         s
         for s in supplies.values()
         if s.get("type", "").strip() == "Battery" and s.get("scope", "").strip() != "Device"
     ]
-    if any(s.get("status", "").strip() == "Discharging" for s in batteries):
-        return True
-    return False if mains or batteries else None
 
 
 def parse_sysctl(text: str) -> dict[str, str]:
@@ -142,6 +154,12 @@ def parse_pmset(text: str) -> bool | None:
     """Whether a Mac runs on battery, of `pmset -g batt`."""
     source = re.search(r"drawing from '(\w+)", text)
     return None if source is None else source[1] == "Battery"
+
+
+def parse_pmset_charge(text: str) -> int | None:
+    """The charge of a Mac's battery in percent, of `pmset -g batt`."""
+    charge = re.search(r"\t(\d{1,3})%;", text)
+    return None if charge is None else int(charge[1])
 
 
 def apple_chip(brand: str) -> str:
@@ -166,7 +184,7 @@ def linux_machine(read: Callable[[str], str], supplies: Mapping[str, Mapping[str
     if limits := parse_memory_limit(files):
         memory, free = min(memory or limits[0], limits[0]), min(free or limits[1], limits[1])
     return Machine("Linux", platform.release(), platform.machine(), name, flags, max(1, cores), memory, free,
-                   parse_supplies(supplies))  # fmt: skip
+                   parse_supplies(supplies), charge=parse_charge(supplies))  # fmt: skip
 
 
 def mac_machine(sysctl: str, vm_stat: str, pmset: str, version: str, arch: str) -> Machine:
@@ -182,7 +200,7 @@ def mac_machine(sysctl: str, vm_stat: str, pmset: str, version: str, arch: str) 
     }
     return Machine("Darwin", version, arch, brand, frozenset(name for name, there in flags.items() if there),
                    max(1, number["hw.ncpu"]), number["hw.memsize"], parse_vm_stat(vm_stat), parse_pmset(pmset),
-                   apple_chip(brand))  # fmt: skip
+                   apple_chip(brand), parse_pmset_charge(pmset))  # fmt: skip
 
 
 def this_machine() -> Machine:
@@ -210,7 +228,7 @@ def _read_supplies() -> dict[str, dict[str, str]]:
         folders = sorted(Path("/sys/class/power_supply").iterdir())
     except OSError:
         return {}
-    names = ("type", "online", "status", "scope")
+    names = ("type", "online", "status", "scope", "capacity")
     return {folder.name: {name: _read(str(folder / name)) for name in names} for folder in folders}
 
 
@@ -248,4 +266,5 @@ def _windows_machine() -> Machine:
         frozenset(name for name, n in flags.items() if kernel32.IsProcessorFeaturePresent(n)), os.cpu_count() or 1,
         int(memory.total) if known else 0, int(memory.free) if known else 0,
         {0: True, 1: False}.get(int(power.mains)) if told else None,
+        charge=int(power.percent) if told and power.percent <= 100 else None,
     )  # fmt: skip

@@ -102,20 +102,9 @@ class Wish(BaseModel):
         return Request(**given, lora_folder=lora_folder)
 
     def requests(self, lora_folder: Path | None = None) -> list[Request]:
-        """One request for each picture, as `Settings.nth` counts them."""
+        """One request for each picture."""
         whole = replace(self.request(lora_folder), count=self.count)
-        return [_nth(whole, n) for n in range(self.count)]
-
-
-def _nth(request: Request, n: int) -> Request:
-    seed = request.seed
-    assert seed is not None, "a wish is seeded before it is drawn"
-    if not request.variation_strength:
-        return replace(request, seed=seed + n, count=1)
-    second = request.variation_seed
-    if second is None:
-        second = (seed + 1_000_003) % (MAX_SEED + 1 - request.count)
-    return replace(request, variation_seed=second + n, count=1)
+        return [whole.nth(n) for n in range(self.count)]
 
 
 def decode_base64(text: str, what: str) -> bytes:

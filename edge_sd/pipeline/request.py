@@ -272,6 +272,15 @@ class Request(Shared):
             if value is not None and need is None:
                 raise InvalidRequest(f"{name} needs {what}")
 
+    def nth(self, n: int) -> Request:
+        """The request for picture n of the count alone, which draws the same picture. The seed has to be given."""
+        assert self.seed is not None, "a request without a seed draws other pictures each time"
+        second = second_seed(self, self.seed)
+        if second is None:
+            return replace(self, seed=self.seed + n, count=1)
+        # Templates go by the first seed, which stays, and are another text for each picture all the same.
+        return replace(self.expanded(self.seed + n), variation_seed=second + n, count=1)
+
     def expanded(self, seed: int) -> Request:
         """The request with its prompts' templates expanded, if they are any. Raises InvalidRequest, MissingExtra."""
         from ..text.wildcards import expand
@@ -281,3 +290,10 @@ class Request(Shared):
         folder = None if self.wildcards is None else Path(self.wildcards)
         prompt, negative = (expand(text, seed, folder) for text in (self.prompt, self.negative))
         return replace(self, prompt=prompt, negative=negative, dynamic=False, wildcards=None)
+
+
+def second_seed(request: Request, seed: int) -> int | None:
+    """The seed of the second noise, if there is one; any but the first, where the request leaves it open."""
+    if not request.variation_strength or request.variation_seed is not None:
+        return request.variation_seed
+    return (seed + 1_000_003) % (MAX_SEED + 1 - request.count)

@@ -12,7 +12,7 @@ from ..sampling.samplers import Stochasticity
 from ..sampling.schedule import NoiseSchedule
 from ..text.schedule import composed
 from .control import Control
-from .request import MAX_SEED, Request, Shared
+from .request import Request, Shared, second_seed
 
 # Pictures of more pixels are decoded in tiles of so many a side.
 VAE_WHOLE, VAE_TILE = 1024 * 1024, 768
@@ -71,7 +71,7 @@ class Settings(Shared):
             merge_tokens=bool(request.merge_tokens),
             decoder=request.decoder or "full",
             **filled,
-            **{**shared, "strength": _strength(request), "variation_seed": _second_seed(request, seed)},
+            **{**shared, "strength": _strength(request), "variation_seed": second_seed(request, seed)},
         )
 
     @property
@@ -143,10 +143,3 @@ def _strength(request: Request) -> float | None:
     if request.image is None or request.strength is not None:
         return request.strength
     return STRENGTH if request.mask is None and request.extend is None else 1.0
-
-
-def _second_seed(request: Request, seed: int) -> int | None:
-    if not request.variation_strength or request.variation_seed is not None:
-        return request.variation_seed
-    # Any but the first.
-    return (seed + 1_000_003) % (MAX_SEED + 1 - request.count)
