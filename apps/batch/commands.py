@@ -216,7 +216,9 @@ def _finish(
     if contact_sheet and done:
         from .sheet import write_sheets
 
-        captions = [(manifest.folder / each.file, f"{each.row}, seed {each.seed}: {job.request.prompt}") for job, each in done]
+        captions = [
+            (manifest.folder / each.file, f"{each.row}, seed {each.seed}: {job.request.prompt}") for job, each in done
+        ]
         sheets = write_sheets(manifest.folder, captions)
         for path in sheets:
             tell(f"contact sheet: {path}")

@@ -95,6 +95,7 @@ def test_a_command_of_the_pages_runs(command: str, tmp_path_factory: pytest.Temp
     folder.mkdir(exist_ok=True)
     for name in ("photo.jpg", "mask.png", "star.png"):
         Image.effect_noise((64, 64), 80).save(folder / name)
+    (folder / "prompts.csv").write_text("prompt,seed\na red apple,7\n")
     if command.startswith("edge-sd compare emoji"):
         command += " --steps 2 --rounds 1"  # The same way in a tenth of the time.
     run(command.replace("SOURCE", str(shallow)), folder)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace t
 COMMANDS = [
     ("generate", "a cat", "--steps", "1", "--size", "64", "-o", "cat.png"),
     ("info", "cat.png"),
+    ("batch", "rows.txt", "--steps", "1", "--size", "64"),
     ("generate", "a cat", "--image", "cat.png", "--steps", "2", "--size", "64", "-o", "again.png"),
     ("interpolate", "a cat", "a dog", "--frames", "2", "--steps", "1", "--size", "64"),
     ("models", "list"),
@@ -37,6 +38,7 @@ def test_no_command_phones_home(
     home = tmp_path_factory.mktemp("home")
     work = tmp_path_factory.getbasetemp() / "no-network"
     work.mkdir(exist_ok=True)
+    (work / "rows.txt").write_text("a cat")
     trace = home / "trace"
     command = [sys.executable, "-m", "edge_sd", *(word.format(shallow=shallow) for word in words)]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "EDGE_SD", "CI", "HF_"))}

@@ -13,11 +13,13 @@ from edge_sd.machine import (
     apple_chip,
     linux_machine,
     mac_machine,
+    parse_charge,
     parse_cpu_quota,
     parse_cpuinfo,
     parse_meminfo,
     parse_memory_limit,
     parse_pmset,
+    parse_pmset_charge,
     parse_supplies,
     parse_sysctl,
     parse_vm_stat,
@@ -133,6 +135,16 @@ def test_memory_of_a_container(files: dict[str, str], limits: tuple[int, int] | 
 )
 def test_power_of_linux(supplies: dict[str, dict[str, str]], on_battery: bool | None) -> None:
     assert parse_supplies(supplies) is on_battery
+
+
+def test_the_charge_is_that_of_the_computers_fullest_battery() -> None:
+    mouse = {"type": "Battery", "scope": "Device", "capacity": "99"}
+    laptop = {"type": "Battery\n", "capacity": "41\n"}
+    assert parse_charge({"BAT0": laptop, "BAT1": {**laptop, "capacity": "87"}, "hid": mouse}) == 87
+    assert parse_charge({"BAT0": {"type": "Battery"}, "hid": mouse}) is None
+    row = " -InternalBattery-0 (id=4522083)\t{}%; discharging; 3:24 remaining present: true\n"
+    assert parse_pmset_charge("Now drawing from 'Battery Power'\n" + row.format(64)) == 64
+    assert parse_pmset_charge("Now drawing from 'AC Power'\n") is None
 
 
 def test_a_container_on_linux() -> None:
