@@ -105,8 +105,9 @@ def of_unet(bundle: ModelBundle, name: str, width: int, height: int) -> Profile:
     from edge_sd.components.shapes import shapes_of
 
     backend, variant = OpenVINOBackend(), bundle.variant(name)
-    shapes = shapes_of(bundle.facts, width, height, ROWS)["unet"]
-    request = LoadRequest(bundle, variant, "unet", backend.devices()[0], shapes)
+    part = bundle.facts.denoiser
+    shapes = shapes_of(bundle.facts, width, height, ROWS)[part]
+    request = LoadRequest(bundle, variant, part, backend.devices()[0], shapes)
     loading = Counted(backend.core, backend.version, backend.flags, backend.cores, request)
     # Without the padding for this processor, which is no useful work.
     graph = replace(loading, flags=loading.flags - {TILES}).graphs()[0]["whole"]

@@ -21,7 +21,7 @@ from typing import Literal
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.bundle.library import installed_models
 from edge_sd.bundle.variants import Artifact, Variant
-from edge_sd.devices.estimates import APPLE, PARTS
+from edge_sd.devices.estimates import APPLE, placed
 from edge_sd.devices.rules import REFERENCES
 from edge_sd.errors import EdgeSDError, InvalidRequest, MissingExtra, choices
 from edge_sd.pipeline.request import MAX_SEED, Request
@@ -301,7 +301,7 @@ def _swaps(bundle: ModelBundle, artists: list[Artist], count: int) -> list[Row]:
         base = max(family, key=lambda a: _bytes(bundle, a.variant))
         if base == artist:
             continue
-        for part in PARTS:
+        for part in placed(bundle.facts):
             theirs = bundle.variant(base.variant).artifacts.get(part)
             mine = own.artifacts.get(part)
             if mine and theirs and mine.graph != theirs.graph:

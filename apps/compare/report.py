@@ -90,7 +90,8 @@ def _bytes(comparison: Comparison, artist: Artist, common: frozenset[str]) -> di
     if artist.variant:
         return component_bytes(comparison.bundle, artist.variant, common)
     assert comparison.weights is not None
-    folders = {"text_encoder": "text_encoder", "unet": "unet", "vae": "vae"}
+    denoiser = comparison.bundle.facts.denoiser
+    folders = {"text_encoder": "text_encoder", denoiser: denoiser, "vae": "vae"}
     sizes = {name: sum(p.stat().st_size for p in (comparison.weights / at).glob("*.safetensors"))
              for name, at in folders.items()}  # fmt: skip
     return {**sizes, "compared": sum(sizes.values()), "total": sum(sizes.values())}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import entry_points
 
 from ..components.base import Component
+from ..components.transformer import form_of
 from ..errors import DeviceError, MissingExtra, choices
 from .base import Backend, Device, LoadRequest
 
@@ -75,5 +77,9 @@ class AllBackends:
         return [device for each in self._opened.values() for device in each.devices()]
 
     def load(self, request: LoadRequest) -> Component:
-        """As Backend.load, by the backend that the request's device belongs to."""
-        return self._opened[request.device.backend].load(request)
+        """As Backend.load, by the backend that the request's device belongs to; transformers take `sample` here."""
+        backend = self._opened[request.device.backend]
+        form = form_of(request.bundle.facts, request.part)
+        if form is None:
+            return backend.load(request)
+        return form(backend.load(replace(request, shapes=form.shapes(request.shapes))))

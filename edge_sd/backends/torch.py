@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.diffusers import TORCH_CLASSES
+from ..bundle.diffusers import class_of
 from ..bundle.parts import SAFETY_CHECKER, TINY
 from ..bundle.weights import load_module
 from ..components.base import Array, Component, last_rows
 from ..components.edits import Edits
 from ..components.lora import changes_of
-from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
+from ..errors import DeviceError, InvalidRequest, MissingExtra
 from ..files import read_json
 from ..text.textual_inversion import FIRST
 from .base import Device, LoadRequest
@@ -68,10 +68,12 @@ class TorchBackend:
 
         part, device, graph, edits = request.part, request.device, request.artifact.graph, request.edits
         config = request.bundle.path(graph)
-        library, kind, stem = _class_of(read_json(config), config.parent.name)
+        library, kind, stem = class_of(read_json(config), config.parent.name)
         where = device.name.removeprefix("torch-").replace(".", ":")
         # Text steers every step and takes 1 % of the time, and these decoders overflow: they stay as they were.
-        exact = part.startswith("text_encoder") or part == SAFETY_CHECKER or bool(read_json(config).get("force_upcast"))
+        # T5 is no small one; its class keeps what overflows in float32 by itself.
+        text = part.startswith("text_encoder") and kind != "T5EncoderModel"
+        exact = text or part == SAFETY_CHECKER or bool(read_json(config).get("force_upcast"))
         dtype = torch.float32 if exact else getattr(torch, DTYPES[request.variant.precision])
         try:
             with _LOADING, _quiet():
@@ -123,17 +125,6 @@ def _cuda_cards() -> list[tuple[str, int]]:
     return []
 
 
-def _class_of(config: dict[str, Any], folder: str) -> tuple[str, str, str]:
-    """Library, class and the weight file's stem of a component by its config. Raises InvalidModel."""
-    names = [config.get("_class_name"), *(config.get("architectures") or [])]
-    kind = next((name for name in names if name in TORCH_CLASSES), None)
-    if kind is None:
-        found = next(filter(None, names), "of no class")
-        raise InvalidModel(f"{folder}/config.json is {found}; torch runs: {', '.join(sorted(TORCH_CLASSES))}")
-    library, stem = TORCH_CLASSES[kind]
-    return library, kind, stem
-
-
 def _add_loras(module: Any, edits: Edits, name: str) -> None:
     """Add differences, times their factors, to the weights of linear layers and convolutions.
 
@@ -162,7 +153,7 @@ class TorchComponent:
     def __init__(self, part: str, module: Any, where: str, dtype: Any, edits: Edits, name: str) -> None:
         self.part, self.module, self.where, self.dtype, self.edits, self.name = part, module, where, dtype, edits, name
         self._bound: dict[str, Any] = {}
-        if part.startswith("text_encoder"):
+        if part.startswith("text_encoder") and module.config.model_type != "t5":
             last = int(module.config.num_hidden_layers)
             if not 1 <= edits.clip_skip <= last:
                 raise InvalidRequest(
@@ -216,6 +207,8 @@ class TorchComponent:
             return {"latent_parameters": moments if quant is None else quant(moments)}
         if self.part == SAFETY_CHECKER:
             return self._check(given["clip_input"])
+        if self.part == "transformer":
+            return {"out_sample": self.module(**given, return_dict=False)[0]}
         return self._denoise(given)
 
     def _check(self, picture: Any) -> dict[str, Any]:
@@ -230,6 +223,8 @@ class TorchComponent:
         }
 
     def _encode_text(self, ids: Any) -> dict[str, Any]:
+        if self.module.config.model_type == "t5":
+            return {"last_hidden_state": self.module(ids)[0]}
         words = ids >= FIRST
         if self.edits.vectors is not None:
             self.module.get_input_embeddings().ids = ids

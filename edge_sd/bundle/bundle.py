@@ -39,7 +39,8 @@ FIRST_FIELDS = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule"
                 "timestep_spacing", "steps_offset", "set_alpha_to_one", "rescale_betas_zero_snr"}  # fmt: skip
 # Facts that manifests of the first versions do not have.
 LATER: dict[str, Any] = {"conditioning": "", "pooled_width": 0, "zero_negative": False, "guidance_width": 0,
-                         "inpainting": False, "vae_float32": False}  # fmt: skip
+                         "inpainting": False, "vae_float32": False, "denoiser": "unet", "patch": 1,
+                         "blank_rows": 0}  # fmt: skip
 # Up to this size a variant is hashed at every open (about 0.1 s); larger ones when asked.
 ALWAYS_HASHED = 128 << 20
 

@@ -12,9 +12,12 @@ want checking there. `edge-sd run` says the real size and licence, as the hub li
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-Family = Literal["sd1", "sd2", "sdxl"]
+if TYPE_CHECKING:
+    from .facts import Family
+
+
 Form = Literal["torch", "openvino", "coreml"]
 CARD = "https://huggingface.co/"
 DIFFUSERS = "https://huggingface.co/docs/diffusers/main/en/"
@@ -25,7 +28,7 @@ class Entry:
     """A repository.
 
     name       ORG/NAME
-    family     sd1, sd2 or sdxl
+    family     sd1, sd2, sdxl or sd3
     form       what it holds: torch (diffusers' safetensors), openvino (optimum-intel's export), coreml (Apple's)
     gigabytes  of the files that are pulled, roughly
     license    as its card names it

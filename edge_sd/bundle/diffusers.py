@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,9 @@ from ..sampling.names import sampler_of_config
 from ..sampling.schedule import NoiseSchedule
 from .facts import Defaults, Facts, LatentSpace, TextPart
 from .library import model_name
-from .parts import NET, SAFETY_CHECKER, TINY
+from .parts import DENOISERS, NET, SAFETY_CHECKER, TEXT_ENCODERS, TINY
 from .pulled import hashes, with_record
+from .transformers import READERS, vae_folder
 from .variants import Artifact, Variant
 from .weights import sample, weight_files
 
@@ -37,18 +39,35 @@ def diffusers_facts(folder: Path) -> Facts:
         raise InvalidModel(f"{folder} is not a diffusers folder: it has no model_index.json")
     index = read_json(index_path)
     pipeline = str(index.get("_class_name", "")).removeprefix("OV")
-    if pipeline not in PIPELINES:
+    if pipeline not in (*PIPELINES, *READERS):
         raise InvalidModel(
-            f"{folder} is a {pipeline or 'folder without _class_name'}; supported: {', '.join(PIPELINES)}"
+            f"{folder} is a {pipeline or 'folder without _class_name'}; supported: {', '.join((*PIPELINES, *READERS))}"
         )
+    if pipeline in READERS:
+        with _readable(folder):
+            return with_record(folder, READERS[pipeline](folder, index))
+    return with_record(folder, _unet_facts(folder, index, pipeline))
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Raise InvalidModel for what is missing or wrong in the configs of `folder`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InvalidModel(f"{folder}: {detail} in its configs") from error
+
+
+def _unet_facts(folder: Path, index: dict[str, Any], pipeline: str) -> Facts:
+    """Those of a folder whose denoiser is a UNet."""
     encoders = [name for name in ("text_encoder", "text_encoder_2") if (folder / name / "config.json").is_file()]
     texts = {name: read_json(folder / name / "config.json") for name in encoders or ["text_encoder"]}
     unet = read_json(folder / "unet/config.json")
     _check_nets(folder, unet)
-    vae_folder = next((f for f in (folder / "vae", folder / "vae_decoder") if f.is_dir()), folder / "vae")
-    vae = read_json(vae_folder / "config.json")
+    vae = read_json(vae_folder(folder) / "config.json")
     scheduler = read_json(folder / "scheduler/scheduler_config.json")
-    try:
+    with _readable(folder):
         scheduler = _as_drawn(scheduler, pipeline)
         schedule = NoiseSchedule.from_config(scheduler)
         xl = unet.get("addition_embed_type") == "text_time"
@@ -71,9 +90,6 @@ def diffusers_facts(folder: Path) -> Facts:
         max_tokens = int(text.get("max_position_embeddings", 77))
         text_width = int(unet["cross_attention_dim"]) if family == "sdxl" else int(text["hidden_size"])
         guidance_width = int(unet.get("time_cond_proj_dim") or 0)
-    except (KeyError, TypeError, ValueError) as error:
-        detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise InvalidModel(f"{folder}: {detail} in its configs") from error
     sampler = sampler_of_config(scheduler)
     lcm = pipeline == "LatentConsistencyModelPipeline" or sampler == "lcm"
     few = lcm or _is_turbo(schedule, sampler)
@@ -86,13 +102,12 @@ def diffusers_facts(folder: Path) -> Facts:
         guidance=guidance,
         sampler="lcm" if lcm else sampler,
     )
-    facts = Facts(
+    return Facts(
         model_name(folder), family, schedule, latents, defaults,
         tokenizer=more["texts"][0].tokenizer if "texts" in more else "tokenizer",
         max_tokens=max_tokens, text_width=text_width, guidance_width=guidance_width, inpainting=inpainting,
         vae_float32=family == "sdxl" and bool(vae.get("force_upcast", True)), **more,
     )  # fmt: skip
-    return with_record(folder, facts)
 
 
 def _as_drawn(scheduler: dict[str, Any], pipeline: str) -> dict[str, Any]:
@@ -172,7 +187,7 @@ def has_checker(folder: Path) -> bool:
 
 def exported_variants(root: Path, facts: Facts) -> dict[str, Variant]:
     """The variant of an optimum-intel export, with the hashes of its pull; none where the folder has no graphs."""
-    needed = (*(text.part for text in facts.encoders), "unet", "vae_decoder")
+    needed = (*(text.part for text in facts.encoders), facts.denoiser, "vae_decoder")
     present = {part: root / part / GRAPH for part in (*needed, "vae_encoder") if (root / part / GRAPH).is_file()}
     if not present:
         return {}
@@ -192,12 +207,12 @@ def exported_variants(root: Path, facts: Facts) -> dict[str, Variant]:
     return {"openvino": Variant("openvino", "as exported", artifacts, files)}
 
 
-# Classes that the torch backend runs -> their library and the weight file's stem.
+# Classes of components that torch runs -> their library and the weight file's stem.
 _DIFFUSERS, _TRANSFORMERS = ("diffusers", "diffusion_pytorch_model"), ("transformers", "model")
 TORCH_CLASSES = {
-    "CLIPTextModel": _TRANSFORMERS, "CLIPTextModelWithProjection": _TRANSFORMERS,
-    "UNet2DConditionModel": _DIFFUSERS, "AutoencoderKL": _DIFFUSERS, "AutoencoderTiny": _DIFFUSERS,
-    "ControlNetModel": _DIFFUSERS,
+    "CLIPTextModel": _TRANSFORMERS, "CLIPTextModelWithProjection": _TRANSFORMERS, "T5EncoderModel": _TRANSFORMERS,
+    "UNet2DConditionModel": _DIFFUSERS, "SD3Transformer2DModel": _DIFFUSERS,
+    "AutoencoderKL": _DIFFUSERS, "AutoencoderTiny": _DIFFUSERS, "ControlNetModel": _DIFFUSERS,
     "StableDiffusionSafetyChecker": ("diffusers.pipelines.stable_diffusion.safety_checker", "model"),
 }  # fmt: skip
 # The types that torch computes in, by the variants' names.
@@ -209,9 +224,11 @@ def torch_variants(root: Path, known: Mapping[str, FileRecord] | None = None) ->
 
     Raises InvalidModel where a component has no safetensors.
     """
-    nets = sorted(path.parent.name for path in root.glob(f"{NET}*/config.json"))
-    texts = [name for name in ("text_encoder", "text_encoder_2") if (root / name / "config.json").is_file()]
-    folders = {**{each: each for each in (*texts, "unet", *nets)}, "vae_decoder": "vae", "vae_encoder": "vae"}
+    texts = [name for name in TEXT_ENCODERS if (root / name / "config.json").is_file()]
+    denoiser = next((name for name in DENOISERS if (root / name / "config.json").is_file()), DENOISERS[0])
+    # A ControlNet of a transformer is another network, which is not offered.
+    nets = sorted(each.parent.name for each in root.glob(f"{NET}*/config.json")) if denoiser == "unet" else []
+    folders = {**{each: each for each in (*texts, denoiser, *nets)}, "vae_decoder": "vae", "vae_encoder": "vae"}
     if nets:
         folders["controlled_unet"] = "unet"
     if has_checker(root):
@@ -236,3 +253,14 @@ def torch_variants(root: Path, known: Mapping[str, FileRecord] | None = None) ->
         name: Variant("torch", precision, artifacts, files, sample=sampled)
         for name, precision in TORCH_VARIANTS.items()
     }
+
+
+def class_of(config: Mapping[str, Any], folder: str) -> tuple[str, str, str]:
+    """Library, class and the weight file's stem of a component by its config. Raises InvalidModel."""
+    names = [config.get("_class_name"), *(config.get("architectures") or [])]
+    kind = next((name for name in names if name in TORCH_CLASSES), None)
+    if kind is None:
+        found = next(filter(None, names), "of no class")
+        raise InvalidModel(f"{folder}/config.json is {found}; torch runs: {', '.join(sorted(TORCH_CLASSES))}")
+    library, stem = TORCH_CLASSES[kind]
+    return library, kind, stem

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from ..sampling.schedule import NoiseSchedule
 
+Family = Literal["sd1", "sd2", "sdxl", "sd3"]
+
 
 @dataclass(frozen=True)
 class Defaults:
@@ -65,21 +67,34 @@ class LatentSpace:
 
 @dataclass(frozen=True)
 class TextPart:
-    """One text encoder: its component, the folder of its tokenizer, and the output that the UNet attends to."""
+    """One text encoder: its component, the folder of its tokenizer, and the output that the denoiser attends to.
+
+    kind     how text becomes tokens: "clip", in as many chunks as a prompt needs, or "t5", in one of `tokens`
+    tokens   that it takes at once; 0 is Facts.max_tokens
+    width    of its states; 0 where the model has one encoder, or several that stand side by side in Facts.text_width
+    """
 
     part: str = "text_encoder"
     tokenizer: str = "tokenizer"
     states: str = "last_hidden_state"
+    kind: Literal["clip", "t5"] = "clip"
+    tokens: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True)
 class Facts:
     """What is true of the weights whatever runs them.
 
-    text_width      width of the states that the UNet attends to, all text encoders together
+    denoiser        the component that denoises; what tells families apart beyond it are facts below
+    patch           latents a side of one token of a transformer; sizes are multiples of `grain`
+    text_width      width of the states that the denoiser attends to, all text encoders together
     texts           the text encoders, where it is not the one called text_encoder
-    conditioning    the numbers that SDXL's UNet takes beside the text: "size", or "aesthetic" for the refiner
-    pooled_width    width of the text_embeds that go with it
+    conditioning    what the denoiser takes beside the states: the numbers of SDXL's UNet, "size", or "aesthetic" for
+                    the refiner; "joint" is the pooled text of SD 3, whose encoders' states also stand one after another
+    pooled_width    width of the pooled text that goes with it
+    blank_rows      rows of zeros in place of the states of a T5 that is left out: 256 is diffusers' way, 77
+                    openvino.genai's, 0 Core AI's; each makes another picture
     zero_negative   an empty negative prompt is zeros, not the states of no words
     guidance_width  width of the embedded guidance scale of a latent consistency model; 0 for none
     inpainting      the UNet also takes a mask and the latents of what is outside it
@@ -87,7 +102,7 @@ class Facts:
     """
 
     name: str
-    family: Literal["sd1", "sd2", "sdxl"]
+    family: Family
     schedule: NoiseSchedule
     latents: LatentSpace
     defaults: Defaults
@@ -96,24 +111,46 @@ class Facts:
     text_width: int = 768
     license: str = "unknown"
     texts: tuple[TextPart, ...] = ()
-    conditioning: Literal["", "size", "aesthetic"] = ""
+    conditioning: Literal["", "size", "aesthetic", "joint"] = ""
     pooled_width: int = 0
     zero_negative: bool = False
     guidance_width: int = 0
     inpainting: bool = False
     vae_float32: bool = False
+    denoiser: Literal["unet", "transformer"] = "unet"
+    patch: int = 1
+    blank_rows: int = 0
+
+    @property
+    def grain(self) -> int:
+        """Pixels that widths and heights are multiples of."""
+        return self.latents.factor * self.patch
+
+    def schedule_for(self, schedule: NoiseSchedule, width: int, height: int, steps: int) -> NoiseSchedule:
+        """`schedule`, the model's own or a change of it, for pictures of this size in pixels."""
+        return schedule.for_tokens((width // self.grain) * (height // self.grain), steps)
+
+    @property
+    def single_rows(self) -> int:
+        """Rows of the states that follow the chunks of CLIP, however many those are."""
+        return self.blank_rows + sum(text.tokens for text in self.encoders if text.kind != "clip")
+
+    @property
+    def word_width(self) -> int:
+        """Width of a token's embedding in the encoders that take words of one's own, all together."""
+        return sum(text.width for text in self.encoders if text.kind == "clip") or self.text_width
 
     @property
     def encoders(self) -> tuple[TextPart, ...]:
-        """The text encoders in the order in which the UNet attends to them."""
+        """The text encoders in the order in which the denoiser attends to them."""
         return self.texts or (TextPart(tokenizer=self.tokenizer),)
 
     @property
     def sample_channels(self) -> int:
-        """Of what goes into the UNet."""
+        """Of what goes into the denoiser."""
         return 2 * self.latents.channels + 1 if self.inpainting else self.latents.channels
 
     @property
     def time_ids(self) -> int:
         """How many numbers `conditioning` is."""
-        return {"": 0, "size": 6, "aesthetic": 5}[self.conditioning]
+        return {"size": 6, "aesthetic": 5}.get(self.conditioning, 0)

@@ -8,10 +8,15 @@ TINY = "tiny_decoder"
 SAFETY_CHECKER = "safety_checker"
 # A ControlNet; others of the same variant are called controlnet_NAME.
 NET = "controlnet"
+# The component that denoises, by the kinds that there are; a model has one.
+DENOISERS = ("unet", "transformer")
+# In the order of the pipeline.
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # Request.decoder -> the component.
 DECODER = {"full": "vae_decoder", "tiny": TINY}
 # Component -> the component whose device it shares.
 HOMES = {"vae_encoder": "vae_decoder", TINY: "vae_decoder", "controlled_unet": "unet", "text_encoder_2": "text_encoder",
+         "text_encoder_3": "text_encoder",
          SAFETY_CHECKER: "text_encoder"}  # fmt: skip
 
 

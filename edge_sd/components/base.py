@@ -14,6 +14,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Output of a UNet that may be passed back as an input instead of being computed again (see Shortcuts).
 DEEP = "deep_features"
+# What a denoiser's noisy input is called.
+SAMPLES = ("sample", "hidden_states")
 
 
 class Component(Protocol):
@@ -57,6 +59,6 @@ def batches(inputs: Mapping[str, Array], shapes: Shapes) -> Iterator[dict[str, A
 
 
 def last_rows(inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Inputs of a call, given and bound, with as many rows as its `sample` has."""
-    rows = len(inputs["sample"]) if "sample" in inputs else 0
+    """Inputs of a call, given and bound, with as many rows as its `sample` has; a transformer's is `hidden_states`."""
+    rows = next((len(inputs[name]) for name in SAMPLES if name in inputs), 0)
     return {name: value[-rows:] for name, value in inputs.items()}

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.parts import DENOISERS
 from ..bundle.safetensors import read
 from ..errors import InvalidModel, InvalidRequest, choices
 from ..files import hash_file
@@ -114,8 +115,13 @@ class Lora:
     unknown: tuple[str, ...] = field(default=(), compare=False)
     remarks: tuple[str, ...] = field(default=(), compare=False)
 
-    def check(self, text_width: int) -> None:
-        """Raise InvalidRequest where it was made for a UNet that attends to text of another width."""
+    def check(self, text_width: int, denoiser: str = "unet") -> None:
+        """Raise InvalidRequest where it was made for another kind of denoiser, or one that attends to another text."""
+        other = next((part for part, _ in self.modules if part in DENOISERS and part != denoiser), None)
+        if other is not None:
+            raise InvalidRequest(
+                f"the LoRA {self.name!r} is for another family: it changes a {other}, this model has a {denoiser}"
+            )
         for (part, module), difference in self.modules.items():
             if part == "unet" and module.endswith("attn2_to_k") and "down" in difference.tensors:
                 found = difference.tensors["down"].shape[1]

@@ -1,7 +1,8 @@
 """The keys of LoRA files, as the programs that write them spell parts, modules and tensors.
 
     kohya, LyCORIS   lora_unet_down_blocks_0_….lora_down.weight, lora_te_…, lora_te1_…, lora_te2_…, lycoris_…
-    diffusers        unet.….lora_A.weight, ….lora_linear_layer.down.weight, ….processor.to_q_lora.down.weight
+    diffusers        unet.….lora_A.weight, ….lora_linear_layer.down.weight, ….processor.to_q_lora.down.weight,
+                     transformer.….lora_A.weight
     peft             base_model.model.….lora_A.weight, ….hada_w1_a, ….lokr_w1
     ComfyUI          diffusion_model.…, text_encoders.clip_l.transformer.…
     OMI              unet.…, clip_l.…, clip_g.… (Open Model Initiative; OneTrainer writes it)
@@ -32,6 +33,7 @@ _LONGEST_END = 64
 _PREFIXES = {
     "lora_unet_": "unet", "lycoris_": "unet", "unet.": "unet", "base_model.model.": "unet",
     "model.diffusion_model.": "unet", "diffusion_model.": "unet",
+    "transformer.": "transformer", "lora_transformer_": "transformer",
     "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te_": "text_encoder",
     "text_encoder_2.": "text_encoder_2", "text_encoder.": "text_encoder",
     "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_h.transformer.": "text_encoder",

@@ -6,9 +6,12 @@ from ..bundle.facts import Facts
 from .base import Shapes
 
 
-def shapes_of_conditions(facts: Facts, batch: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of what `conditions` returns, for prompts of one chunk."""
-    shapes: dict[str, tuple[int, ...]] = {"encoder_hidden_states": (batch, facts.max_tokens, facts.text_width)}
+def shapes_of_conditions(facts: Facts, batch: int, chunks: int = 1) -> dict[str, tuple[int, ...]]:
+    """The shapes of what `conditions` returns, for prompts of so many chunks."""
+    rows = facts.max_tokens * chunks + facts.single_rows
+    shapes: dict[str, tuple[int, ...]] = {"encoder_hidden_states": (batch, rows, facts.text_width)}
+    if facts.conditioning == "joint":
+        return {**shapes, "pooled_projections": (batch, facts.pooled_width)}
     if facts.conditioning:
         shapes |= {"text_embeds": (batch, facts.pooled_width), "time_ids": (batch, facts.time_ids)}
     if facts.guidance_width:
@@ -16,16 +19,21 @@ def shapes_of_conditions(facts: Facts, batch: int) -> dict[str, tuple[int, ...]]
     return shapes
 
 
-def shapes_of(facts: Facts, width: int, height: int, batch: int) -> dict[str, Shapes]:
+def chunks_of(facts: Facts, shapes: Shapes) -> int:
+    """The chunks of prompts that a denoiser's inputs of these shapes are for."""
+    return (shapes["encoder_hidden_states"][1] - facts.single_rows) // facts.max_tokens
+
+
+def shapes_of(facts: Facts, width: int, height: int, batch: int, chunks: int = 1) -> dict[str, Shapes]:
     """The inputs of each component for a picture of width x height pixels; `batch` is 2 with guidance."""
-    space, tokens = facts.latents, facts.max_tokens
+    space = facts.latents
     h, w = height // space.factor, width // space.factor
     return {
-        **{text.part: {"input_ids": (batch, tokens)} for text in facts.encoders},
-        "unet": {
+        **{text.part: {"input_ids": (batch, text.tokens or facts.max_tokens)} for text in facts.encoders},
+        facts.denoiser: {
             "sample": (batch, facts.sample_channels, h, w),
             "timestep": (1,),
-            **shapes_of_conditions(facts, batch),
+            **shapes_of_conditions(facts, batch, chunks),
         },
         "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
     }

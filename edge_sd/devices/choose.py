@@ -14,9 +14,10 @@ from itertools import product
 
 from ..backends.base import Device
 from ..bundle.bundle import ModelBundle
+from ..bundle.parts import DENOISERS
 from ..errors import DeviceError, InvalidRequest, VariantNotFound, choices
 from ..machine import Machine
-from .estimates import BACKEND_BYTES, INVISIBLE, PARTS, calls, energy, estimate
+from .estimates import BACKEND_BYTES, INVISIBLE, calls, energy, estimate, placed
 from .measurements import Measurements, place_of
 from .plan import DevicePlan, Placement, Rejected
 from .rules import Objection, objections
@@ -51,7 +52,7 @@ def choose(
 ) -> DevicePlan:
     """The plan for `bundle`: `wish` is a device's name or "auto", `variant` a variant's name or None.
 
-    A device that is asked for gets the UNet, and every component that it does not run badly. `wish` may also name a
+    A device that is asked for gets the denoiser, and every component that it does not run badly. `wish` may also name a
     device for each of some components: {"unet": "gpu", "vae_decoder": "cpu"}; the others are placed as by "auto".
     Nothing moves away from a device that was asked for: it has no spares.
 
@@ -61,7 +62,8 @@ def choose(
         raise InvalidRequest(f"unknown preference {preference!r}; valid: {choices(PREFERENCES)}")
     if not devices:
         raise DeviceError('no backend is installed; install one: pip install "edge-sd[openvino]"')
-    _check_wish(wish, devices)
+    parts = placed(bundle.facts)
+    _check_wish(wish, devices, parts)
     if variant is not None:
         bundle.variant(variant)
     machine = machine or Machine()
@@ -74,13 +76,13 @@ def choose(
         if variant in (None, name) and device.backend == bundle.variants[name].backend
         for option in _options(bundle, name, device, machine, measured or {}, wish, variant)
     ]
-    allowed = _allowed(options, wish)
+    allowed = _allowed(options, wish, parts)
     plans = [replace(plan, preference=preference) for plan in _combinations(allowed)]
     if not plans:
         raise _nothing(bundle, devices, options, wish)
     budget = _budget(machine, devices)
     plan = _best(plans, budget, preference)
-    spares = {part: _spares(plan, part, allowed, budget) for part in PARTS if _wished(part, wish)[0] == "auto"}
+    spares = {part: _spares(plan, part, allowed, budget) for part in parts if _wished(part, wish)[0] == "auto"}
     return replace(
         plan,
         reasons=_reasons(plan, budget, wish, variant),
@@ -89,13 +91,13 @@ def choose(
     )
 
 
-def _check_wish(wish: str | Mapping[str, str], devices: Sequence[Device]) -> None:
+def _check_wish(wish: str | Mapping[str, str], devices: Sequence[Device], parts: Sequence[str]) -> None:
     """Raises InvalidRequest or DeviceError."""
     names = {"auto", *(device.name for device in devices)}
     wishes = {"": wish} if isinstance(wish, str) else wish
     for part, name in wishes.items():
-        if part and part not in PARTS:
-            raise InvalidRequest(f"no component {part!r} has a device of its own; valid: {choices(PARTS)}")
+        if part and part not in parts:
+            raise InvalidRequest(f"no component {part!r} has a device of its own; valid: {choices(parts)}")
         if name not in names:
             raise DeviceError(f"no device {name!r} here; valid: {choices(names)}")
 
@@ -103,7 +105,7 @@ def _check_wish(wish: str | Mapping[str, str], devices: Sequence[Device]) -> Non
 def _wished(part: str, wish: str | Mapping[str, str]) -> tuple[str, bool]:
     """The device that is asked for a component, "auto" where none is, and whether no other is taken."""
     if isinstance(wish, str):
-        return wish, part == "unet"
+        return wish, part in DENOISERS
     return wish.get(part, "auto"), True
 
 
@@ -116,7 +118,7 @@ def _options(
     wish: str | Mapping[str, str],
     variant: str | None,
 ) -> Iterator[_Option]:
-    for part in PARTS:
+    for part in placed(bundle.facts):
         if part not in bundle.variants[name].artifacts and any(part in v.artifacts for v in bundle.variants.values()):
             continue
         told = objections(bundle, name, part, device, machine)
@@ -135,7 +137,7 @@ def _options(
 def plausible(bundle: ModelBundle, devices: Sequence[Device], machine: Machine) -> dict[str, list[Placement]]:
     """For each component, every place that no rule excludes and that fits into memory on its own, by estimates."""
     budget = _budget(machine, devices)
-    found: dict[str, list[Placement]] = {part: [] for part in PARTS}
+    found: dict[str, list[Placement]] = {part: [] for part in placed(bundle.facts)}
     for name in sorted(bundle.variants):
         for device in sorted(devices, key=place_of):
             if device.backend == bundle.variants[name].backend:
@@ -145,10 +147,10 @@ def plausible(bundle: ModelBundle, devices: Sequence[Device], machine: Machine) 
     return found
 
 
-def _allowed(options: list[_Option], wish: str | Mapping[str, str]) -> dict[str, list[Placement]]:
+def _allowed(options: list[_Option], wish: str | Mapping[str, str], parts: Sequence[str]) -> dict[str, list[Placement]]:
     """For each component its allowed places: those without an objection, else those with a mild one."""
     allowed = {}
-    for part in PARTS:
+    for part in parts:
         mine = [option for option in options if option.part == part]
         free = [option.placement for option in mine if option.objection is None]
         device, only = _wished(part, wish)
@@ -179,10 +181,10 @@ def _combinations(allowed: Mapping[str, list[Placement]]) -> Iterator[DevicePlan
             rows.append(placement.variant)
     for some in product(*([None, *names] for names in variants.values())):
         taken = {name for name in some if name is not None}
-        places = [[placement for placement in allowed[part] if placement.variant in taken] for part in PARTS]
+        places = [[placement for placement in row if placement.variant in taken] for row in allowed.values()]
         for placements in product(*places):
             if {placement.variant for placement in placements} == taken:
-                yield DevicePlan(dict(zip(PARTS, placements, strict=True)), (), need=_need(placements))
+                yield DevicePlan(dict(zip(allowed, placements, strict=True)), (), need=_need(placements))
 
 
 def _need(placements: Iterable[Placement]) -> dict[str, int]:
@@ -334,7 +336,7 @@ def _why(mine: list[_Option], plan: DevicePlan, others: list[DevicePlan], budget
 def _nothing(
     bundle: ModelBundle, devices: Sequence[Device], options: list[_Option], wish: str | Mapping[str, str]
 ) -> VariantNotFound:
-    parts = ["unet"] if isinstance(wish, str) else [*wish]
+    parts = [bundle.facts.denoiser] if isinstance(wish, str) else [*wish]
     label = wish if isinstance(wish, str) else ", ".join(f"{part}={name}" for part, name in wish.items())
     told = dict.fromkeys(f"{o.placement.variant} on {o.placement.device.name}: {o.objection.why}"
                          for o in options if o.objection and o.part in parts)  # fmt: skip

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from ..backends.base import Device
 from ..bundle.bundle import ModelBundle
+from ..bundle.facts import Facts
+from ..bundle.parts import DENOISERS
 from ..bundle.variants import Variant
 from ..machine import Machine
-
-PARTS = ("text_encoder", "unet", "vae_decoder")
 
 # Bits of a stored weight, and PSNR in dB against torch float32 where the manifest has not measured it.
 BITS = {
@@ -72,9 +72,14 @@ class Estimate:
         return self.load + self.draw
 
 
+def placed(facts: Facts) -> tuple[str, ...]:
+    """The components that have a device of their own, in the order of the pipeline."""
+    return ("text_encoder", facts.denoiser, "vae_decoder")
+
+
 def calls(bundle: ModelBundle, variant: str, part: str) -> int:
     """How often a picture calls a component."""
-    return bundle.defaults_of(variant).steps if part == "unet" else 1
+    return bundle.defaults_of(variant).steps if part in DENOISERS else 1
 
 
 def energy(estimate: Estimate, device: Device) -> float:
@@ -181,6 +186,9 @@ def _flops(bundle: ModelBundle, name: str, part: str, size: int) -> float:
     parameters = size * 8 / BITS.get(bundle.variant(name).precision, UNKNOWN_BITS)
     batch = 2 if defaults.guidance != 1 else 1
     pixels = defaults.width * defaults.height
+    if part == "transformer":
+        # Nearly every weight works at each token; attention adds a quarter at 1024 pixels.
+        return 2 * parameters * (pixels // bundle.facts.grain**2 + bundle.facts.single_rows) * batch * defaults.steps
     if part == "unet":
         return 0.2 * parameters * pixels / factor**2 * batch * defaults.steps
     if part == "vae_decoder":
@@ -200,6 +208,6 @@ def _activations(bundle: ModelBundle, name: str, part: str, arithmetic: str) -> 
     defaults, factor = bundle.defaults_of(name), bundle.facts.latents.factor
     width = 4 if arithmetic == "f32" else 2
     pixels = defaults.width * defaults.height
-    if part == "unet":
+    if part in DENOISERS:
         return 15_000 * width * (pixels // factor**2) * (2 if defaults.guidance != 1 else 1)
     return 500 * width * pixels if part == "vae_decoder" else 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..backends.base import Device
+from ..bundle.parts import DENOISERS
 from .estimates import BACKEND_SECONDS, Estimate
 
 ARITHMETIC = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -59,13 +60,17 @@ class DevicePlan:
 
     @property
     def variant(self) -> str:
-        """The UNet's, whose name and hash a picture carries."""
-        return self.parts["unet"].variant
+        """The denoiser's, whose name and hash a picture carries."""
+        return self._denoiser.variant
 
     @property
     def device(self) -> Device:
-        """The UNet's: where nearly all of the time goes."""
-        return self.parts["unet"].device
+        """The denoiser's: where nearly all of the time goes."""
+        return self._denoiser.device
+
+    @property
+    def _denoiser(self) -> Placement:
+        return next(self.parts[name] for name in DENOISERS if name in self.parts)
 
     @property
     def seconds(self) -> float:
@@ -74,7 +79,7 @@ class DevicePlan:
         return sum(placement.cost.seconds for placement in self.parts.values()) + more * BACKEND_SECONDS
 
     def summary(self) -> str:
-        """One line: the UNet's place, those of the others where they differ, the reasons."""
+        """One line: the denoiser's place, those of the others where they differ, the reasons."""
         others = [f"{part} on {p.device.name}" for part, p in self.parts.items() if p.device != self.device]
         where = f"{self.variant} on {self.device.name} ({self.device.description})"
         return f"{', '.join([where, *others])}: {'; '.join(self.reasons)}"

@@ -8,7 +8,7 @@ from ..bundle.bundle import ModelBundle
 from ..errors import DeviceError, InvalidRequest, choices
 from .choose import choose
 from .discovery import Here
-from .estimates import PARTS
+from .estimates import placed
 from .measurements import place_of, remembered
 from .plan import DevicePlan
 
@@ -42,7 +42,7 @@ def plan_here(
 
 def check_plan(plan: DevicePlan, bundle: ModelBundle, here: Here) -> None:
     """Raise InvalidRequest or DeviceError unless this machine can follow a plan that was given for this bundle."""
-    if missing := [part for part in PARTS if part not in plan.parts]:
+    if missing := [part for part in placed(bundle.facts) if part not in plan.parts]:
         raise InvalidRequest(f"the plan has no place for {', '.join(missing)}")
     devices = {place_of(each): each for each in here.devices}
     for part, placement in plan.parts.items():

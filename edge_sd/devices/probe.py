@@ -26,7 +26,7 @@ from ..errors import InvalidRequest
 from ..images.metrics import finite, psnr
 from ..sampling.noise import TorchNoise
 from ..text.conditioning import conditions
-from ..text.tokenizer import TextTokenizer
+from ..text.whole import open_tokenizer
 from .measurements import Measured, place_of
 
 PROMPT = "a red apple, glossy style"
@@ -91,14 +91,14 @@ class Probe:
         """What is bound once, and what each call gets: pure noise at the last timestep, as a picture starts."""
         facts, space = self.bundle.facts, self.bundle.facts.latents
         for text in (each for each in facts.encoders if each.part == part):
-            tokenizer = TextTokenizer(self.bundle.path(text.tokenizer), facts.max_tokens)
+            tokenizer = open_tokenizer(self.bundle.path(text.tokenizer), text, facts)
             return {}, {"input_ids": np.concatenate([tokenizer(text).ids for text in ("", PROMPT)[-self.batch :]])}
         shape = self.shapes["vae_decoder"]["latent_sample"]
         noise = TorchNoise(0).normal(shape)
         if part == "vae_decoder":
             return {}, {"latent_sample": space.restored(noise)}
         last = np.array([facts.schedule.num_train_timesteps - 1], np.float32)
-        sample = np.zeros(self.shapes["unet"]["sample"], np.float32)
+        sample = np.zeros(self.shapes[facts.denoiser]["sample"], np.float32)
         sample[:, : noise.shape[1]] = noise
         return self._conditions(variant, device), {"sample": sample, "timestep": last}
 

@@ -23,7 +23,7 @@ from ..bundle.bundle import ModelBundle
 from ..errors import DeviceError, OutputError
 from ..machine import Machine
 from .choose import PREFERENCES, plausible
-from .estimates import PARTS
+from .estimates import placed
 from .measurements import Measured, Measurements, Row, place_of, remember
 from .plan import DevicePlan, Placement
 
@@ -33,8 +33,6 @@ FIRST_USE, THOROUGH = 20.0, 600.0
 PATIENCE = 240.0
 # At first use: a picture that is expected sooner is not worth it, and neither is a place this many times slower.
 QUICK, HOPELESS = 3.0, 4.0
-# UNets first: they take nearly all of the time.
-ORDER = ("unet", "vae_decoder", "text_encoder")
 PROBE = (sys.executable, "-m", "edge_sd.devices.probe")
 
 Told = Callable[[Row, Measured], None]
@@ -51,25 +49,29 @@ class Tuning:
 def all_rows(bundle: ModelBundle, devices: Sequence[Device], machine: Machine) -> list[Row]:
     """Every plausible place of every component; the reference of each component first, then the fastest."""
     places = plausible(bundle, devices, machine)
-    return [row for part in ORDER for row in _ordered(part, places[part])]
+    # Denoisers first: they take nearly all of the time.
+    return [
+        row for part in (bundle.facts.denoiser, "vae_decoder", "text_encoder") for row in _ordered(part, places[part])
+    ]
 
 
 def undecided(
     bundle: ModelBundle, devices: Sequence[Device], machine: Machine, plan: DevicePlan, measured: Measurements
 ) -> list[Row]:
-    """Rows to measure at first use: the UNet on each device that may be the fastest. Empty where the choice is clear.
+    """Rows to measure at first use: the denoiser on each device that may be the fastest.
 
-    That is where one device is plausible, the picture is quick anyway, speed is not what counts, or some of these were
-    measured before, whatever came of it.
+    Empty where the choice is clear: one device is plausible, the picture is quick anyway, speed is not what counts, or
+    some of these were measured before, whatever came of it.
     """
     if plan.preference not in ("speed", "battery") or plan.seconds < QUICK:
         return []
-    unet, floor = plan.parts["unet"], PREFERENCES[plan.preference][0]
+    part, floor = bundle.facts.denoiser, PREFERENCES[plan.preference][0]
+    chosen = plan.parts[part]
     best: dict[str, Placement] = {}
-    for each in sorted(plausible(bundle, devices, machine)["unet"], key=lambda each: each.cost.seconds):
-        if each.cost.quality >= floor and each.cost.seconds <= HOPELESS * unet.cost.seconds:
+    for each in sorted(plausible(bundle, devices, machine)[part], key=lambda each: each.cost.seconds):
+        if each.cost.quality >= floor and each.cost.seconds <= HOPELESS * chosen.cost.seconds:
             best.setdefault(place_of(each.device), each)
-    rows = _ordered("unet", best.values())
+    rows = _ordered(part, best.values())
     return [] if len(rows) < 2 or any(row in measured for row in rows) else rows
 
 
@@ -128,7 +130,11 @@ def tune(
         while tuning.left and time.monotonic() < deadline:
             # A process that crashed is followed by another, which needs the references again.
             first = {row[0]: row for row, measured in reversed(tuning.found.items()) if not measured.failure}
-            again = [first[part] for part in PARTS if part in first and any(row[0] == part for row in tuning.left)]
+            again = [
+                first[part]
+                for part in placed(bundle.facts)
+                if part in first and any(row[0] == part for row in tuning.left)
+            ]
             for row, measured in _probed(bundle, [*again, *tuning.left], deadline, patience, command):
                 if row not in tuning.found:
                     tuning.found[row] = measured

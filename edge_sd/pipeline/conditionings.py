@@ -1,4 +1,4 @@
-"""What the UNet attends to at which noise level: the stages of a picture's prompts, each encoded once."""
+"""What the denoiser attends to at which noise level: the stages of a picture's prompts, each encoded once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Conditions = dict[str, Array]
 class Conditionings:
     """The text side of one picture.
 
-    count   chunks that each prompt is filled up to, as the UNet was loaded for
+    count   chunks that each prompt is filled up to, as the denoiser was loaded for
     """
 
     run: Run

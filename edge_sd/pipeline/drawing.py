@@ -15,6 +15,7 @@ from ..components.base import Component
 from ..components.controlnet import ControlledUNet
 from ..components.denoiser import Denoiser, TextSchedule
 from ..components.inpainting import Inpainting, Masked
+from ..components.shapes import chunks_of
 from ..components.tiling import fitted
 from ..images.canvas import Canvas
 from ..sampling.noise import NoiseSource, first_noise
@@ -55,8 +56,8 @@ class Drawing:
 
     def refine(self, x: Latents) -> Iterator[Step]:
         """Go on from where a base model stopped (Podell et al. 2023, section 2.5)."""
-        unet = self.components.fitted("unet", self.run.latent_shape)
         run, settings = self.run, self.run.settings
+        unet = self.components.fitted(run.facts.denoiser, run.latent_shape)
         kind = run.schedule.prediction_type
         denoiser = Denoiser(unet, kind, settings.guidance, text=self._text(), weights=settings.weights)
         yield from run.sampler.run(denoiser, x, run.levels, self.noise.normal, settings.stochasticity)
@@ -69,10 +70,10 @@ class Drawing:
         return Denoiser(unet, kind, scale, guided, settings.deep_every, text, settings.weights)
 
     def _unet(self) -> Component:
-        """The UNet for the run's size, with its ControlNets around it."""
+        """The denoiser for the run's size; a UNet with its ControlNets around it."""
         run, controls = self.run, self.run.settings.controls
         if run.source.lines is None:
-            return self.components.fitted("unet", run.latent_shape)
+            return self.components.fitted(run.facts.denoiser, run.latent_shape)
         nets = [
             (self.components[each.part], each.weight, active_timesteps(run.timesteps, each.start, each.end))
             for each in controls
@@ -113,9 +114,9 @@ class Drawing:
         return replace(denoise, unet=Masked(denoise.unet, mask, visible)), x
 
     def _text(self) -> TextSchedule:
-        """What the UNet attends to at which of the run's levels."""
+        """What the denoiser attends to at which of the run's levels."""
         controls, facts = self.run.settings.controls, self.run.facts
-        shapes = self.components.shapes(controls[0].part if controls else "unet")
+        shapes = self.components.shapes(controls[0].part if controls else facts.denoiser)
         # What was loaded decides: a plan may have changed meanwhile.
-        count = shapes["encoder_hidden_states"][1] // facts.max_tokens
+        count = chunks_of(facts, shapes)
         return Conditionings(self.run, self.components, self.wording, count).schedule()

@@ -65,6 +65,11 @@ class Pipeline:
         self._refiners: dict[str, Pipeline] = {}
 
     @property
+    def denoiser(self) -> str:
+        """The name of the component that denoises."""
+        return self.bundle.facts.denoiser
+
+    @property
     def plan(self) -> DevicePlan:
         """Where components run, and why; it changes where a device fails."""
         return self.components.plan
@@ -117,11 +122,14 @@ class Pipeline:
     def prepare(self, settings: Settings) -> None:
         """Check the files and load what `settings` need and is not loaded yet; `steps` does this by itself."""
         wanted = self.shapes(settings)
-        edits = self.wording.edits(settings)
-        for part in ("unet", "controlled_unet", *(each.part for each in settings.controls)):
-            edits[part] = replace(edits.get(part, NONE), shortcuts=settings.shortcuts)
+        edits, shortcuts = self.wording.edits(settings), settings.shortcuts
+        if self.denoiser != "unet":
+            # What is left out are parts of UNets; `_notes` says so.
+            shortcuts = replace(shortcuts, deep=False, merge=False)
+        for part in (self.denoiser, "controlled_unet", *(each.part for each in settings.controls)):
+            edits[part] = replace(edits.get(part, NONE), shortcuts=shortcuts)
         if self.components.turns is not None:
-            lean = replace(settings.shortcuts, lean=True)
+            lean = replace(shortcuts, lean=True)
             edits = {part: replace(edits.get(part, NONE), shortcuts=lean) for part in (*wanted, *edits)}
         self.components.prepare(wanted, edits)
         if settings.controls:
@@ -148,18 +156,18 @@ class Pipeline:
         return {"controlled_unet": {**unet, **{name: value.shape for name, value in residuals.items()}}}
 
     def gathers(self, settings: Settings) -> bool:
-        """Whether several such pictures could go through the UNet together: a small one, that takes any batch."""
+        """Whether several such pictures could go through the denoiser together: a small one, that takes any batch."""
         plain = settings.image is None and not settings.controls and settings.refiner is None and not settings.tile
-        variant = self.bundle.variant(self.plan.parts["unet"].variant)
+        variant = self.bundle.variant(self.plan.parts[self.denoiser].variant)
         if not plain or self.components.turns is not None or not variant.changeable:
             return False
-        files = variant.artifacts["unet"].files()
+        files = variant.artifacts[self.denoiser].files()
         return sum(self.bundle.path(name).stat().st_size for name in files) < LARGE
 
     def seated(self, unet: Component) -> Pipeline:
         """This pipeline with `unet` in place of its own; they share the other components."""
         seated = copy.copy(self)
-        seated.components = self.components.having("unet", unet)
+        seated.components = self.components.having(self.denoiser, unet)
         return seated
 
     def resolve(self, request: Request | str) -> Settings:
@@ -329,9 +337,13 @@ class Pipeline:
             if each.flagged
         ]
         dropped = [note for each in pictures for note in self.wording.notes(each.settings, each.variant)]
-        unet = self.plan.parts["unet"].variant
-        if (run.settings.shortcuts.deep or run.settings.shortcuts.merge) and not self.bundle.variant(unet).changeable:
-            dropped.append(f"{unet} computes everything: deep_every and merge_tokens need a graph that can be changed")
+        named = self.plan.parts[self.denoiser].variant
+        if run.settings.shortcuts.deep or run.settings.shortcuts.merge:
+            if self.denoiser != "unet":
+                dropped.append(f"{named} computes everything: deep_every and merge_tokens leave out parts of a UNet")
+            elif not self.bundle.variant(named).changeable:
+                why = "deep_every and merge_tokens need a graph that can be changed"
+                dropped.append(f"{named} computes everything: {why}")
         return [*notes, *dict.fromkeys(dropped)]
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ read again when its size or its time has changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from ..text.prompt import LoraWeight, take_loras
 from ..text.prompt import notes as other_languages
 from ..text.schedule import AND, Script, script
 from ..text.textual_inversion import Embedding, check_word, ids_of, read_embedding
-from ..text.tokenizer import Chunk, TextTokenizer
+from ..text.tokenizer import Chunk
+from ..text.whole import PromptTokenizer, open_tokenizer
 from .request import Request
 from .settings import Settings
 
@@ -33,26 +34,27 @@ class Wording:
     """Prompts of one model."""
 
     bundle: ModelBundle
-    _tokenizers: dict[str, TextTokenizer] = field(default_factory=dict)
+    _tokenizers: dict[str, PromptTokenizer] = field(default_factory=dict)
     _embeddings: dict[str, Embedding] = field(default_factory=dict)
     _loras: dict[str, Lora] = field(default_factory=dict)
     _lora_files: Files[Lora] = field(default_factory=lambda: Files(read_lora, (CONFIG_FILE,)))
     _embedding_files: Files[Embedding] = field(default_factory=lambda: Files(_read_vectors))
     _unplaced: Unplaced = field(default_factory=Unplaced)
 
-    def tokenizer(self, text: TextPart | None = None) -> TextTokenizer:
+    def tokenizer(self, text: TextPart | None = None) -> PromptTokenizer:
         """The tokenizer of a text encoder, the first by default, read at first use."""
-        name = (text or self.bundle.facts.encoders[0]).tokenizer
-        if name not in self._tokenizers:
-            self._tokenizers[name] = TextTokenizer(self.bundle.path(name), self.bundle.facts.max_tokens)
-        return self._tokenizers[name]
+        facts = self.bundle.facts
+        text = text or facts.encoders[0]
+        if text.tokenizer not in self._tokenizers:
+            self._tokenizers[text.tokenizer] = open_tokenizer(self.bundle.path(text.tokenizer), text, facts)
+        return self._tokenizers[text.tokenizer]
 
     def read(self, request: Request) -> dict[str, str]:
         """Read the files of `request.embeddings`: word -> the file's hash. Raises InvalidRequest or InvalidModel."""
-        digests = {}
+        digests, facts = {}, self.bundle.facts
         for word, path in request.embeddings.items():
             embedding = replace(self._embedding_files.read(Path(path)), word=check_word(word))
-            embedding.check([text.part for text in self.bundle.facts.encoders], self.bundle.facts.text_width)
+            embedding.check([text.part for text in facts.encoders if text.kind == "clip"], facts.word_width)
             digests[word] = embedding.sha256
             self._embeddings[embedding.sha256] = embedding
         return digests
@@ -68,7 +70,7 @@ class Wording:
         used = {}
         for path, weight in find_loras(given, named, folder).items():
             lora = self._lora_files.read(path)
-            lora.check(self.bundle.facts.text_width)
+            lora.check(self.bundle.facts.text_width, self.bundle.facts.denoiser)
             used[lora.name] = (float(weight.text), float(weight.unet), lora.sha256)
             self._loras[lora.sha256] = lora
         return used
@@ -96,14 +98,19 @@ class Wording:
     def chunks(self, settings: Settings, texts: Sequence[str], count: int, text: TextPart) -> list[list[Chunk]]:
         """`count` chunks of each of `texts`, for one of the text encoders."""
         words, tokenizer = ids_of(self._words(settings)), self.tokenizer(text)
+        # Only CLIP takes a prompt in pieces.
+        count = count if text.kind == "clip" else 1
         return [tokenizer.filled(tokenizer.chunks(each, words), count)[:count] for each in texts]
 
     def edits(self, settings: Settings) -> dict[str, Edits]:
         """Edits of each component that `settings` ask for: CLIP skip, textual inversions and LoRAs."""
         words = self._words(settings).values()
         key = " ".join(word.sha256 for word in words)
-        made = {"unet": NONE, "controlled_unet": NONE}
+        made = {self.bundle.facts.denoiser: NONE, "controlled_unet": NONE}
         for text in self.bundle.facts.encoders:
+            if text.kind != "clip":
+                made[text.part] = Edits()
+                continue
             vectors = [each for word in words if (each := word.for_part(text.part)) is not None]
             # Where another output is attended to, that is what skips layers (conditioning.states_of).
             skip = 1 if text.states.startswith(HIDDEN) else settings.clip_skip
@@ -138,6 +145,7 @@ class Wording:
                         f"the {name} is longer than the {room} tokens that {variant} takes; "
                         f"not used: {tokenizer.words(left)!r}"
                     )
+                notes += self._cut(name, text)
         notes += [note for text in (settings.prompt, settings.negative) for note in other_languages(text)]
         notes += made.notes()
         if AND.search(settings.negative):
@@ -146,6 +154,14 @@ class Wording:
         parts = self.bundle.variant(variant).artifacts
         loras = [self._loras[str(digest)] for *_, digest in settings.loras.values()]
         return notes + [note for lora in loras for note in lora.notes(parts, self._unplaced.of(lora))]
+
+    def _cut(self, name: str, prompt: str) -> Iterator[str]:
+        """A note for each encoder that takes prompts whole, and has no room for the end of this one."""
+        for text in (each for each in self.bundle.facts.encoders if each.kind != "clip"):
+            tokenizer = self.tokenizer(text)
+            if left := tokenizer.chunks(prompt)[1:]:
+                what = f"{text.part} takes {text.tokens} tokens of the {name}"
+                yield f"{what}; it does not read: {tokenizer.words(left)!r}"
 
     def _words(self, settings: Settings) -> dict[str, Embedding]:
         return {word: self._embeddings[digest] for word, digest in settings.embeddings.items()}

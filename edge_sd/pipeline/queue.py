@@ -173,15 +173,16 @@ class _Wide:
     def of(self, pipeline: Pipeline, settings: Settings, count: int) -> Gathering | None:
         """A gathering of `count`, or None where they are drawn faster one after the other."""
         pipeline.prepare(settings)
-        key = (pipeline.shapes(settings)["unet"], settings.shortcuts, settings.loras)
+        part = pipeline.denoiser
+        key = (pipeline.shapes(settings)[part], settings.shortcuts, settings.loras)
         if key != self._key:
             self.close()
             self._key = key
         if count not in self._loaded:
-            shapes, narrow = pipeline.components.shapes("unet"), pipeline.components["unet"]
+            shapes, narrow = pipeline.components.shapes(part), pipeline.components[part]
             wide = {name: (shape[0] * count if len(shape) > 1 else 1, *shape[1:]) for name, shape in shapes.items()}
             try:
-                component = pipeline.components.load("unet", wide)
+                component = pipeline.components.load(part, wide)
             except FAILURES:
                 # Not tried again.
                 self._loaded[count] = None

@@ -43,7 +43,7 @@ class Resolver:
         facts, defaults = self.bundle.facts, self.bundle.defaults_of(self.plan.variant)
         start = open_start(request)
         if start is not None and request.width is None and request.height is None:
-            multiple = grain(defaults.width, facts.latents.factor)
+            multiple = grain(defaults.width, facts.grain)
             width, height = start[0].size(defaults.width * defaults.height, multiple, defaults.max_side)
             defaults = replace(defaults, width=width, height=height)
         settings = Settings.of(request, defaults, secrets.randbelow(MAX_SEED + 2 - request.count))
@@ -69,14 +69,16 @@ class Resolver:
             raise InvalidRequest("both prompts need as many parts between ANDs to go from one to the other")
 
     def _check_size(self, settings: Settings, limit: int) -> None:
-        factor = self.bundle.facts.latents.factor
+        multiple = self.bundle.facts.grain
         for name, side, piece in zip(
             ("width", "height"), (settings.width, settings.height), settings.window, strict=True
         ):
             if piece > limit:
                 raise InvalidRequest(f"{name} {piece} is beyond this model's limit of {limit}; larger ones need --tile")
-            if side % factor:
-                raise InvalidRequest(f"{name} {side} is not a multiple of {factor}, as this model needs")
+            if side % multiple:
+                raise InvalidRequest(f"{name} {side} is not a multiple of {multiple}, as this model needs")
+            if piece % multiple:
+                raise InvalidRequest(f"tile {piece} is not a multiple of {multiple}, as this model needs")
 
     def _check_task(self, request: Request) -> None:
         """Refuse a request without the pictures that this model can't do without."""

@@ -53,6 +53,7 @@ class Run:
             schedule = settings.schedule(facts.schedule)
             if schedule.sigma_spacing == "align_your_steps" and facts.family == "sdxl":
                 schedule = replace(schedule, sigma_spacing="align_your_steps_xl")
+            schedule = facts.schedule_for(schedule, settings.width, settings.height, settings.steps)
             levels = sampler.levels(schedule, settings.steps)
         except ValueError as error:
             raise InvalidRequest(f"sampler {settings.sampler}: {error}") from error

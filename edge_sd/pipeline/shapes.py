@@ -15,12 +15,10 @@ def shapes_for(facts: Facts, settings: Settings, chunks: int, view: int = 0) -> 
     `chunks`: how many times the text encoder's length the longer prompt is; `view`: the side in pixels of what the
     safety checker looks at.
     """
-    # The UNet itself may take the guidance scale. Otherwise the negative prompt has a row, and each part of the prompt.
+    # The denoiser itself may take the guidance scale. Else the negative prompt has a row, and each part of the prompt.
     batch = 1 + len(settings.weights) if settings.guided and not facts.guidance_width else 1
     width, height = settings.window
-    shapes = shapes_of(facts, width, height, batch)
-    _, tokens, values = shapes["unet"]["encoder_hidden_states"]
-    shapes["unet"] = {**shapes["unet"], "encoder_hidden_states": (batch, tokens * chunks, values)}
+    shapes = shapes_of(facts, width, height, batch, chunks)
     if settings.controls:
         lines = {"controlnet_cond": (batch, 3, height, width)}
         unet = shapes.pop("unet")

@@ -12,12 +12,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import flow
 from .checks import require_betas, require_choice, require_int, require_positive
+from .flow import FlowGrid, FlowMu, TimeShift
+from .level import Level as Level
 from .scheduler_fields import checked, class_of
 from .sigmas import ALIGNED, SigmaSpacing, space
 
@@ -38,40 +41,6 @@ _SIGMA_MAX_FLOW = 2.0**24
 _TCD_ETA = 0.3  # gamma of Zheng et al. 2024 (arXiv:2402.19159); the value is diffusers'
 
 
-class Level(NamedTuple):
-    """One noise level: sigma = sqrt((1 - abar) / abar), and t, the timestep as the UNet is given it.
-
-    flow   whether it lies on a straight path, where sigma = s / (1 - s)
-    via    the sigma that TCD goes down to on its way to this level, before it adds noise
-    data   standard deviation of the data, where the network is preconditioned as EDM's are (Karras et al. 2022); else 0
-    boundary   what LCM multiplies t by in its boundary condition
-    schedule   what it is a level of, for others in between
-    steps      of the whole schedule that it is one of
-    """
-
-    sigma: float
-    t: float
-    flow: bool = False
-    via: float = 0.0
-    data: float = 0.0
-    boundary: float = 10.0
-    schedule: NoiseSchedule | None = None
-    steps: int = 0
-
-    def at(self, sigma: float) -> Level:
-        """The level of the same schedule at another sigma; its t lies between integers."""
-        if sigma == 0 or self.schedule is None:
-            return self._replace(sigma=sigma, t=0.0 if sigma == 0 else self.t)
-        return self._replace(sigma=sigma, t=self.schedule.timestep_at(sigma))
-
-    @property
-    def alpha(self) -> float:
-        """sqrt(abar), 1 - s, or EDM's c_in: scales latents into what the UNet was trained on, unet(alpha * x, t)."""
-        if self.flow:
-            return 1.0 / (1.0 + self.sigma)
-        return 1.0 / math.sqrt((self.data or 1.0) ** 2 + self.sigma**2)
-
-
 @dataclass(frozen=True)
 class NoiseSchedule:
     """The fields of a diffusers ``scheduler_config.json`` that decide the noise levels; the defaults are diffusers'.
@@ -80,7 +49,8 @@ class NoiseSchedule:
     is what ``SomeScheduler.from_config(other.config)`` does there (Euler and DPM++: linspace; the others: leading).
     sigma_spacing stands for use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas; sigma_min and sigma_max are
     the ends that it spaces between, where they are not those of the timesteps. final_sigmas_type "sigma_min" ends there
-    and not at 0. A flow model has no betas; flow_shift moves its levels towards the noise. Where sigma_data is set the
+    and not at 0. A flow model has no betas; flow_shift moves its levels, spaced by flow_grid, towards the noise. Where
+    flow_mu is set the shift depends on a picture's size, and `for_tokens` has to fix it. Where sigma_data is set the
     model is preconditioned as EDM's are, has no betas either, and its levels lie between sigma_min and sigma_max.
     What each field of each of diffusers' classes does stands in scheduler_fields.py.
 
@@ -100,6 +70,13 @@ class NoiseSchedule:
     rescale_betas_zero_snr: bool = False
     sigma_spacing: SigmaSpacing | None = None
     flow_shift: float = 1.0
+    flow_grid: FlowGrid = "twice"
+    flow_mu: FlowMu | None = None
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    time_shift_type: TimeShift = "exponential"
     sigma_min: float | None = None
     sigma_max: float | None = None
     final_sigmas_type: FinalSigmas = "zero"
@@ -123,7 +100,23 @@ class NoiseSchedule:
         require_choice("interpolation_type", self.interpolation_type, get_args(Interpolation))
         require_choice("timestep_type", self.timestep_type, get_args(TimestepType))
         require_int("original_inference_steps", self.original_inference_steps, 1)
-        for name in ("flow_shift", "rho", "timestep_scaling", "sigma_min", "sigma_max", "sigma_data"):
+        require_choice("flow_grid", self.flow_grid, get_args(FlowGrid))
+        require_choice("flow_mu", self.flow_mu, (*get_args(FlowMu), None))
+        require_choice("time_shift_type", self.time_shift_type, get_args(TimeShift))
+        for name in ("base_image_seq_len", "max_image_seq_len"):
+            require_int(name, getattr(self, name), 1)
+        if self.base_image_seq_len >= self.max_image_seq_len:
+            raise ValueError(f"base_image_seq_len must be below max_image_seq_len {self.max_image_seq_len}")
+        for name in (
+            "flow_shift",
+            "base_shift",
+            "max_shift",
+            "rho",
+            "timestep_scaling",
+            "sigma_min",
+            "sigma_max",
+            "sigma_data",
+        ):
             require_positive(name, getattr(self, name), optional=name.startswith("sigma"))
         if self.sigma_data is not None and (self.sigma_min is None or self.sigma_max is None):
             raise ValueError("sigma_data needs sigma_min and sigma_max: they are the ends of the levels")
@@ -160,6 +153,9 @@ class NoiseSchedule:
             values["sigma_spacing"] = "exponential"
         if kind.startswith("FlowMatch"):
             values |= {"prediction_type": "flow_prediction", "flow_shift": config.get("shift", 1.0)}
+            if config.get("use_dynamic_shifting"):
+                # diffusers ignores the number then.
+                values |= {"flow_mu": "linear", "flow_shift": 1.0}
         if kind.startswith("EDM"):
             values["sigma_spacing"] = config["sigma_schedule"]
         elif kind:
@@ -325,20 +321,26 @@ class NoiseSchedule:
         return self.prediction_type == "flow_prediction"
 
     def _flow_levels(self, steps: int) -> list[Level]:
-        """Levels of diffusers' FlowMatchEulerDiscreteScheduler; t is 1000 s, between integers too."""
+        """Levels on straight paths (flow.py); t is 1000 s, between integers too."""
         require_int("steps", steps, 1)
+        if self.flow_mu is not None:
+            raise ValueError("the shift of this model's levels depends on the picture's size, which is not given")
         T = self.num_train_timesteps
-        # diffusers shifts the ends before it divides what lies between, and then all of it.
-        s = self._shift(np.linspace(1.0, float(self._shift(np.array(1 / T))), steps))
+        s = flow.grid(self.flow_grid, steps, self.flow_shift, T)
         if self.sigma_spacing is not None:
             s = self._spaced(float(s[0]), float(s[-1]), steps)
         sigmas = [s_i / (1 - s_i) if s_i < 1 else _SIGMA_MAX_FLOW for s_i in s.tolist()]
         levels = [Level(sigma, float(np.float32(s_i * T)), True) for sigma, s_i in zip(sigmas, s.tolist(), strict=True)]
         return [*levels, Level(0.0, 0.0, True)]
 
-    def _shift(self, s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Esser et al. 2024 (arXiv:2403.03206), equation 23, in s."""
-        return np.asarray(self.flow_shift * s / (1 + (self.flow_shift - 1) * s))
+    def for_tokens(self, tokens: int, steps: int) -> NoiseSchedule:
+        """The schedule of a picture of so many image tokens in so many steps, whose shift is a number."""
+        if self.flow_mu is None:
+            return self
+        low, high = (self.base_image_seq_len, self.base_shift), (self.max_image_seq_len, self.max_shift)
+        mu = flow.flux2_mu(tokens, steps) if self.flow_mu == "flux2" else flow.linear_mu(tokens, low, high)
+        grid: FlowGrid = "full" if self.flow_grid == "twice" else self.flow_grid
+        return replace(self, flow_mu=None, flow_grid=grid, flow_shift=flow.shift_of(mu, self.time_shift_type))
 
     @property
     def is_edm(self) -> bool:

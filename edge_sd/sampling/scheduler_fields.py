@@ -91,9 +91,9 @@ CLASSES: dict[str, dict[str, Rule]] = {
     "EDMEulerScheduler": _EDM,
     "EDMDPMSolverMultistepScheduler": {**_EDM, **_THRESHOLD, **_DPM},
     "FlowMatchEulerDiscreteScheduler": {
-        **_SPACINGS, "num_train_timesteps": READ, "shift": READ, "use_dynamic_shifting": (False,), "base_shift": IDLE,
-        "max_shift": IDLE, "base_image_seq_len": IDLE, "max_image_seq_len": IDLE, "invert_sigmas": (False,),
-        "shift_terminal": (None,), "time_shift_type": IDLE, "stochastic_sampling": (False,),
+        **_SPACINGS, "num_train_timesteps": READ, "shift": READ, "use_dynamic_shifting": READ, "base_shift": READ,
+        "max_shift": READ, "base_image_seq_len": READ, "max_image_seq_len": READ, "invert_sigmas": (False,),
+        "shift_terminal": (None,), "time_shift_type": READ, "stochastic_sampling": (False,),
     },
 }  # fmt: skip
 # Classes of such models whose solver is not offered: the schedule is read, and a request has to choose a sampler.

@@ -1,6 +1,7 @@
-"""Conditions of a UNet beside the sample and the timestep: text, and in some families sizes or a guidance scale.
+"""Conditions of a denoiser beside the sample and the timestep: text, and in some families sizes or a guidance scale.
 
-encoder_hidden_states   the text encoders' states side by side, [B, S, C]
+encoder_hidden_states   the text encoders' states side by side, [B, S, C]; in SD 3 those of T5 follow those of CLIP
+pooled_projections      SD 3 (Esser et al. 2024, arXiv:2403.03206): the pooled texts of both CLIPs side by side
 text_embeds, time_ids   SDXL (Podell et al. 2023, arXiv:2307.01952): the pooled text, and sizes in pixels
 timestep_cond           latent consistency models (Luo et al. 2023, arXiv:2310.04378): the guidance scale, embedded
 """
@@ -21,9 +22,10 @@ AESTHETIC, NEGATIVE_AESTHETIC = 6.0, 2.5
 
 
 def states_of(text: TextPart, clip_skip: int = 1) -> str:
-    """The output of a text encoder that the UNet attends to, `clip_skip` - 1 layers before the one of its training.
+    """The output of a text encoder that the denoiser attends to, `clip_skip` - 1 layers before the one of its training.
 
-    Encoders whose last state is taken stop earlier by an edit (edits.py); of others another output is read.
+    Encoders whose last state is taken stop earlier by an edit (edits.py); of others another output is read. T5 has
+    nothing to skip.
     """
     if not text.states.startswith(HIDDEN):
         return text.states
@@ -37,11 +39,13 @@ def conditions(
     facts: Facts, encoded: Mapping[str, Mapping[str, Array]], width: int, height: int, guidance: float,
     clip_skip: int = 1,
 ) -> dict[str, Array]:  # fmt: skip
-    """What to bind to a UNet; `encoded`: text encoder -> its outputs for B prompts, the negative one first of two.
+    """What to bind to a denoiser; `encoded`: text encoder -> its outputs for B prompts, the negative one first of two.
 
     Raises InvalidModel where an export lacks an output, InvalidRequest where the CLIP skip is too large.
     """
     try:
+        if facts.conditioning == "joint":
+            return _joint(facts, encoded, clip_skip)
         states = [encoded[text.part][states_of(text, clip_skip)] for text in facts.encoders]
         told = {"encoder_hidden_states": np.concatenate(states, axis=2)}
         rows = len(states[0])
@@ -49,10 +53,27 @@ def conditions(
             told["text_embeds"] = encoded["text_encoder_2"]["text_embeds"]
             told["time_ids"] = time_ids(facts, width, height, rows)
     except KeyError as error:
-        raise InvalidModel(f"{facts.name}: a text encoder has no output {error}, which its UNet needs") from error
+        raise InvalidModel(
+            f"{facts.name}: a text encoder has no output {error}, which its {facts.denoiser} needs"
+        ) from error
     if facts.guidance_width:
         told["timestep_cond"] = np.repeat(guidance_embedding(guidance, facts.guidance_width), rows, axis=0)
     return told
+
+
+def _joint(facts: Facts, encoded: Mapping[str, Mapping[str, Array]], clip_skip: int) -> dict[str, Array]:
+    """SD 3's: both CLIPs side by side, widened with zeros, then T5 or the rows that stand for it."""
+    clips = [text for text in facts.encoders if text.kind == "clip"]
+    states = np.concatenate([encoded[text.part][states_of(text, clip_skip)] for text in clips], axis=2)
+    rows = len(states)
+    follow = [encoded[text.part][text.states] for text in facts.encoders if text.kind != "clip"]
+    if facts.blank_rows:
+        follow.append(np.zeros((rows, facts.blank_rows, facts.text_width), np.float32))
+    wide = np.pad(states, ((0, 0), (0, 0), (0, facts.text_width - states.shape[2])))
+    return {
+        "encoder_hidden_states": np.concatenate([wide, *follow], axis=1),
+        "pooled_projections": np.concatenate([encoded[text.part]["text_embeds"] for text in clips], axis=1),
+    }
 
 
 def time_ids(facts: Facts, width: int, height: int, rows: int) -> Array:

@@ -1,0 +1,116 @@
+"""Tokenizers that take a prompt whole: T5's, out of a tokenizer.json. A prompt is one chunk, and what is beyond is cut.
+
+The language of prompts (prompt.py) holds all the same: weights go to the tokens of their words, BREAK is a space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..bundle.facts import Facts, TextPart
+from ..errors import InvalidModel
+from .prompt import parse
+from .tokenizer import Chunk, TextTokenizer, Tokens
+
+FILE = "tokenizer.json"
+END, PAD = "</s>", "<pad>"
+
+
+class PromptTokenizer(Protocol):
+    """What turns prompts into what a text encoder takes."""
+
+    def __call__(self, prompt: str) -> Tokens:
+        """One chunk of plain text, int64 [1, S]."""
+
+    def chunks(self, prompt: str, words: Mapping[str, tuple[int, ...]] | None = None) -> list[Chunk]:
+        """The chunks of a prompt in the language of prompt.py, at least one."""
+
+    def filled(self, chunks: Sequence[Chunk], count: int) -> list[Chunk]:
+        """`chunks` and as many empty ones as make `count`."""
+
+    def words(self, chunks: Sequence[Chunk]) -> str:
+        """The text of chunks."""
+
+
+class WholeTokenizer:
+    """T5's tokenizer out of a folder; sequences are filled up to `length` as diffusers does."""
+
+    def __init__(self, folder: Path, length: int) -> None:
+        from tokenizers import Tokenizer
+
+        self.length = length
+        check(folder)
+        try:
+            self._model = Tokenizer.from_file(str(folder / FILE))
+        except Exception as error:  # The library raises bare Exceptions.
+            raise InvalidModel(f"{folder / FILE} is no tokenizer: {str(error).splitlines()[0]}") from error
+        # A file may carry those of the last call before it was saved.
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._end, self._pad = self._id(END, folder), self._id(PAD, folder)
+
+    def _id(self, token: str, folder: Path) -> int:
+        number = self._model.token_to_id(token)
+        if number is None:
+            raise InvalidModel(f"the vocabulary in {folder} has no {token}")
+        return int(number)
+
+    def __call__(self, prompt: str) -> Tokens:
+        ids = [int(id_) for id_ in self._model.encode(prompt, add_special_tokens=False).ids]
+        room = self.length - 1
+        return Tokens(self._chunk(ids[:room]).ids[None], self.words([_rest(ids[room:])]))
+
+    def chunks(self, prompt: str, words: Mapping[str, tuple[int, ...]] | None = None) -> list[Chunk]:
+        """One chunk; a second, of any length, where the prompt is longer: it is not for an encoder.
+
+        Words of one's own have vectors for CLIP alone, and are text here.
+        """
+        text, weights = "", list[float]()
+        for part in parse(prompt):
+            for n, span in enumerate(part):
+                piece = f" {span.text}" if text and n == 0 else span.text
+                text, weights = text + piece, [*weights, *[span.weight] * len(piece)]
+        encoding = self._model.encode(text, add_special_tokens=False)
+        ids = [int(id_) for id_ in encoding.ids]
+        # A token may begin with the space before its word.
+        own = [weights[max(0, end - 1)] for _, end in encoding.offsets]
+        room = self.length - 1
+        first = self._chunk(ids[:room], own[:room])
+        return [first] if len(ids) <= room else [first, _rest(ids[room:])]
+
+    def filled(self, chunks: Sequence[Chunk], count: int) -> list[Chunk]:
+        """`chunks` and as many empty ones as make `count`."""
+        return [*chunks, *[self._chunk([])] * (count - len(chunks))]
+
+    def words(self, chunks: Sequence[Chunk]) -> str:
+        """The text of chunks."""
+        return str(self._model.decode([int(n) for chunk in chunks for n in chunk.ids])).strip()
+
+    def _chunk(self, ids: Sequence[int], weights: Sequence[float] = ()) -> Chunk:
+        pads = self.length - 1 - len(ids)
+        weighed = [*(weights or [1.0] * len(ids)), *[1.0] * (pads + 1)]
+        return Chunk(np.array([*ids, self._end, *[self._pad] * pads], np.int64), np.array(weighed, np.float32))
+
+
+def _rest(ids: Sequence[int]) -> Chunk:
+    return Chunk(np.array(ids, np.int64), np.ones(len(ids), np.float32))
+
+
+def check(folder: Path) -> None:
+    """Raise InvalidModel where a folder has no tokenizer that can be read."""
+    if not (folder / FILE).is_file():
+        slow = (
+            "; it has spiece.model, which transformers saves anew as one" if (folder / "spiece.model").is_file() else ""
+        )
+        raise InvalidModel(f"{folder} has no {FILE}{slow}")
+
+
+def open_tokenizer(folder: Path, text: TextPart, facts: Facts) -> PromptTokenizer:
+    """The tokenizer of one of a model's text encoders, in `folder`. Raises InvalidModel."""
+    if text.kind == "clip":
+        return TextTokenizer(folder, text.tokens or facts.max_tokens)
+    return WholeTokenizer(folder, text.tokens)
