@@ -25,6 +25,7 @@ from .drawing import deliver, parse_device, parse_size, step_progress
 from .help_examples import epilog
 from .libraries import hush_libraries
 from .macos import commands as macos
+from .mcp.commands import mcp
 from .options import AsJson, Overwrite, Quiet
 from .request_options import fields_of, takes_request
 from .run import run
@@ -49,7 +50,7 @@ app.add_typer(macos.app, name="macos")
 app.add_typer(cache.app, name="cache")
 for command in (
     pictures.upscale, pictures.interpolate, pictures.info, machine.devices, machine.tune, machine.doctor, bench,
-    serve, desktop, batches.batch,
+    serve, desktop, batches.batch, mcp,
 ):  # fmt: skip
     app.command(epilog=epilog(command.__name__))(command)
 app.command(epilog=epilog("run"), context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)

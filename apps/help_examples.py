@@ -15,6 +15,7 @@ EXAMPLES = {
     "run": 'edge-sd run ORG/NAME "a lighthouse" --seed 7',
     "serve": "edge-sd serve --port 7860",
     "desktop": "edge-sd desktop",
+    "mcp": "edge-sd mcp",
 }
 
 

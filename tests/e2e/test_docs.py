@@ -39,6 +39,7 @@ ELSEWHERE = {
     "--vae FOLDER": "tests/parity/test_parts.py",
     "edge-sd serve": "tests/e2e/test_server_openai.py",
     "edge-sd desktop": "tests/e2e/test_desktop.py",
+    "edge-sd mcp": "tests/e2e/test_mcp.py",
     "edge-sd macos": "tests/unit/test_macos.py",
 }
 

@@ -1,0 +1,1 @@
+"""`edge-sd mcp`: tools for agents, over the Model Context Protocol."""
