@@ -41,8 +41,9 @@ def clear(
     as_json: AsJson = False,
 ) -> None:
     """Remove what is kept. Models, pictures and the server's history are not touched."""
-    from edge_sd.caches import CACHES, remove
+    from edge_sd.caches import CACHES
     from edge_sd.errors import InvalidRequest, OutputError, choices
+    from edge_sd.files import remove
 
     known = {cache.name: cache for cache in CACHES}
     if unknown := [name for name in names or () if name not in known]:

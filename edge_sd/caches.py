@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +96,3 @@ def size(path: Path) -> int:
         with suppress(OSError):
             total += each.lstat().st_size if each.is_file() else 0
     return total
-
-
-def remove(path: Path) -> None:
-    """Remove an entry. Raises OSError."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

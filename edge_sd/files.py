@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,6 +99,85 @@ def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replaced(target: Path) -> Iterator[Path]:
+    """A path beside `target` to make a file or a folder at, which takes that name at the end; after an error it goes.
+
+    What was called so stays as it was until then. What a killed process left half made is removed at the next start.
+    """
+    beside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    recover(target)
+    _sweep(target)
+    try:
+        yield beside
+        for path in [beside, *beside.rglob("*")]:
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        exchange(beside, target)
+    finally:
+        remove(beside)
+
+
+def aside(target: Path) -> Path:
+    """Where the older folder is while a newer one takes its name."""
+    return target.with_name(f".{target.name}.old")
+
+
+def exchange(new: Path, target: Path) -> None:
+    """Give `new` the name `target`; an older folder of that name is removed. Raises OSError.
+
+    Where the system can't exchange two folders at once, the older one is set aside first, where `recover` finds it.
+    """
+    if not target.is_dir() or target.is_symlink():
+        os.replace(new, target)
+    elif _swapped(new, target):
+        # Half removed, it must not be taken for what `new` was.
+        with contextlib.suppress(OSError):
+            os.replace(new, aside(target))
+        shutil.rmtree(aside(target), ignore_errors=True)
+    else:
+        os.replace(target, aside(target))
+        try:
+            os.replace(new, target)
+        except OSError:
+            recover(target)
+            raise
+        shutil.rmtree(aside(target), ignore_errors=True)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step, if the system and its file system can: Linux's renameat2, macOS's renamex_np."""
+    if sys.platform not in ("linux", "darwin"):
+        return False
+    import ctypes
+
+    library, names = ctypes.CDLL(None), (os.fsencode(one.absolute()), os.fsencode(other.absolute()))
+    try:
+        # RENAME_EXCHANGE and RENAME_SWAP are both 2; absolute names need no folder.
+        if sys.platform == "linux":
+            return int(library.renameat2(-1, names[0], -1, names[1], 2)) == 0
+        return int(library.renamex_np(*names, 2)) == 0
+    except AttributeError:
+        return False
+
+
+def recover(target: Path) -> None:
+    """Undo or finish an exchange of two folders that was stopped between its two renames. Raises OSError."""
+    older = aside(target)
+    if older.is_dir() and not target.exists():
+        os.replace(older, target)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 class Files(Generic[T]):
     """What `reader` made of files, each read once; again when the size or the time of one has changed.
 
@@ -129,7 +210,7 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a file is one that `write_atomically` had not finished when its process was killed."""
+    """Whether a path is one that was not finished, in this module, when its process was killed."""
     return re.fullmatch(r"\..+\.\d+\.partial", path.name) is not None
 
 
@@ -139,7 +220,7 @@ def _sweep(path: Path) -> None:
         for each in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
             number = each.name.split(".")[-2]
             if is_partial(each) and int(number) != os.getpid() and not _runs(int(number)):
-                each.unlink(missing_ok=True)
+                remove(each)
 
 
 def _runs(process: int) -> bool:

@@ -10,12 +10,10 @@ import os
 import plistlib
 import shlex
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from edge_sd.errors import InvalidRequest, OutputError
+from edge_sd.files import remove, replaced
 
 COMMAND = "Desktop/Draw with edge-sd.command"
 WORKFLOW = "Library/Services/Draw with edge-sd.workflow"
@@ -35,10 +33,12 @@ def install(home: Path, python: str) -> list[Path]:
             raise InvalidRequest(f"{path} is there already and not edge-sd's; move it away")
     draw = shlex.join([python, "-m", "edge_sd", "macos", "draw"])
     try:
-        with _beside(command) as made:
+        for path in (command, workflow):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(command) as made:
             made.write_text(f"#!/bin/sh\n{MARK}\nexec {draw}\n", "utf-8")
             made.chmod(0o755)
-        with _beside(workflow) as made:
+        with replaced(workflow) as made:
             contents = made / "Contents"
             contents.mkdir(parents=True)
             shutil.copyfile(TEMPLATES / "Info.plist", contents / "Info.plist")
@@ -55,7 +55,7 @@ def uninstall(home: Path) -> list[Path]:
         if not _is_ours(path):
             continue
         try:
-            _remove(path)
+            remove(path)
         except OSError as error:
             raise OutputError(f"{path} cannot be removed ({error.strerror})") from error
         removed.append(path)
@@ -77,22 +77,3 @@ def _is_ours(path: Path) -> bool:
             return bool(plistlib.load(file).get("CFBundleIdentifier") == IDENTIFIER)
     except (OSError, ValueError, AttributeError, plistlib.InvalidFileException):
         return False
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A place to write a file or folder, which takes the name `path` in one rename when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".edge-sd-") as scratch:
-        made = Path(scratch) / path.name
-        yield made
-        if path.is_dir():
-            os.replace(path, Path(scratch) / "old")
-        os.replace(made, path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

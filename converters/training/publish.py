@@ -19,7 +19,8 @@ from edge_sd.bundle.bundle import REFERENCE, ModelBundle
 from edge_sd.bundle.diffusers import GRAPH
 from edge_sd.bundle.facts import Defaults
 from edge_sd.bundle.variants import Artifact
-from edge_sd.files import FileRecord, read_json, record_file
+from edge_sd.errors import OutputError
+from edge_sd.files import FileRecord, read_json, record_file, replaced
 
 from ..build import build
 from ..coreml.form import CoreMLForm
@@ -41,7 +42,18 @@ SHARD = "15MB"
 
 
 def publish(work: Path, target: Path) -> None:
-    """Write the model trained in `work` to `target`, as a diffusers folder and as a bundle."""
+    """Write the model trained in `work` to `target`, as a diffusers folder and as a bundle. An older one stays whole.
+
+    Raises InvalidRequest (what is not trained yet), ConversionError, OutputError (the disk).
+    """
+    try:
+        with replaced(target) as made:
+            _write(work, made)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written ({error.strerror or error}); it is as it was") from error
+
+
+def _write(work: Path, target: Path) -> None:
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     from . import autoencoder, text
@@ -59,7 +71,6 @@ def publish(work: Path, target: Path) -> None:
         tokenizer=text.load_tokenizer(work), scheduler=scheduler, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
-    shutil.rmtree(target, ignore_errors=True)
     pipeline.save_pretrained(target, safe_serialization=True)
     (target / "unet/diffusion_pytorch_model.safetensors").unlink()
     parts["unet"].save_pretrained(target / "unet", max_shard_size=SHARD)

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import HubError, InvalidModel, InvalidRequest, MissingExtra, ModelNotFound, OutputError
-from ..files import hash_file, inside, locked, write_atomically
+from ..files import exchange, hash_file, inside, locked, recover, write_atomically
 from ..paths import models_home
 from .catalogue import known
-from .library import HUB_RECORD, aside, hub_folder, recover
+from .library import HUB_RECORD, hub_folder
 from .pulled import recorded
 from .repository import FORMS, Remote, Selection, Wish, select
 
@@ -99,6 +99,9 @@ def take(repository: Repository, selection: Selection) -> Path:
         with locked(target):
             recover(target)
             if is_whole(target, repository.revision, wanted):
+                if (staging / HUB_RECORD).is_file():
+                    # A whole pull that was replaced, whose removal was stopped.
+                    shutil.rmtree(staging, ignore_errors=True)
                 return target
             staging.mkdir(exist_ok=True)
             _check_space(staging, wanted)
@@ -116,7 +119,7 @@ def take(repository: Repository, selection: Selection) -> Path:
                 "files": files,
             }
             write_atomically(staging / HUB_RECORD, (json.dumps(record, indent=1) + "\n").encode())
-            _exchange(staging, target)
+            exchange(staging, target)
     except OSError as error:
         raise OutputError(f"{staging}: {error.strerror or error}; what is there is kept, pull again") from error
     return target
@@ -154,14 +157,6 @@ def _place(repository: Repository, remote: Remote, staging: Path, old: Path) -> 
             f"{repository.name}: {remote.name} is not what the hub says it is (its hash differs); pull again"
         )
     os.replace(partial, path)
-
-
-def _exchange(staging: Path, target: Path) -> None:
-    """Give the new folder its name. The old one is set aside first, where `recover` and `find_pulled` find it."""
-    if target.exists():
-        os.replace(target, aside(target))
-    os.replace(staging, target)
-    shutil.rmtree(aside(target), ignore_errors=True)
 
 
 def _fetch(repository: Repository, remote: Remote, partial: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 from pathlib import Path
 
 from ..errors import ModelNotFound, choices
+from ..files import aside
 from ..paths import embedded_models, models_home
 
 # In the folder of a model: what is true of it (see bundle.py).
@@ -76,19 +76,6 @@ def converted_folder(name: str) -> Path:
     """Where the bundle goes that `edge-sd run` makes of the hub's model ORG/NAME."""
     folder = hub_folder(name)
     return folder.with_name(f"{folder.name}{CONVERTED}")
-
-
-def aside(folder: Path) -> Path:
-    """Where the older pull of a model is while a newer one takes its name."""
-    return folder.with_name(f".{folder.name}.old")
-
-
-def recover(folder: Path) -> None:
-    """Undo or finish an exchange of two pulls that was stopped between its two renames. Raises OSError."""
-    older = aside(folder)
-    if older.is_dir() and not folder.exists():
-        os.replace(older, folder)
-    shutil.rmtree(older, ignore_errors=True)
 
 
 def find_pulled(name: str) -> Path | None:

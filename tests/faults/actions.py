@@ -42,6 +42,42 @@ def convert(source: str, target: str, precision: str = "fp16") -> None:
     build.build(source, Path(target), "openvino", RECIPES[precision], lambda what, share: None)
 
 
+def install(home: str) -> None:
+    """`edge-sd macos install` as on a Mac."""
+    from edge_sd.apps.macos.install import install
+
+    install(Path(home), "/usr/bin/python3")
+
+
+def remember(model: str) -> None:
+    """Keep a measurement, as `edge-sd tune` does with each."""
+    from edge_sd.backends.base import Device
+    from edge_sd.bundle.bundle import ModelBundle
+    from edge_sd.devices.measurements import Measured, remember
+    from edge_sd.machine import this_machine
+
+    row = ("unet", "openvino-fp16", "openvino:cpu")
+    remember(
+        ModelBundle.open(model),
+        [Device("cpu", "openvino", "a processor")],
+        this_machine(),
+        {row: Measured(1.0, 2.0, 50.0)},
+    )
+
+
+def publish(work: str, target: str, word: str) -> None:
+    """`edge-sd train publish` whose weights are made up: every file says `word`."""
+    from edge_sd.converters.training import publish
+
+    def write(_: Path, folder: Path) -> None:
+        for name in ("unet/weights", "vae/weights", "edge_sd.json"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(word)
+
+    publish._write = write
+    publish.publish(Path(work), Path(target))
+
+
 def convert_on_small_disk(source: str, base: str, place: str, size: int) -> None:
     """Mount `size` bytes of memory at `place`, put the bundle `base` there, and convert into it; the process is in a
     mount namespace of its own. Prints what was said, and the names of variants and files afterwards, as JSON."""

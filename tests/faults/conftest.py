@@ -45,6 +45,8 @@ def conversions(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def commands(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    modules = ("edge_sd.apps.cli", "filelock", "PIL.PngImagePlugin", "openvino", "edge_sd.pipeline.pipeline")
+    # Not the hub's library: it looks at the environment when it is imported.
+    modules = ("edge_sd.apps.cli", "filelock", "PIL.PngImagePlugin", "openvino", "edge_sd.pipeline.pipeline",
+               "edge_sd.converters.training.publish", "edge_sd.apps.macos.install")  # fmt: skip
     with Commands(tmp_path_factory.mktemp("commands"), library, modules) as commands:
         yield commands

@@ -136,6 +136,9 @@ int rename(const char *old, const char *new) { return strike_at(AT_FDCWD, new, 0
 int renameat(int a, const char *old, int b, const char *new) {
     return strike_at(b, new, 0) ? -1 : REAL(renameat)(a, old, b, new);
 }
+int renameat2(int a, const char *old, int b, const char *new, unsigned flags) {
+    return strike_at(b, new, 0) ? -1 : REAL(renameat2)(a, old, b, new, flags);
+}
 int link(const char *old, const char *new) { return strike_at(AT_FDCWD, new, 0) ? -1 : REAL(link)(old, new); }
 int linkat(int a, const char *old, int b, const char *new, int flags) {
     return strike_at(b, new, 0) ? -1 : REAL(linkat)(a, old, b, new, flags);
