@@ -45,15 +45,21 @@ def decode(decoder: Component, space: LatentSpace, latents: NDArray[np.float32])
 def no_picture(image: NDArray[np.float32], pixels: NDArray[np.uint8]) -> str:
     """Why a decoder's output [3, H, W], and its pixels, can't be a picture; "" where they can.
 
-    It is the pixels that are saved: values far below -1 that differ are all black. One pixel is any colour.
+    It is the pixels that are saved: values far below -1 that differ are all black. A pixel or two are any colours.
     """
     if not np.isfinite(image).all():
         return "NaN or infinity"
     if (largest := float(np.abs(image).max())) > FAR:
         return f"values up to {largest:.3g}, where a picture lies in [-1, 1]"
     flat = pixels.reshape(-1, pixels.shape[-1])
-    if len(flat) > 1 and (flat == flat[0]).all():
+    others = flat[(flat != flat[0]).any(axis=1)]
+    if len(flat) > 1 and not len(others):
         return f"one flat colour, {tuple(map(int, flat[0]))}"
+    # A decoder computes each pixel by itself, so that even a drawing in ink has greys at its edges.
+    if len(flat) > 2 and (others == others[0]).all():
+        return f"two flat colours, {tuple(map(int, flat[0]))} and {tuple(map(int, others[0]))}"
+    if len(flat) > 1 and ((flat == 0) | (flat == 255)).all():
+        return "values beyond a picture's range everywhere"
     return ""
 
 
