@@ -18,12 +18,13 @@ from edge_sd.components.autoencoder import to_pixels
 from edge_sd.components.base import Component
 from edge_sd.components.denoiser import Denoiser
 from edge_sd.components.inpainting import Masked
+from edge_sd.components.instructed import Instructed
 from edge_sd.files import write_atomically
 from edge_sd.images import metrics
 from edge_sd.images.canny import canny
 from edge_sd.images.files import encode
 from edge_sd.pipeline.result import Picture
-from edge_sd.pipeline.settings import Settings
+from edge_sd.pipeline.settings import IMAGE_GUIDANCE, Settings
 from edge_sd.sampling.noise import TorchNoise
 from edge_sd.sampling.samplers import SAMPLERS
 from edge_sd.text.conditioning import conditions
@@ -126,12 +127,20 @@ def _record_unet(
     levels = sampler.levels(facts.schedule, steps)
     x = sampler.start(noise.normal((1, facts.latents.channels, *latents)), levels, facts.schedule)
     guidance = 1.0 if facts.guidance_width else facts.defaults.guidance
-    unet: Component = component
-    if facts.inpainting:
-        unet = Masked(component, np.ones((1, 1, *latents), np.float32), np.zeros_like(x))
-    denoiser = Denoiser(unet, facts.schedule.prediction_type, guidance)
+    edited = IMAGE_GUIDANCE if facts.instructed else None
+    denoiser = Denoiser(
+        _sees(component, facts, latents), facts.schedule.prediction_type, guidance, image_guidance=edited
+    )
     *_, last = sampler.run(denoiser, x, levels, noise.normal)
     return {"latents": last.latents}
+
+
+def _sees(component: TorchComponent, facts: Facts, latents: tuple[int, int]) -> Component:
+    """A UNet with the picture that it sees: all to be drawn, beside noise in place of the latents of another."""
+    shape = (1, facts.latents.channels, *latents)
+    if facts.inpainting:
+        return Masked(component, np.ones((1, 1, *latents), np.float32), np.zeros(shape, np.float32))
+    return Instructed(component, TorchNoise(SEED + 1).normal(shape)) if facts.instructed else component
 
 
 def _record_checker(component: TorchComponent, decoded: NDArray[np.float32]) -> Arrays:
@@ -157,10 +166,11 @@ def _record_controlled(
         outputs = [component(**inputs) for inputs in _noised(before["unet"]["latents"], facts, rows)]
         return {f"{n}.{name}": value for n, output in enumerate(outputs) for name, value in output.items()}
     assert part == "controlled_unet", part
+    unet = _sees(component, facts, latents)
     for n, inputs in enumerate(_noised(before["unet"]["latents"], facts, rows)):
         given = {name.removeprefix(f"{n}."): value for name, value in before["controlnet"].items()
                  if name.startswith(f"{n}.")}  # fmt: skip
-        component(**inputs, **given)
+        unet(**inputs, **given)
     return {}
 
 

@@ -293,6 +293,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
+        refuse_pointer(path)
         raise InvalidModel(f"{path} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise InvalidModel(f"{path} holds a {type(document).__name__}, not a JSON object")

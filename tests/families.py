@@ -13,7 +13,10 @@ NORMALIZED: dict[str, Any] = {
 
 
 def save_family(name: str, folder: Path, emoji: Path) -> Path:
-    """A diffusers folder of "sd2", "sdxl", its "refiner", "playground", "turbo", "lcm", "inpaint" or "distilled"."""
+    """A diffusers folder of a family by one of its names: "sd2", "sdxl", its "refiner", "playground", "turbo", …
+
+    "shuffle" has a ControlNet that returns means, "controlled-inpaint" one beside a UNet of nine channels.
+    """
     import diffusers
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -41,7 +44,8 @@ def save_family(name: str, folder: Path, emoji: Path) -> Path:
     if name == "distilled":
         unet["mid_block_type"] = None
     parts["unet"] = UNet2DConditionModel(
-        sample_size=8, in_channels=9 if name == "inpaint" else 4, block_out_channels=(32, 64),
+        sample_size=8, block_out_channels=(32, 64),
+        in_channels={"inpaint": 9, "controlled-inpaint": 9, "instruct": 8}.get(name, 4),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1, attention_head_dim=4, norm_num_groups=8, **unet,
     )  # fmt: skip
@@ -54,7 +58,12 @@ def save_family(name: str, folder: Path, emoji: Path) -> Path:
     if name == "refiner":
         parts |= {"tokenizer": None, "text_encoder": None, "requires_aesthetics_score": True,
                   "force_zeros_for_empty_prompt": False}  # fmt: skip
+    if name in ("shuffle", "controlled-inpaint"):
+        parts["controlnet"] = _controlnet(parts["unet"], pooled=name == "shuffle")
     kinds = {
+        "instruct": "InstructPix2PixPipeline",
+        "shuffle": "ControlNetPipeline",
+        "controlled-inpaint": "ControlNetInpaintPipeline",
         "sdxl": "XLPipeline",
         "playground": "XLPipeline",
         "refiner": "XLImg2ImgPipeline",
@@ -65,6 +74,23 @@ def save_family(name: str, folder: Path, emoji: Path) -> Path:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     getattr(diffusers, kind)(**parts).save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def _controlnet(unet: Any, pooled: bool) -> Any:
+    import torch
+    from diffusers import ControlNetModel
+
+    plain = {**unet.config, "in_channels": 4, "block_out_channels": unet.config.block_out_channels}
+    net = ControlNetModel(
+        **{name: plain[name] for name in ("in_channels", "block_out_channels", "down_block_types", "layers_per_block",
+                                          "attention_head_dim", "norm_num_groups", "cross_attention_dim")},
+        conditioning_embedding_out_channels=(4, 8, 8, 8), global_pool_conditions=pooled,
+    )  # fmt: skip
+    for parameter in net.parameters():
+        # Zero convolutions as they are would hide every mistake.
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return net
 
 
 def _text_encoder(tokenizer: Any, width: int, projected: int | None = None, **more: Any) -> Any:

@@ -111,6 +111,7 @@ def limits(facts: Facts, size: tuple[int, int], batch: int) -> list[str]:
         f"pictures of {width}x{height}, which are no squares": width != height,
         "SDXL, which has a name there and no pipeline": facts.family == "sdxl",
         "an inpainting UNet": facts.inpainting,
+        "a UNet that edits a picture": facts.instructed,
         "a UNet that takes the guidance scale": bool(facts.guidance_width),
         f"prediction of {facts.schedule.prediction_type}": facts.schedule.prediction_type not in PREDICTIONS,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class Source:
         folder = find_model(model, weights=True)
         facts = diffusers_facts(folder)
         if (folder / MANIFEST).is_file():
-            facts = read_manifest(folder).facts
+            # Its manifest does not know a ControlNet that was put beside it.
+            facts = replace(read_manifest(folder).facts, pooled_nets=facts.pooled_nets)
         source = cls(folder, facts)
         for part in source.parts:
             source.check(part)

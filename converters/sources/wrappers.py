@@ -82,17 +82,25 @@ class UNet(nn.Module):
 
 
 class ControlNet(nn.Module):
-    """The residuals of a condition, white lines on black [B, 3, H, W] in [0, 1]: one for each skip, the middle last."""
+    """The residuals of a condition, white lines on black [B, 3, H, W] in [0, 1]: one for each skip, the middle last.
+
+    Those of a net that returns means over the picture are spread over it, so that all nets' have the same shapes.
+    """
 
     def __init__(self, model: Any, names: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.model, self.names = model, names
+        self.pooled = bool(model.config.global_pool_conditions)
+        if self.pooled:
+            model.register_to_config(global_pool_conditions=False)
 
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *further: Tensor
     ) -> tuple[Tensor, ...]:
         more = conditioned(self.names, further[:-1])
         down, middle = self.model(sample, timestep, encoder_hidden_states, further[-1], return_dict=False, **more)
+        if self.pooled:
+            return tuple(each.mean((2, 3), keepdim=True).expand_as(each) for each in (*down, middle))
         return *down, middle
 
 
@@ -215,7 +223,7 @@ def _denoising(part: str, model: Any, facts: Facts) -> Wrapped:
         return Wrapped(part, UNet(model, names), example, dynamic, ("out_sample",))
     residuals = residual_shapes(model.config, (1, SIDE, SIDE))
     if part == "controlnet":
-        lines = {"controlnet_cond": _pixels(facts)}
+        lines = {"controlnet_cond": _pixels(facts), "sample": torch.zeros(1, facts.latents.channels, SIDE, SIDE)}
         return Wrapped(
             part, ControlNet(model, names), example | lines, dynamic | {"controlnet_cond": (0, 2, 3)}, tuple(residuals)
         )

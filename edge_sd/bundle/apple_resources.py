@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import InvalidModel
-from ..files import FileRecord
+from ..files import FileRecord, refuse_pointer
 from ..sampling.schedule import NoiseSchedule
 from .apple_layout import LAYOUTS
 from .facts import Defaults, Facts, LatentSpace
@@ -98,6 +98,8 @@ def _read(places: tuple[Path, ...]) -> _Model:
     inputs: dict[str, tuple[int, ...]] = {}
     outputs: tuple[str, ...] = ()
     split = False
+    for path in (each for place in places for each in place.rglob("*") if each.is_file()):
+        refuse_pointer(path)
     for place in places:
         if place.suffix == COMPILED:
             ports, outputs, operations = interface(place)
@@ -119,8 +121,8 @@ def _facts(root: Path, models: dict[str, _Model]) -> Facts:
         raise InvalidModel(f"{root} is of SDXL, which is not opened in Apple's layout; convert its weights instead")
     context, sample, z = unet.shape("encoder_hidden_states"), unet.shape("sample"), decoder.shape("z")
     shaped = len(context) == len(sample) == len(z) == 4
-    # A UNet for inpainting also takes the mask and the picture around it.
-    if not shaped or z[2:] != sample[2:] or sample[1] not in (z[1], 2 * z[1] + 1):
+    # A UNet for inpainting also takes the mask and the picture around it; one that edits by instruction, the picture.
+    if not shaped or z[2:] != sample[2:] or sample[1] not in (z[1], 2 * z[1], 2 * z[1] + 1):
         raise InvalidModel(f"{root}: the UNet's sample {list(sample)} is not what its decoder takes, {list(z)}")
     encoder = models.get("vae_encoder")
     # Swift programs read the size of pictures off the encoder; without one it is the factor of both families.
@@ -137,5 +139,6 @@ def _facts(root: Path, models: dict[str, _Model]) -> Facts:
         tokenizer=".",
         max_tokens=text.shape("input_ids")[1],
         text_width=context[1],
-        inpainting=sample[1] != z[1],
+        inpainting=sample[1] == 2 * z[1] + 1,
+        instructed=sample[1] == 2 * z[1],
     )

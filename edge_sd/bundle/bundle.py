@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InvalidModel, VariantNotFound, choices
-from ..files import FileRecord, hash_file, inside, write_atomically
+from ..files import FileRecord, hash_file, inside, refuse_pointer, write_atomically
 from ..sampling.schedule import NoiseSchedule
 from .apple_resources import is_resources, read_resources
 from .diffusers import diffusers_facts, exported_variants, torch_variants
@@ -39,8 +39,8 @@ FIRST_FIELDS = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule"
                 "timestep_spacing", "steps_offset", "set_alpha_to_one", "rescale_betas_zero_snr"}  # fmt: skip
 # Facts that manifests of the first versions do not have.
 LATER: dict[str, Any] = {"conditioning": "", "pooled_width": 0, "zero_negative": False, "guidance_width": 0,
-                         "inpainting": False, "vae_float32": False, "denoiser": "unet", "patch": 1,
-                         "blank_rows": 0}  # fmt: skip
+                         "inpainting": False, "instructed": False, "vae_float32": False, "denoiser": "unet",
+                         "patch": 1, "blank_rows": 0}  # fmt: skip
 # Up to this size a variant is hashed at every open (about 0.1 s); larger ones when asked.
 ALWAYS_HASHED = 128 << 20
 
@@ -173,6 +173,7 @@ def _problem(path: Path, name: str, record: FileRecord, thorough: bool) -> str |
     try:
         size = path.stat().st_size
         if size != record.bytes:
+            refuse_pointer(path)
             return f"{name} has {size} bytes, its manifest says {record.bytes}"
         if thorough and record.sha256 and hash_file(path) != record.sha256:
             return f"{name} is damaged (its sha256 differs from the manifest)"
@@ -277,6 +278,7 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
         text_width=document["text_width"],
         license=str(document["license"]),
         texts=tuple(_typed(TextPart, text) for text in document.get("texts", [])),
+        pooled_nets=_names(document.get("pooled_nets", [])),
         **{name: type(default)(document.get(name, default)) for name, default in LATER.items()},
     )
     variants = {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InvalidModel
-from ..files import FileRecord, read_json
+from ..files import FileRecord, read_json, refuse_pointer
 from ..sampling.names import sampler_of_config
 from ..sampling.schedule import NoiseSchedule
 from .facts import Defaults, Facts, LatentSpace, TextPart
@@ -23,9 +24,18 @@ GRAPH = "openvino_model.xml"
 # The class of a pipeline names a task; the configs of its parts say what the model is.
 PIPELINES = (
     "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+    "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline", "StableDiffusionInstructPix2PixPipeline",
     "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
-    "LatentConsistencyModelPipeline",
+    "StableDiffusionXLControlNetPipeline", "StableDiffusionXLControlNetImg2ImgPipeline",
+    "StableDiffusionXLControlNetInpaintPipeline",
+    "LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline",
 )  # fmt: skip
+EDITING = "StableDiffusionInstructPix2PixPipeline"
+# Before this version of diffusers the configs of models of 512 pixels said 256; its pipelines take 512 for less.
+SIZED_SINCE, OLD_SIDE = (0, 9), 64
+# SDXL's own latents a side; Turbo was distilled at half of it.
+XL_SIDE = 128
 
 
 # Pipelines that change their scheduler's config when they are made.
@@ -64,7 +74,6 @@ def _unet_facts(folder: Path, index: dict[str, Any], pipeline: str) -> Facts:
     encoders = [name for name in ("text_encoder", "text_encoder_2") if (folder / name / "config.json").is_file()]
     texts = {name: read_json(folder / name / "config.json") for name in encoders or ["text_encoder"]}
     unet = read_json(folder / "unet/config.json")
-    _check_nets(folder, unet)
     vae = read_json(vae_folder(folder) / "config.json")
     scheduler = read_json(folder / "scheduler/scheduler_config.json")
     with _readable(folder):
@@ -81,18 +90,17 @@ def _unet_facts(folder: Path, index: dict[str, Any], pipeline: str) -> Facts:
             mean=tuple(map(float, vae.get("latents_mean") or ())) if xl else (),
             std=tuple(map(float, vae.get("latents_std") or ())) if xl else (),
         )
-        # diffusers draws 512 pixels, SDXL's pipelines 1024, where the config is silent or null.
-        sample_size = unet.get("sample_size") or (128 if xl else 64)
-        height, width = sample_size if isinstance(sample_size, list) else (sample_size, sample_size)
+        height, width = _sides(unet, XL_SIDE if xl else OLD_SIDE)
         family, more = _family(index, unet, texts)
-        inpainting = _takes_mask(folder, int(unet["in_channels"]), latents.channels)
+        editing = pipeline == EDITING
+        inpainting = _takes_mask(folder, int(unet["in_channels"]), latents.channels, editing)
         text = next(iter(texts.values()))
         max_tokens = int(text.get("max_position_embeddings", 77))
         text_width = int(unet["cross_attention_dim"]) if family == "sdxl" else int(text["hidden_size"])
         guidance_width = int(unet.get("time_cond_proj_dim") or 0)
     sampler = sampler_of_config(scheduler)
-    lcm = pipeline == "LatentConsistencyModelPipeline" or sampler == "lcm"
-    few = lcm or _is_turbo(schedule, sampler)
+    lcm = pipeline.startswith("LatentConsistencyModel") or sampler == "lcm"
+    few = lcm or _is_turbo(schedule, sampler, family == "sdxl" and max(width, height) >= XL_SIDE)
     # The scale that a latent consistency model has embedded is no guidance: it costs nothing.
     guidance = 8.5 if guidance_width else 1.0 if few else 5.0 if family == "sdxl" else 7.5
     defaults = Defaults(
@@ -106,6 +114,7 @@ def _unet_facts(folder: Path, index: dict[str, Any], pipeline: str) -> Facts:
         model_name(folder), family, schedule, latents, defaults,
         tokenizer=more["texts"][0].tokenizer if "texts" in more else "tokenizer",
         max_tokens=max_tokens, text_width=text_width, guidance_width=guidance_width, inpainting=inpainting,
+        instructed=editing, pooled_nets=_pooled_nets(folder, unet, latents.channels),
         vae_float32=family == "sdxl" and bool(vae.get("force_upcast", True)), **more,
     )  # fmt: skip
 
@@ -139,17 +148,35 @@ def _family(
     }
 
 
-def _takes_mask(folder: Path, found: int, channels: int) -> bool:
-    """Whether a UNet of `found` input channels is for inpainting. Raises InvalidModel for other numbers."""
-    if found not in (channels, 2 * channels + 1):
-        raise InvalidModel(
-            f"{folder}: its UNet takes {found} channels; supported: {channels}, and {2 * channels + 1} for inpainting"
-        )
-    return found != channels
+def _sides(unet: dict[str, Any], default: int) -> tuple[int, int]:
+    """Latents down and across that a model draws; `default` where its config is silent or null, as in diffusers."""
+    found = unet.get("sample_size") or default
+    if isinstance(found, list):
+        return int(found[0]), int(found[1])
+    version = re.match(r"(\d+)\.(\d+)", str(unet.get("_diffusers_version", "")))
+    if version and (int(version[1]), int(version[2])) < SIZED_SINCE and found < OLD_SIDE:
+        found = OLD_SIDE
+    return int(found), int(found)
 
 
-def _check_nets(folder: Path, unet: dict[str, Any]) -> None:
-    """Refuse a ControlNet that is no copy of this UNet's encoder: its residuals would have no place."""
+def _takes_mask(folder: Path, found: int, channels: int, editing: bool) -> bool:
+    """Whether a UNet of `found` input channels is for inpainting. Raises InvalidModel for other numbers.
+
+    An `editing` one takes the latents of a picture beside its own.
+    """
+    plain, masked, edited = channels, 2 * channels + 1, 2 * channels
+    if found not in ((edited,) if editing else (plain, masked)):
+        numbers = f"{edited} in {EDITING}" if editing else f"{plain}, and {masked} for inpainting"
+        raise InvalidModel(f"{folder}: its UNet takes {found} channels; supported: {numbers}")
+    return not editing and found != channels
+
+
+def _pooled_nets(folder: Path, unet: dict[str, Any], channels: int) -> tuple[str, ...]:
+    """The ControlNets that return means over the picture. One that is no copy of this UNet's encoder is refused.
+
+    Its residuals would have no place. Whatever the UNet takes, a ControlNet is given the latents alone.
+    """
+    pooled = []
     for path in sorted(folder.glob(f"{NET}*/config.json")):
         net = read_json(path)
         for key, what in (("cross_attention_dim", "text of width"), ("block_out_channels", "a UNet of widths")):
@@ -157,14 +184,24 @@ def _check_nets(folder: Path, unet: dict[str, Any]) -> None:
                 raise InvalidModel(
                     f"{path.parent} is for {what} {_listed(net.get(key))}; this model has {_listed(unet.get(key))}"
                 )
+        if (found := net.get("in_channels", channels)) != channels:
+            raise InvalidModel(f"{path.parent} takes {found} channels; a ControlNet of this model takes {channels}")
+        if net.get("global_pool_conditions"):
+            pooled.append(path.parent.name)
+    return tuple(pooled)
 
 
 def _listed(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _is_turbo(schedule: NoiseSchedule, sampler: str) -> bool:
-    """Adversarially distilled models (Sauer et al. 2023) say it by nothing but their scheduler."""
+def _is_turbo(schedule: NoiseSchedule, sampler: str, full_size: bool) -> bool:
+    """Adversarially distilled models (Sauer et al. 2023) say it by their scheduler, and SDXL's by their size, too.
+
+    People save SDXL itself with such a scheduler: its `full_size` is no Turbo's.
+    """
+    if full_size:
+        return False
     trailing = schedule.timestep_spacing == "trailing" and schedule.prediction_type == "epsilon"
     return trailing and sampler in ("euler", "euler_a")
 
@@ -201,6 +238,8 @@ def exported_variants(root: Path, facts: Facts) -> dict[str, Variant]:
         weights = graph.with_suffix(".bin")
         if not weights.is_file():
             raise InvalidModel(f"{root} has no {part}/{weights.name}")
+        for path in (graph, weights):
+            refuse_pointer(path)
         names = [f"{part}/{graph.name}", f"{part}/{weights.name}"]
         artifacts[part] = Artifact(names[0], (names[1],), (), ())
         files |= {name: known.get(name) or FileRecord((root / name).stat().st_size, "") for name in names}

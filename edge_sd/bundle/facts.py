@@ -98,6 +98,8 @@ class Facts:
     zero_negative   an empty negative prompt is zeros, not the states of no words
     guidance_width  width of the embedded guidance scale of a latent consistency model; 0 for none
     inpainting      the UNet also takes a mask and the latents of what is outside it
+    instructed      the UNet also takes the latents of a picture that it edits as the prompt says (InstructPix2Pix)
+    pooled_nets     ControlNets whose residuals are means over the picture, which the prompt's row alone is given
     vae_float32     the autoencoder overflows in float16
     """
 
@@ -116,6 +118,8 @@ class Facts:
     zero_negative: bool = False
     guidance_width: int = 0
     inpainting: bool = False
+    instructed: bool = False
+    pooled_nets: tuple[str, ...] = ()
     vae_float32: bool = False
     denoiser: Literal["unet", "transformer"] = "unet"
     patch: int = 1
@@ -148,7 +152,7 @@ class Facts:
     @property
     def sample_channels(self) -> int:
         """Of what goes into the denoiser."""
-        return 2 * self.latents.channels + 1 if self.inpainting else self.latents.channels
+        return self.latents.channels * (2 if self.inpainting or self.instructed else 1) + self.inpainting
 
     @property
     def time_ids(self) -> int:

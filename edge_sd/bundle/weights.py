@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidModel
-from ..files import inside
+from ..files import inside, refuse_pointer
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 # A diffusers folder may hold its weights in float16 beside the others, or alone.
@@ -22,7 +22,17 @@ HEAD, BLOCKS, BLOCK = 1 << 20, 64, 1 << 14
 
 
 def weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
-    """The weight files of a component, several if it is sharded, and their names' variant. Raises InvalidModel."""
+    """The weight files of a component, several if it is sharded, and their names' variant.
+
+    Raises InvalidModel, also for what a clone without LFS has in place of weights.
+    """
+    paths, variant = _weight_files(folder, stem)
+    for path in paths:
+        refuse_pointer(path)
+    return paths, variant
+
+
+def _weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
     for variant in VARIANTS:
         path = folder / (f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors")
         if path.is_file():

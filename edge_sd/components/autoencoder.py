@@ -9,6 +9,7 @@ from ..bundle.facts import LatentSpace
 from ..errors import NumericalError
 from .base import Component
 
+Latents = NDArray[np.float32]
 # Decoders overshoot [-1, 1] a little where a picture is black or white; an overflow does by orders of magnitude.
 FAR = 100.0
 
@@ -30,6 +31,15 @@ def encode(
     if not np.isfinite(z).all():
         raise NumericalError("the encoder returned NaN or infinity; try a variant in fp32")
     return space.normalized(z)
+
+
+def encode_mean(encoder: Component, pixels: NDArray[np.uint8]) -> Latents:
+    """Pixels [H, W, 3] to the mean of their latents [1, C, h, w], without a model's scale. Raises NumericalError."""
+    sample = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(127.5) - 1
+    mean, _ = np.split(encoder(sample=sample)["latent_parameters"], 2, axis=1)
+    if not np.isfinite(mean).all():
+        raise NumericalError("the encoder returned NaN or infinity; try a variant in fp32")
+    return np.asarray(mean, np.float32)
 
 
 def decode(decoder: Component, space: LatentSpace, latents: NDArray[np.float32]) -> NDArray[np.uint8]:

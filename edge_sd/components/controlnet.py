@@ -14,41 +14,61 @@ from ..sampling.windows import within
 from .base import Array, Component
 
 
+@dataclass(frozen=True)
+class Net:
+    """A ControlNet in a picture.
+
+    weight   factor of its residuals
+    active   the timesteps at which it runs
+    pooled   its residuals are means over the picture, and the row of the negative prompt is given none of them
+    """
+
+    component: Component
+    weight: float
+    active: frozenset[float]
+    pooled: bool = False
+
+
 @dataclass
 class ControlledUNet:
     """A UNet and its ControlNets as one Component: sample and timestep in, out_sample out. Residuals add up.
 
-    nets   each with the weight of its residuals and the timesteps at which it runs
+    channels   of the sample that a net takes: the latents', which come first
     """
 
     unet: Component
-    nets: Sequence[tuple[Component, float, frozenset[float]]]
+    nets: Sequence[Net]
+    channels: int
     _lines: Array | None = None
     _silent: dict[str, Array] = field(default_factory=dict)
 
     def bind(self, **constants: Array) -> None:
         """Text goes to all; controlnet_cond is what the nets follow, three channels for each of them."""
         self._lines = constants.pop("controlnet_cond", self._lines)
-        for net in (self.unet, *(net for net, _, _ in self.nets)):
-            net.bind(**constants)
+        for each in (self.unet, *(net.component for net in self.nets)):
+            each.bind(**constants)
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         lines = inputs.pop("controlnet_cond", self._lines)
         assert lines is not None
         heard: dict[str, Array] = {}
-        for n, (net, weight, active) in enumerate(self.nets):
-            if within(active, float(inputs["timestep"][0])):
-                for name, value in net(**inputs, controlnet_cond=lines[:, 3 * n : 3 * n + 3]).items():
-                    heard[name] = heard.get(name, 0) + value * np.float32(weight)
+        given = {**inputs, "sample": inputs["sample"][:, : self.channels]}
+        for n, net in enumerate(self.nets):
+            if within(net.active, float(inputs["timestep"][0])):
+                weights = np.full((len(given["sample"]), 1, 1, 1), net.weight, np.float32)
+                if net.pooled and len(weights) > 1:
+                    weights[0] = 0
+                for name, value in net.component(**given, controlnet_cond=lines[:, 3 * n : 3 * n + 3]).items():
+                    heard[name] = heard.get(name, 0) + value * weights
         if not heard:
             if not self._silent:
                 # Only a ControlNet knows the shapes of its residuals.
-                first = self.nets[0][0](**inputs, controlnet_cond=lines[:, :3])
+                first = self.nets[0].component(**given, controlnet_cond=lines[:, :3])
                 self._silent = {name: np.zeros_like(value) for name, value in first.items()}
             heard = self._silent
         return self.unet(**inputs, **heard)
 
     def close(self) -> None:
-        for net, _, _ in self.nets:
-            net.close()
+        for net in self.nets:
+            net.component.close()
         self.unet.close()

@@ -50,6 +50,9 @@ class Denoiser:
     text             what is bound at which level; None: the text is bound already
     weights          of the prompts of a call, one for most; with several or another, B is 1 + their number (Liu et al.
                      2022, arXiv:2206.01714):  out = out_negative + w sum_i weights_i (out_i - out_negative)
+    image_guidance   s_I of a UNet that edits a picture, with rows for nothing, the picture, and both it and the prompt
+                     (Brooks et al. 2023, arXiv:2211.09800, equation 3):
+                     out = out_0 + s_I (out_1 - out_0) + w (out_2 - out_1)
     deep_every       deep features are computed by every n-th call and reused by the calls between (Ma et al. 2023)
     """
 
@@ -60,6 +63,7 @@ class Denoiser:
     deep_every: int = 1
     text: TextSchedule | None = None
     weights: tuple[float, ...] = (1.0,)
+    image_guidance: float | None = None
     _deep: Latents | None = None
     _age: int = 0
 
@@ -73,6 +77,10 @@ class Denoiser:
         guided = self.guidance != 1 and (self.guided is None or within(self.guided, float(timestep[0])))
         if self.weights != (1.0,):
             output = self._composed(x_t, timestep, self.guidance if guided else 1.0)
+        elif guided and self.image_guidance is not None:
+            nothing, picture, both = np.split(self._predicted(np.concatenate([x_t] * 3), timestep), 3)
+            output = nothing + np.float32(self.guidance) * (both - picture)
+            output = output + np.float32(self.image_guidance) * (picture - nothing)
         elif guided:
             output = self._predicted(np.concatenate([x_t, x_t]), timestep)
             negative, prompt = output[:1], output[1:]

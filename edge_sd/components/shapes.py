@@ -25,15 +25,19 @@ def chunks_of(facts: Facts, shapes: Shapes) -> int:
 
 
 def shapes_of(facts: Facts, width: int, height: int, batch: int, chunks: int = 1) -> dict[str, Shapes]:
-    """The inputs of each component for a picture of width x height pixels; `batch` is 2 with guidance."""
+    """The inputs of each component for a picture of width x height pixels; `batch` is 2 with guidance.
+
+    A UNet that edits a picture then has a third row, of the picture without words.
+    """
     space = facts.latents
     h, w = height // space.factor, width // space.factor
+    rows = batch + 1 if facts.instructed and batch > 1 else batch
     return {
         **{text.part: {"input_ids": (batch, text.tokens or facts.max_tokens)} for text in facts.encoders},
         facts.denoiser: {
-            "sample": (batch, facts.sample_channels, h, w),
+            "sample": (rows, facts.sample_channels, h, w),
             "timestep": (1,),
-            **shapes_of_conditions(facts, batch, chunks),
+            **shapes_of_conditions(facts, rows, chunks),
         },
         "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
     }

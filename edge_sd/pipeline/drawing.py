@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..components.autoencoder import encode
+from ..components.autoencoder import encode, encode_mean
 from ..components.base import Component
-from ..components.controlnet import ControlledUNet
+from ..components.controlnet import ControlledUNet, Net
 from ..components.denoiser import Denoiser, TextSchedule
 from ..components.inpainting import Inpainting, Masked
+from ..components.instructed import Instructed
 from ..components.shapes import chunks_of
 from ..components.tiling import fitted
 from ..images.canvas import Canvas
@@ -67,7 +68,7 @@ class Drawing:
         guided = active_timesteps(run.timesteps, settings.guidance_start, settings.guidance_end)
         scale = settings.guidance if run.doubled else 1.0
         kind, text = run.schedule.prediction_type, self._text()
-        return Denoiser(unet, kind, scale, guided, settings.deep_every, text, settings.weights)
+        return Denoiser(unet, kind, scale, guided, settings.deep_every, text, settings.weights, settings.image_guidance)
 
     def _unet(self) -> Component:
         """The denoiser for the run's size; a UNet with its ControlNets around it."""
@@ -75,10 +76,13 @@ class Drawing:
         if run.source.lines is None:
             return self.components.fitted(run.facts.denoiser, run.latent_shape)
         nets = [
-            (self.components[each.part], each.weight, active_timesteps(run.timesteps, each.start, each.end))
+            Net(
+                self.components[each.part], each.weight, active_timesteps(run.timesteps, each.start, each.end),
+                each.part in run.facts.pooled_nets,
+            )
             for each in controls
-        ]
-        both = ControlledUNet(self.components["controlled_unet"], nets)
+        ]  # fmt: skip
+        both = ControlledUNet(self.components["controlled_unet"], nets, run.facts.latents.channels)
         shapes = self.components.shapes(controls[0].part)
         whole = fitted(both, "unet", shapes, run.latent_shape, run.facts.latents.factor)
         whole.bind(controlnet_cond=np.repeat(run.source.lines, shapes["controlnet_cond"][0], axis=0))
@@ -89,6 +93,10 @@ class Drawing:
         run, shape = self.run, self.run.latent_shape
         if run.facts.inpainting:
             return self._begin_masked(canvas, denoise)
+        if run.facts.instructed:
+            x = run.sampler.start(first_noise(self.noise, shape, *run.settings.variation), run.levels, run.schedule)
+            seen = encode_mean(self.components.fitted("vae_encoder", shape), canvas.pixels)
+            return replace(denoise, unet=Instructed(denoise.unet, seen)), x
         encoder, mask = self.components.fitted("vae_encoder", shape), canvas.latent_mask(run.facts.latents.factor)
         z = encode(encoder, run.facts.latents, canvas.pixels, self.noise.normal(shape))
         eps = first_noise(self.noise, shape, *run.settings.variation)

@@ -157,7 +157,7 @@ NUMBERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "sigma noise": ("s_noise", _real),
 }
 SEEDS = {"seed": "seed", "variation seed": "variation_seed"}
-IMAGE_FIELDS = {"denoising strength": ("strength", _real)}
+IMAGE_FIELDS = {"denoising strength": ("strength", _real), "image cfg scale": ("image_guidance", _real)}
 MASK_FIELDS = {"mask blur": ("mask_blur", _real), "masked area padding": ("mask_padding", _whole)}
 # Values at which a field changes nothing.
 IDLE = {

@@ -37,6 +37,7 @@ def parameters_text(settings: Settings, model: str, model_hash: str) -> str:
         **({"Sigma churn": f"{settings.s_churn:g}"} if settings.s_churn else {}),
         **({} if settings.s_noise == 1 else {"Sigma noise": f"{settings.s_noise:g}"}),
         **({} if settings.strength is None else {"Denoising strength": f"{settings.strength:g}"}),
+        **({} if settings.image_guidance is None else {"Image CFG scale": f"{settings.image_guidance:g}"}),
         **({} if settings.mask_blur is None else {"Mask blur": f"{settings.mask_blur:g}"}),
         "Model hash": model_hash,
         "Model": re.sub(r"[:,\s]+", " ", model),

@@ -148,6 +148,8 @@ class Pipeline:
         part = settings.controls[0].part
         shapes, controlnet = self.components.shapes(part), self.components[part]
         unet = {name: shape for name, shape in shapes.items() if name != "controlnet_cond"}
+        batch, _, *sides = shapes["sample"]
+        unet["sample"] = (batch, self.bundle.facts.sample_channels, *sides)
         if "controlled_unet" in self.components:
             kept = self.components.shapes("controlled_unet")
             if unet.items() <= kept.items():

@@ -29,7 +29,12 @@ SOURCES = ("image", "mask")
 # The one setting that holds the name of a model.
 REFINER = "refiner"
 # What other programs call settings.
-TITLES = {"strength": "Denoising strength", "mask_blur": "Mask blur", "mask_padding": "Masked area padding"}
+TITLES = {
+    "strength": "Denoising strength",
+    "image_guidance": "Image CFG scale",
+    "mask_blur": "Mask blur",
+    "mask_padding": "Masked area padding",
+}
 
 
 @dataclass(frozen=True)

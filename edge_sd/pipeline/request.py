@@ -65,6 +65,10 @@ class Shared:
         Number(0, 1, above=True), "How much of the image is drawn anew: the share of the steps that are taken.",
         group=STARTING, says="0.7; with a mask 1",
     )  # fmt: skip
+    image_guidance: float | None = option(
+        Number(1, 100), "How closely to keep to the image, in models that edit one by instruction.", group=STARTING,
+        title="image guidance", says="1.5 in those",
+    )  # fmt: skip
     mask_blur: float | None = option(
         Number(0, MAX_BLUR), "Pixels over which the drawn and the rest are blended.", group=STARTING,
         title="mask blur", says="a 128th of the width",
@@ -114,6 +118,7 @@ class Request(Shared):
         count: Number of pictures.
         image: A picture to start from: a file, or a PIL picture.
         strength: The share of the steps that are taken from the image on, above 0 to 1.
+        image_guidance: Scale of guidance by the image, 1 to 100, in models that edit one by instruction.
         mask: A picture of the image's size, white where it is drawn anew; the rest stays as it is.
         mask_blur: Pixels over which the two are blended.
         mask_padding: Only the mask and so many pixels around it are drawn, at the model's size, and pasted back.
@@ -262,6 +267,7 @@ class Request(Shared):
         masked = self.mask if self.mask is not None else self.extend
         for name, value, need, what in (
             ("strength", self.strength, self.image, "an image"),
+            ("image guidance", self.image_guidance, self.image, "an image"),
             ("mask", self.mask, self.image, "an image"),
             ("extend", self.extend, self.image, "an image"),
             ("colour", self.colour or None, self.image, "an image"),

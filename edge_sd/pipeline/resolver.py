@@ -22,7 +22,7 @@ from ..text.schedule import composed
 from .prompting import Wording
 from .request import MAX_SEED, Request
 from .run import Run, Source
-from .settings import Settings
+from .settings import IMAGE_GUIDANCE, Settings
 from .sources import open_start
 
 # Pixels a side that are decoded at once where memory is low.
@@ -55,6 +55,7 @@ class Resolver:
         self._check_parts(settings)
         self._check_size(settings, defaults.max_side)
         self._check_task(request)
+        settings = self._instructed(settings, request)
         settings, lines = self._read_controls(settings)
         if start is None:
             return Run.of(request, settings, Source(None, lines), facts)
@@ -90,6 +91,26 @@ class Resolver:
             raise InvalidRequest(
                 f"{self.bundle.name} is a model for inpainting: it needs an image and a mask of what it is to draw"
             )
+
+    def _instructed(self, settings: Settings, request: Request) -> Settings:
+        """The settings of a model that edits a picture by instruction; of others, as they are.
+
+        Raises InvalidRequest for what it can't do, and for an image guidance elsewhere.
+        """
+        name = self.bundle.name
+        if not self.bundle.facts.instructed:
+            if request.image_guidance is not None:
+                raise InvalidRequest(f"image guidance is for models that edit by instruction; {name} is none")
+            return settings
+        if request.image is None:
+            raise InvalidRequest(f"{name} edits a picture by instruction: it needs an image")
+        anew = None if request.strength in (None, 1) else request.strength
+        for what, asked in (("mask", request.mask), ("extend", request.extend), ("strength below 1", anew)):
+            if asked is not None:
+                raise InvalidRequest(f"{name} edits the whole picture from noise on: it takes no {what}")
+        if settings.weights != (1.0,):
+            raise InvalidRequest(f"{name} follows one instruction: it takes no AND")
+        return replace(settings, strength=None, image_guidance=settings.image_guidance or IMAGE_GUIDANCE)
 
     def _read_start(
         self, settings: Settings, request: Request, start: Start, hashes: Mapping[str, str]

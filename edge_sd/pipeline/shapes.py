@@ -20,9 +20,11 @@ def shapes_for(facts: Facts, settings: Settings, chunks: int, view: int = 0) -> 
     width, height = settings.window
     shapes = shapes_of(facts, width, height, batch, chunks)
     if settings.controls:
-        lines = {"controlnet_cond": (batch, 3, height, width)}
         unet = shapes.pop("unet")
-        shapes |= {each.part: {**unet, **lines} for each in settings.controls}
+        rows, _, *sides = unet["sample"]
+        # A net sees the latents alone, whatever else the UNet takes.
+        net = {**unet, "sample": (rows, facts.latents.channels, *sides), "controlnet_cond": (rows, 3, height, width)}
+        shapes |= {each.part: net for each in settings.controls}
     width, height = settings.vae_window
     del shapes["vae_decoder"]
     shapes[DECODER[settings.decoder]] = shapes_of(facts, width, height, 1)["vae_decoder"]

@@ -41,6 +41,8 @@ def conditions(
 ) -> dict[str, Array]:  # fmt: skip
     """What to bind to a denoiser; `encoded`: text encoder -> its outputs for B prompts, the negative one first of two.
 
+    A UNet that edits a picture has the negative prompt in two rows: without the picture, and with it.
+
     Raises InvalidModel where an export lacks an output, InvalidRequest where the CLIP skip is too large.
     """
     try:
@@ -58,6 +60,8 @@ def conditions(
         ) from error
     if facts.guidance_width:
         told["timestep_cond"] = np.repeat(guidance_embedding(guidance, facts.guidance_width), rows, axis=0)
+    if facts.instructed and rows > 1:
+        told = {name: np.concatenate([value[:1], value]) for name, value in told.items()}
     return told
 
 

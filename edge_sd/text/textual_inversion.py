@@ -3,7 +3,8 @@
 A word has one or several vectors, each in the place of a token's embedding. Files are safetensors that hold one of
 
     emb_params [n, C]                       AUTOMATIC1111, diffusers
-    clip_l [n, 768], clip_g [n, 1280]       SDXL: one for each text encoder
+    clip_l [n, 768], clip_g [n, 1280]       SDXL: one for each text encoder; a lone one is for the only encoder
+    text_encoders_0, text_encoders_1        the same two, as diffusers' trainers wrote them at first
     TOKEN [n, C] or [C]                     diffusers: the key is the word
 
 The vectors are no part of the vocabulary: their ids begin at FIRST, beyond any, and a backend gives its text encoder a
@@ -25,8 +26,13 @@ from ..files import hash_file
 
 FIRST = 1 << 24
 MOST = 75
-# The part of a pipeline that each key of SDXL's form is for.
-PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+# The part of a pipeline that each key of SDXL's forms is for.
+FORMS = (
+    {"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
+    {"text_encoders_0": "text_encoder", "text_encoders_1": "text_encoder_2"},
+)
+# Keys of a lone tensor that are no words.
+UNNAMED = {"emb_params", *FORMS[0], *FORMS[1]}
 
 
 @dataclass(frozen=True)
@@ -62,16 +68,16 @@ def read_embedding(path: Path, word: str | None = None) -> Embedding:
     Raises InvalidRequest (no such file, no possible word) or InvalidModel (not in one of the forms above).
     """
     found = read(path).tensors
-    if set(found) == set(PARTS):
-        vectors, own = {part: _rows(found[key], path) for key, part in PARTS.items()}, None
+    if parts := next((form for form in FORMS if set(found) == set(form)), None):
+        vectors, own = {part: _rows(found[key], path) for key, part in parts.items()}, None
     elif len(found) == 1:
         ((key, value),) = found.items()
-        vectors, own = {"": _rows(value, path)}, None if key == "emb_params" else key
+        vectors, own = {"": _rows(value, path)}, None if key in UNNAMED else key
     else:
         names = ", ".join(sorted(found)[:3]) or "nothing"
         raise InvalidModel(f"{path.name} is no embedding: it holds {names}; expected emb_params, or clip_l and clip_g")
     if len({len(each) for each in vectors.values()}) != 1:
-        raise InvalidModel(f"{path.name} is damaged: clip_l and clip_g have not the same number of vectors")
+        raise InvalidModel(f"{path.name} is damaged: {' and '.join(found)} have not the same number of vectors")
     return Embedding(check_word(word or own or path.stem), hash_file(path), vectors)
 
 

@@ -185,11 +185,12 @@ def _any_of(words: Sequence[str]) -> re.Pattern[str]:
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Token -> id, and the merges in order, from either form. Raises InvalidModel."""
-    from ..files import read_json
+    from ..files import read_json, refuse_pointer
 
     try:
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             vocabulary = read_json(folder / "vocab.json")
+            refuse_pointer(folder / "merges.txt")
             lines = (folder / "merges.txt").read_text("utf-8").split("\n")
             merges = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
         elif (folder / "tokenizer.json").is_file():

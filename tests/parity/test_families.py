@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.converters.parity import psnr
 from edge_sd.errors import InvalidRequest
+from edge_sd.pipeline.control import Control
 
 from ..conftest import convert
 from ..families import save_family
@@ -122,6 +123,71 @@ def test_an_inpainting_unet_sees_the_mask(families: Families, strength: float) -
     wishes = {"image": picture(), "strength": strength, "width": 64, "height": 64}
     expected = theirs(source, num_inference_steps=4, guidance_scale=5.0, mask_image=half(), **wishes)
     assert psnr(ours(bundle, steps=4, guidance=5.0, mask=half(), **wishes), expected, peak=255) >= 40
+
+
+@pytest.mark.parametrize("wishes", [{"guidance": 5.0}, {"guidance": 3.0, "image_guidance": 2.5}, {"guidance": 1.0}])
+def test_an_instruction_edits_a_picture(families: Families, wishes: dict[str, float]) -> None:
+    source, bundle = families("instruct")
+    scales = {"guidance_scale": wishes["guidance"], "image_guidance_scale": wishes.get("image_guidance", 1.5)}
+    told = {"negative_prompt": "a green pear"}
+    expected = theirs(
+        source, "StableDiffusionInstructPix2PixPipeline", image=picture(), num_inference_steps=4, **scales, **told
+    )
+    found = ours(bundle, steps=4, image=picture(), negative="a green pear", **wishes)
+    assert psnr(found, expected, peak=255) >= 40
+    with Pipeline.open(source, "torch-cpu") as pipeline:
+        request = Request(PROMPT, "a green pear", seed=SEED, steps=4, image=picture(), **wishes)
+        *_, last = pipeline.steps(request)
+        assert psnr(pipeline.decode(last.latents), expected, peak=255) >= 40
+
+
+def test_what_an_instruction_can_not_do_is_refused(families: Families) -> None:
+    (_, editor), (_, other) = families("instruct"), families("turbo")
+    image = {"image": picture()}
+    cases = [
+        (editor, {}, "edits a picture by instruction: it needs an image"),
+        (editor, {**image, "mask": half()}, "takes no mask"),
+        (editor, {**image, "strength": 0.5}, "takes no strength below 1"),
+        (other, {**image, "image_guidance": 2.0}, "image guidance is for models that edit by instruction"),
+    ]
+    for bundle, wishes, said in cases:
+        with Pipeline.open(bundle.root) as pipeline, pytest.raises(InvalidRequest, match=said):
+            pipeline.resolve(Request(PROMPT, **wishes))
+    with Pipeline.open(editor.root) as pipeline:
+        request = Request(PROMPT, seed=SEED, steps=1, image=picture())
+        drawn = pipeline.generate(request).pictures[0]
+        assert drawn.settings.image_guidance == 1.5
+        assert "Image CFG scale: 1.5" in drawn.texts()[0]
+
+
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_a_controlnet_that_returns_means_is_given_to_the_prompt_alone(families: Families, guidance: float) -> None:
+    """The folder is StableDiffusionControlNetPipeline's own."""
+    source, bundle = families("shuffle")
+    wishes = {"num_inference_steps": 4, "guidance_scale": guidance, "width": 64, "height": 64}
+    expected = theirs(source, "StableDiffusionControlNetPipeline", image=picture(), **wishes)
+    controls = [Control(picture(), reading="tile")]
+    request = Request(PROMPT, seed=SEED, steps=4, guidance=guidance, width=64, height=64, controls=controls)
+    assert bundle.facts.pooled_nets == ("controlnet",)
+    for opened in (Pipeline.open(bundle.root), Pipeline.open(source, "torch-cpu")):
+        with opened as pipeline:
+            *_, last = pipeline.steps(request)
+            assert psnr(pipeline.decode(last.latents), expected, peak=255) >= 40
+
+
+def test_a_controlnet_beside_an_inpainting_unet_sees_the_latents_alone(families: Families) -> None:
+    """The folder is StableDiffusionControlNetInpaintPipeline's own."""
+    source, bundle = families("controlled-inpaint")
+    wishes = {"num_inference_steps": 4, "guidance_scale": 5.0, "width": 64, "height": 64, "strength": 0.8}
+    expected = theirs(
+        source, "StableDiffusionControlNetInpaintPipeline", image=picture(), mask_image=half(),
+        control_image=picture(), controlnet_conditioning_scale=1.0, **wishes,
+    )  # fmt: skip
+    found = ours(
+        bundle, steps=4, guidance=5.0, image=picture(), mask=half(), strength=0.8,
+        controls=[Control(picture(), reading="tile")],
+    )  # fmt: skip
+    assert psnr(found, expected, peak=255) >= 40
 
 
 def test_an_inpainting_model_without_a_mask_is_refused(families: Families) -> None:

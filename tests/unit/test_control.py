@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_sd import Request
-from edge_sd.components.controlnet import ControlledUNet
+from edge_sd.components.controlnet import ControlledUNet, Net
 from edge_sd.errors import InvalidRequest
 from edge_sd.images.lines import read_lines
 from edge_sd.pipeline.control import Control, controls_of
@@ -17,18 +17,19 @@ from edge_sd.sampling.windows import active_timesteps
 from .test_canvas import picture
 
 
-class Net:
+class Follower:
     """Its residual is the mean of the picture that it follows."""
 
     def bind(self, **constants: Any) -> None: ...
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
-        return {"additional_residual_0": np.full((1, 2), inputs["controlnet_cond"].mean(), np.float32)}
+        shape = (len(inputs["sample"]), 2, 1, 1)
+        return {"additional_residual_0": np.full(shape, inputs["controlnet_cond"].mean(), np.float32)}
 
     def close(self) -> None: ...
 
 
-class UNet(Net):
+class UNet(Follower):
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         assert "controlnet_cond" not in inputs
         return {"out_sample": inputs["additional_residual_0"]}
@@ -36,11 +37,20 @@ class UNet(Net):
 
 def test_residuals_add_up_with_their_weights_in_their_steps() -> None:
     early, late = frozenset({900.0, 500.0}), frozenset({500.0, 100.0})
-    both = ControlledUNet(UNet(), [(Net(), 0.5, early), (Net(), 2.0, late)])
+    both = ControlledUNet(UNet(), [Net(Follower(), 0.5, early), Net(Follower(), 2.0, late)], 4)
     both.bind(controlnet_cond=np.concatenate([np.full((1, 3, 8, 8), v, np.float32) for v in (0.4, 0.7)], axis=1))
     for t, expected in ((900.0, 0.2), (500.0, 0.2 + 1.4), (100.0, 1.4), (50.0, 0.0)):
         found = both(sample=np.zeros((1, 4, 1, 1)), timestep=np.array([t], np.float32))["out_sample"]
         np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_means_over_the_picture_are_for_the_prompts_row() -> None:
+    always = frozenset({900.0})
+    both = ControlledUNet(UNet(), [Net(Follower(), 0.5, always, pooled=True), Net(Follower(), 2.0, always)], 4)
+    both.bind(controlnet_cond=np.full((1, 6, 8, 8), 0.4, np.float32))
+    for rows, expected in ((2, [0.8, 1.0]), (1, [1.0])):
+        found = both(sample=np.zeros((rows, 4, 1, 1)), timestep=np.array([900.0], np.float32))["out_sample"]
+        np.testing.assert_allclose(found[:, 0, 0, 0], expected, atol=1e-6)
 
 
 def test_values_are_one_for_all_or_one_each() -> None:

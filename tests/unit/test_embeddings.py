@@ -82,6 +82,9 @@ def test_skipping_more_layers_than_there_are_names_the_valid_range(emoji: Path) 
         ({"<cat>": rows(1)[0]}, "<cat>", {"": (1, 192)}),
         ({"clip_l": rows(2, 768), "clip_g": rows(2, 1280)}, "style",
          {"text_encoder": (2, 768), "text_encoder_2": (2, 1280)}),
+        ({"text_encoders_0": rows(2, 768), "text_encoders_1": rows(2, 1280)}, "style",
+         {"text_encoder": (2, 768), "text_encoder_2": (2, 1280)}),
+        ({"clip_l": rows(2, 768)}, "style", {"": (2, 768)}),
     ],
 )  # fmt: skip
 def test_every_form_of_file_is_read(
