@@ -19,6 +19,8 @@ import pytest
 from .page import Line, Page
 
 SHOWN = 5
+# Lines of the last run of each test, so that one of them can be run again.
+KEPT = Path("build/faults.json")
 
 
 @dataclass
@@ -127,6 +129,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     page = config.stash[_PAGE]
     if path := config.getoption("--faults-page"):
-        path.write_text(page.markdown(), "utf-8")
+        whole = Page.read(KEPT)
+        whole.lines |= page.lines
+        whole.keep(KEPT)
+        path.write_text(whole.markdown(), "utf-8")
     if config.getoption("--all-faults"):
         terminalreporter.write_line(page.table())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 
 HEAD = """# Faults
 
@@ -18,8 +20,9 @@ had to be refused. Both have to be 0.
 
 """
 FOOT = """
-A line is a test that carries `@pytest.mark.fault`; the same test in full numbers is
-`python -m pytest --all-faults -k NAME`. What was not tried: Windows and macOS, disks that lie about `fsync`, drivers of
+A line is a test that carries `@pytest.mark.fault`, as it was last run; the same test in full numbers is
+`python -m pytest --all-faults -k NAME`. Conversions that are killed write bytes in place of what OpenVINO would make,
+so that each takes a second; `tests/e2e/test_conversion.py` kills whole ones. What was not tried: Windows and macOS, disks that lie about `fsync`, drivers of
 GPUs and NPUs.
 """
 
@@ -55,6 +58,17 @@ class Page:
                 skipped=known.skipped and line.skipped,
             )
         self.lines[key] = line
+
+    @classmethod
+    def read(cls, path: Path) -> Page:
+        """What `keep` wrote; an empty page where there is none."""
+        if not path.is_file():
+            return cls()
+        return cls({(line.row, line.what): line for line in (Line(**row) for row in json.loads(path.read_text()))})
+
+    def keep(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([asdict(line) for line in self.lines.values()], indent=1))
 
     def table(self) -> str:
         return "\n".join(self._rows())
