@@ -18,6 +18,7 @@ from edge_sd.errors import EdgeSDError, InvalidRequest
 
 from . import cache, machine, models, pictures, streams, train
 from .batch import commands as batches
+from .batch.place import Place
 from .bench.commands import bench
 from .compare import commands as compare
 from .desktop.commands import desktop
@@ -141,8 +142,8 @@ def generate(
         alone = {"a prompt": prompt, "--from": from_, "--grid": grid, "--overwrite": overwrite, "--verbose": verbose}
         if beside := [name for name, value in alone.items() if value]:
             raise InvalidRequest(f"--prompts takes no {beside[0].removeprefix('a ')} beside it")
-        place = batches.Place(model or "emoji", variant, device, prefer, preset or "exact", low_memory)
-        batches.draw_batch(prompts, wishes, place, output, as_json=as_json, quiet=quiet)
+        place = Place(model or "emoji", variant, device, prefer, preset or "exact", low_memory)
+        batches.draw_batch(prompts, wishes, place, output, batches.How(as_json=as_json, quiet=quiet))
         return
     from edge_sd.pipeline.pipeline import Pipeline
     from edge_sd.pipeline.presets import preset_named

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +15,10 @@ import typer
 from edge_sd.errors import EdgeSDError, InvalidRequest, ModelNotFound, choices
 
 from .. import machine
-from ..drawing import parse_device
 from ..options import AsJson, Quiet
 from ..request_options import takes_request
 from ..terminal import progress, say
+from .place import Place
 
 if TYPE_CHECKING:
     from edge_sd.pipeline.pipeline import Pipeline
@@ -30,27 +30,6 @@ if TYPE_CHECKING:
 ENDINGS = ("png", "jpg", "webp")
 # Seconds between two looks at the battery.
 PATIENCE = 30.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which model draws, and where: the arguments of Pipeline.open."""
-
-    model: str
-    variant: str | None
-    device: str
-    prefer: str
-    preset: str
-    low_memory: bool
-
-    def open(self, tell: Callable[[str], None]) -> Pipeline:
-        """The pipeline; `tell` gets lines on measuring."""
-        from edge_sd.pipeline.pipeline import Pipeline
-
-        placed = parse_device(self.device)
-        return Pipeline.open(
-            self.model, placed, self.variant, self.prefer, tell, self.preset, self.low_memory, measure=True
-        )
 
 
 @takes_request
@@ -69,6 +48,9 @@ def batch(
     ] = False,
     min_battery: Annotated[
         int | None, typer.Option(metavar="PERCENT", help="On battery, wait while its charge is below this.")
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="tcp://…", help="Draw on the workers of the Dask cluster at this address.")
     ] = None,
     allow_download: Annotated[
         bool,
@@ -89,39 +71,59 @@ def batch(
     them.
     """
     place = Place(model or "emoji", variant, device, prefer, preset or "exact", low_memory)
-    draw_batch(
-        prompts, wishes, place, folder, rows=rows, ending=ending, contact_sheet=contact_sheet, min_battery=min_battery,
-        allow_download=allow_download, as_json=as_json, quiet=quiet,
-    )  # fmt: skip
+    how = How(rows, ending, contact_sheet, min_battery, dask, allow_download, as_json, quiet)
+    draw_batch(prompts, wishes, place, folder, how)
 
 
-def draw_batch(
-    source: str, wishes: dict[str, Any], place: Place, folder: Path | None, *, rows: str | None = None,
-    ending: str = "png", contact_sheet: bool = False, min_battery: int | None = None, allow_download: bool = False,
-    as_json: bool = False, quiet: bool = False,
-) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class How:
+    """The options of a batch beside those of its requests, checked.
+
+    Raises InvalidRequest.
+    """
+
+    rows: str | None = None
+    ending: str = "png"
+    contact_sheet: bool = False
+    min_battery: int | None = None
+    dask: str | None = None
+    allow_download: bool = False
+    as_json: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ending not in ENDINGS:
+            raise InvalidRequest(f"unknown type of pictures {self.ending!r}; valid: {choices(ENDINGS)}")
+        if self.min_battery is not None and self.dask is not None:
+            raise InvalidRequest("--min-battery is of this machine, and --dask has others draw")
+        if self.min_battery is not None and not 1 <= self.min_battery <= 99:
+            raise InvalidRequest(f"--min-battery {self.min_battery} is not a whole number from 1 to 99")
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is said on the way."""
+        return self.quiet or self.as_json
+
+    def tell(self, line: str) -> None:
+        """Say a line on standard error."""
+        if not self.silent:
+            say(line, error=True)
+
+
+def draw_batch(source: str, wishes: dict[str, Any], place: Place, folder: Path | None, how: How) -> None:
     """Draw all rows of `source`. Raises typer.Exit(1) where some could not be drawn, or what is wrong with the rows."""
     from edge_sd.files import locked
 
+    from . import cluster, drawing
     from .keeping import Keeper
     from .manifest import Manifest
     from .rows import read_rows
 
-    if ending not in ENDINGS:
-        raise InvalidRequest(f"unknown type of pictures {ending!r}; valid: {choices(ENDINGS)}")
-    if min_battery is not None and not 1 <= min_battery <= 99:
-        raise InvalidRequest(f"--min-battery {min_battery} is not a whole number from 1 to 99")
     folder = _folder(source, folder)
-    read = read_rows(source, rows, wishes)
-    silent = quiet or as_json
-
-    def tell(line: str) -> None:
-        if not silent:
-            say(line, error=True)
-
-    place = _there(place, allow_download, silent)
+    read = read_rows(source, how.rows, wishes)
+    place = _there(place, how)
     with ExitStack() as stack:
-        pipeline = stack.enter_context(place.open(tell))
+        pipeline = stack.enter_context(place.open(how.tell, measure=how.dask is None))
         check(read, pipeline)
         try:
             stack.enter_context(locked(folder / "batch", seconds=0))
@@ -130,15 +132,15 @@ def draw_batch(
         manifest = Manifest(folder)
         jobs = manifest.jobs(read, {"model": pipeline.bundle.name, "variant": place.variant, "preset": place.preset})
         left = manifest.left(jobs)
-        keeper = Keeper(manifest, f".{ending}", silent)
-        tell(_begin(pipeline, manifest, jobs, left))
-        if left:
-            from .drawing import draw
-
-            ready = _battery(min_battery, tell)
-            with progress(silent, "loading") as report:
-                draw(left, pipeline, keeper, ready, report)
-    _finish(jobs, manifest, keeper, contact_sheet, as_json, tell)
+        keeper = Keeper(manifest, f".{how.ending}", how.silent)
+        how.tell(_begin(pipeline, manifest, jobs, left))
+        with progress(how.silent or not left, "loading") as report:
+            if left and how.dask is not None:
+                cluster.draw(left, how.dask, place, keeper, report, how.tell)
+            elif left:
+                how.tell(pipeline.plan.summary())
+                drawing.draw(left, pipeline, keeper, _battery(how.min_battery, how.tell), report)
+    _finish(jobs, manifest, keeper, how)
 
 
 def _folder(source: str, folder: Path | None) -> Path:
@@ -152,10 +154,8 @@ def _folder(source: str, folder: Path | None) -> Path:
     return folder
 
 
-def _there(place: Place, allow_download: bool, silent: bool) -> Place:
+def _there(place: Place, how: How) -> Place:
     """`place` with its model on this machine: pulled, if that is allowed, where it is not here yet."""
-    from dataclasses import replace
-
     from edge_sd.bundle import hub
     from edge_sd.bundle.library import find_model
 
@@ -164,11 +164,11 @@ def _there(place: Place, allow_download: bool, silent: bool) -> Place:
     except ModelNotFound as error:
         if not hub.NAME.fullmatch(place.model):
             raise
-        if not allow_download:
+        if not how.allow_download:
             raise ModelNotFound(f"{error}; --allow-download pulls it") from None
         from ..run import prepared
 
-        return replace(place, model=str(prepared(place.model, None, None, None, "fp16", True, silent)))
+        return replace(place, model=str(prepared(place.model, None, None, None, "fp16", True, how.silent)))
     return place
 
 
@@ -187,7 +187,7 @@ def _begin(pipeline: Pipeline, manifest: Manifest, jobs: list[Job], left: list[J
     before = {manifest.done[job.key].variant for job in jobs if job.key in manifest.done} - {pipeline.plan.variant}
     if left and before:
         line += f" by {choices(before)}: expect small differences to {pipeline.plan.variant}"
-    return f"{line}\n{pipeline.plan.summary()}" if left else line
+    return line
 
 
 def _battery(least: int | None, tell: Callable[[str], None]) -> Callable[[], None]:
@@ -208,12 +208,10 @@ def _battery(least: int | None, tell: Callable[[str], None]) -> Callable[[], Non
     return ready
 
 
-def _finish(
-    jobs: list[Job], manifest: Manifest, keeper: Keeper, contact_sheet: bool, as_json: bool, tell: Callable[[str], None]
-) -> None:
+def _finish(jobs: list[Job], manifest: Manifest, keeper: Keeper, how: How) -> None:
     done = [(job, manifest.done[job.key]) for job in jobs if job.key in manifest.done]
     sheets: list[Path] = []
-    if contact_sheet and done:
+    if how.contact_sheet and done:
         from .sheet import write_sheets
 
         captions = [
@@ -221,13 +219,13 @@ def _finish(
         ]
         sheets = write_sheets(manifest.folder, captions)
         for path in sheets:
-            tell(f"contact sheet: {path}")
-    if as_json:
+            how.tell(f"contact sheet: {path}")
+    if how.as_json:
         pictures = [{**asdict(each), "prompt": job.request.prompt} for job, each in done]
         print(json.dumps({
             "folder": str(manifest.folder), "pictures": pictures, "contact_sheets": list(map(str, sheets)),
             "failed": keeper.failed, "notes": keeper.notes,
         }, indent=2))  # fmt: skip
     if keeper.failed:
-        tell(f"{len(keeper.failed)} rows were not drawn; the same command tries them again")
+        how.tell(f"{len(keeper.failed)} rows were not drawn; the same command tries them again")
         raise typer.Exit(1)

@@ -71,6 +71,8 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         """Make the folder and its manifest, or go on with those that are there. Raises InvalidRequest, OutputError."""
         self.folder, self.path = folder, folder / NAME
+        # A name for this run, and no other.
+        self.run = secrets.token_hex(4)
         # Key -> what is done.
         self.done: dict[str, Done] = {}
         try:

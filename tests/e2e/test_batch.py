@@ -20,6 +20,7 @@ from PIL import Image
 from edge_sd import Pipeline, Request, machine
 from edge_sd.apps import cli
 from edge_sd.apps.batch import commands, manifest
+from edge_sd.apps.batch.place import Place
 from edge_sd.apps.batch.rows import read_rows
 from edge_sd.errors import InvalidRequest
 from edge_sd.pipeline.recorded import read_recorded
@@ -199,7 +200,7 @@ def test_control_c_stops_within_a_step_and_keeps_what_is_drawn(tmp_path: Path, m
         assert process.stdout is not None
         process.stdout.readline()
         with pytest.raises(InvalidRequest, match="another batch is drawing into p"):
-            commands.draw_batch("p.jsonl", WISHES, PLACE, None)
+            commands.draw_batch("p.jsonl", WISHES, PLACE, None, commands.How())
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
@@ -237,12 +238,12 @@ def test_a_mistake_in_a_row_is_named_before_anything_is_drawn(
     monkeypatch.chdir(tmp_path)
     Path(name).write_text(text)
     with pytest.raises(InvalidRequest) as caught:
-        commands.draw_batch(name, WISHES, PLACE, None)
+        commands.draw_batch(name, WISHES, PLACE, None, commands.How())
     assert said in str(caught.value)
     assert os.listdir() == [name]
 
 
-PLACE = commands.Place("emoji", None, "auto", "speed", "exact", False)
+PLACE = Place("emoji", None, "auto", "speed", "exact", False)
 WISHES: dict[str, Any] = dict.fromkeys(
     ["size", "lora", "embedding", "extend", "seed", "count", "control", "control_weight", "control_start",
      "control_end", "control_reading", "control_net"]
@@ -286,12 +287,12 @@ def test_a_row_that_fails_is_said_and_tried_again_and_the_others_are_drawn(
     check = commands.check
     monkeypatch.setattr(commands, "check", lambda *given: (check(*given), Path("a.png").rename("b.png")))
     with pytest.raises(commands.typer.Exit) as caught:
-        commands.draw_batch("p.jsonl", WISHES, PLACE, None)
+        commands.draw_batch("p.jsonl", WISHES, PLACE, None, commands.How())
     assert caught.value.exit_code == 1
     assert [line["row"] for line in lines(tmp_path / "p")] == [2]
     monkeypatch.setattr(commands, "check", check)
     Path("b.png").rename("a.png")
-    commands.draw_batch("p.jsonl", WISHES, PLACE, None)
+    commands.draw_batch("p.jsonl", WISHES, PLACE, None, commands.How())
     check_complete(tmp_path / "p", 2)
 
 

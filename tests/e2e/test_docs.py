@@ -40,6 +40,7 @@ ELSEWHERE = {
     "edge-sd serve": "tests/e2e/test_server_openai.py",
     "edge-sd desktop": "tests/e2e/test_desktop.py",
     "edge-sd mcp": "tests/e2e/test_mcp.py",
+    "--dask": "tests/e2e/test_cluster.py",
     "edge-sd macos": "tests/unit/test_macos.py",
 }
 
