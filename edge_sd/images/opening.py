@@ -42,7 +42,7 @@ def _opened(source: str | Path | Image, what: str) -> Image:
 
     if isinstance(source, Image.Image):
         _check_pixels(source, f"the {what}")
-        return source
+        return source.copy()
     name = f"{what} {str(source)!r}"
     try:
         if Path(source).exists() and not Path(source).is_file():
@@ -50,9 +50,10 @@ def _opened(source: str | Path | Image, what: str) -> Image:
             raise InvalidRequest(f"{name} is no file")
         with Image.open(source, formats=READABLE) as image:
             _check_pixels(image, name)
-            turned = ImageOps.exif_transpose(image)
-            turned.load()
-            return turned
+            image.load()
+            # In place: a copy of the largest picture would be 150 MB.
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
     except UnidentifiedImageError:
         raise InvalidRequest(f"{name} is no picture that can be read: {', '.join(READABLE)}") from None
     except InvalidRequest:
@@ -73,6 +74,8 @@ def _on(image: Image, background: str) -> Image:
 
     if image.mode.startswith("I") or image.mode == "F":
         return Images.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     if "A" not in image.getbands() and "a" not in image.getbands() and "transparency" not in image.info:
         return image.convert("RGB")
     made = Images.new("RGB", image.size)
