@@ -40,28 +40,19 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="edge-sd",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help='Stable Diffusion on the machine in front of you. Without any download: edge-sd generate "a red apple"',
 )
-app.add_typer(models.app, name="models")
-app.add_typer(train.app, name="train")
-app.add_typer(compare.app, name="compare")
-app.add_typer(macos.app, name="macos")
-app.add_typer(cache.app, name="cache")
-for command in (
-    pictures.upscale, pictures.interpolate, pictures.info, machine.devices, machine.tune, machine.doctor, bench,
-    serve, desktop, batches.batch, mcp,
-):  # fmt: skip
-    app.command(epilog=epilog(command.__name__))(command)
-app.command(epilog=epilog("run"), context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
 
 
 def main() -> None:
     """Run the command line; turn every error a user can cause into one line and exit code 2."""
     streams.tolerate_encodings()
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, prog_name="edge-sd", standalone_mode=False)
         sys.stdout.flush()
     except EdgeSDError as error:
         _fail(str(error))
@@ -107,7 +98,6 @@ def _options(
 ) -> None: ...
 
 
-@app.command(epilog=epilog("generate"))
 @takes_request
 def generate(
     wishes: dict[str, Any],
@@ -182,7 +172,6 @@ def generate(
     deliver(result, saver, as_json, quiet)
 
 
-@app.command(epilog=epilog("convert"))
 def convert(
     source: Annotated[
         str, typer.Argument(help="A diffusers folder, a .safetensors checkpoint, an installed model, or ORG/NAME.")
@@ -253,3 +242,20 @@ def _say_variant(bundle: ModelBundle, name: str, as_json: bool, quiet: bool) -> 
             say(f"{part:13} {row['psnr']:6.1f} dB against torch float32{kept}", error=True)
         say(f"{name}: {variant.size() / 1e6:.1f} MB", error=True)
         say(bundle.root)
+
+
+# Heading of the help page -> its commands, in its order; groups of commands come after single ones.
+PANELS: dict[str, tuple[Any, ...]] = {
+    "Draw": (generate, run, pictures.upscale, pictures.interpolate, batches.batch, pictures.info),
+    "Models": (convert, bench, (models.app, "models"), (compare.app, "compare"), (train.app, "train")),
+    "This machine": (machine.devices, machine.tune, machine.doctor, (cache.app, "cache"), (macos.app, "macos")),
+    "For other programs, and as a page": (serve, desktop, mcp),
+}
+for panel, commands in PANELS.items():
+    for each in commands:
+        if isinstance(each, tuple):
+            app.add_typer(each[0], name=each[1], rich_help_panel=panel)
+            continue
+        # What run does not know goes to generate.
+        passed_on = {"allow_extra_args": True, "ignore_unknown_options": True} if each is run else {}
+        app.command(epilog=epilog(each.__name__), context_settings=passed_on, rich_help_panel=panel)(each)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .options import AsJson, Quiet
-from .terminal import say, say_json
+from .terminal import say, say_json, wrapped
 
 app = typer.Typer(no_args_is_help=True, help="The models on this machine.")
 
@@ -113,15 +113,18 @@ def catalogue(as_json: AsJson = False) -> None:
 
 @app.command("show")
 def show(model: Annotated[str, typer.Argument(help="A name or a folder.")], as_json: AsJson = False) -> None:
-    """What a model is, and what each variant of it weighs and measured."""
+    """What a model is, what each variant of it weighs and measured, and the words that a small one knows."""
     from dataclasses import asdict
 
     from edge_sd.bundle.bundle import ModelBundle
+    from edge_sd.text.known_words import KnownWords
 
     bundle = ModelBundle.open(model)
+    words = KnownWords.read(bundle.root)
     if as_json:
         variants = {name: {**asdict(v), "bytes": v.size()} for name, v in bundle.variants.items()}
-        say_json({"folder": str(bundle.root), **asdict(bundle.facts), "variants": variants})
+        known = {} if words is None else {name: getattr(words, name) for name in ("concepts", "styles", "backgrounds")}
+        say_json({"folder": str(bundle.root), **asdict(bundle.facts), "variants": variants, **known})
         return
     defaults = bundle.defaults
     say(f"{bundle.name}: {bundle.facts.family}, {bundle.facts.schedule.prediction_type}, {bundle.facts.license}")
@@ -135,6 +138,12 @@ def show(model: Annotated[str, typer.Argument(help="A name or a folder.")], as_j
         for part, artifact in variant.artifacts.items():
             measured = f"{artifact.parity.psnr:.1f} dB against torch float32" if artifact.parity else "not measured"
             say(f"  {part:13} {measured}")
+    if words is not None:
+        for name in ("styles", "backgrounds", "concepts"):
+            row = getattr(words, name)
+            say(f"knows {len(row)} {name}")
+            say(wrapped(", ".join(row)))
+        say(f"and {len(words.known)} words in all: kinds and other names of these, and words of its captions")
 
 
 @app.command("verify")

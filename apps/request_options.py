@@ -107,8 +107,8 @@ def _help(described: Option, default: Any) -> str:
     parts = [described.help.removesuffix("."), described.kind.range]
     if described.default:
         parts.append(f"default: {described.default}")
-    elif default not in (None, False, "", ()):
-        parts.append(f"default: {default}")
+    elif default is not None and default is not False and default not in ("", ()):
+        parts.append(f"default: {default:g}" if isinstance(default, float) else f"default: {default}")
     said = [each for each in parts[1:] if each]
     text = f"{parts[0]} ({'; '.join(said)})" if said else parts[0]
     return text if text.endswith("…") else f"{text}."

@@ -6,7 +6,9 @@ Escape sequences are shown and not obeyed.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +33,13 @@ def plain(text: Any) -> str:
 def say(text: Any, error: bool = False) -> None:
     """Print a line that may hold a file's own text; on standard error if `error`."""
     print(plain(text), file=sys.stderr if error else sys.stdout)
+
+
+def wrapped(text: str) -> str:
+    """`text` broken into lines as wide as the terminal, indented by two; 80 columns where there is none."""
+    return textwrap.fill(
+        text, shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
 
 
 def say_json(document: Any) -> None:

@@ -30,6 +30,7 @@ from ..recipes import RECIPES
 from ..sources.source import Source
 from .card import write_card
 from .diffusion import SCHEDULE
+from .taught import save_words
 
 NAME = "emoji"
 LICENSE = "Apache-2.0 (weights; artwork: MIT, Apache-2.0, CC BY 4.0, see NOTICE)"
@@ -85,6 +86,7 @@ def _write(work: Path, target: Path) -> None:
         config.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(work / "tokenizer" / name, target / "tokenizer" / name)
+    save_words(work, target)
     add_variants(target)
     write_card(work, target)
 

@@ -6,7 +6,7 @@ read again when its size or its time has changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ..components.lora import Lora, Unplaced, find_loras, read_lora
 from ..components.lora_strength import CONFIG_FILE
 from ..files import Files
 from ..text.conditioning import HIDDEN, states_of
+from ..text.known_words import KnownWords
 from ..text.prompt import LoraWeight, take_loras
 from ..text.prompt import notes as other_languages
 from ..text.schedule import AND, Script, script
@@ -40,6 +41,7 @@ class Wording:
     _lora_files: Files[Lora] = field(default_factory=lambda: Files(read_lora, (CONFIG_FILE,)))
     _embedding_files: Files[Embedding] = field(default_factory=lambda: Files(_read_vectors))
     _unplaced: Unplaced = field(default_factory=Unplaced)
+    _known: list[KnownWords | None] = field(default_factory=list)
 
     def tokenizer(self, text: TextPart | None = None) -> PromptTokenizer:
         """The tokenizer of a text encoder, the first by default, read at first use."""
@@ -150,6 +152,7 @@ class Wording:
         notes += made.notes()
         if AND.search(settings.negative):
             notes.append("AND is a word in the negative prompt; it composes parts of the prompt alone")
+        notes += self._unknown(prompts, words)
         notes += [f"the embedding {word!r} is in no prompt" for word in unused]
         parts = self.bundle.variant(variant).artifacts
         loras = [self._loras[str(digest)] for *_, digest in settings.loras.values()]
@@ -162,6 +165,17 @@ class Wording:
             if left := tokenizer.chunks(prompt)[1:]:
                 what = f"{text.part} takes {text.tokens} tokens of the {name}"
                 yield f"{what}; it does not read: {tokenizer.words(left)!r}"
+
+    def _unknown(self, prompts: Sequence[str], own: Iterable[str]) -> list[str]:
+        """A note on the words that a small model was not taught; words of the request's own files are no part of it."""
+        if not self._known:
+            self._known.append(KnownWords.read(self.bundle.root))
+        known = self._known[0]
+        text = ". ".join(dict.fromkeys(prompts))
+        for word in own:
+            text = text.replace(word, ".")
+        note = known.note(self.bundle.name, text) if known is not None else ""
+        return [note] if note else []
 
     def _words(self, settings: Settings) -> dict[str, Embedding]:
         return {word: self._embeddings[digest] for word, digest in settings.embeddings.items()}

@@ -155,6 +155,21 @@ def test_a_missing_extra_is_an_error_with_the_install_line(tmp_path: Path) -> No
     assert '[convert]"' in done.stderr
 
 
+def test_the_help_page_begins_with_generate_and_help_is_a_word_for_it(tmp_path: Path) -> None:
+    whole, asked, one, other = (
+        edge_sd(*arguments, cwd=tmp_path, COLUMNS="80").stdout
+        for arguments in (["--help"], ["help"], ["help", "generate"], ["generate", "--help"])
+    )
+    assert whole == asked
+    assert one == other
+    assert max(map(len, whole.splitlines())) <= 80
+    named = re.findall(r"^│ ([a-z]+) ", whole, re.MULTILINE)
+    assert named[:2] == ["generate", "run"]
+    assert len(named) == len(set(named)) >= 19
+    completed = edge_sd(cwd=tmp_path, _EDGE_SD_COMPLETE="complete_bash", COMP_WORDS="edge-sd gen", COMP_CWORD="1")
+    assert completed.stdout.strip() == "generate"
+
+
 def test_help_and_version(tmp_path: Path) -> None:
     for arguments in (["--help"], ["generate", "--help"], ["models", "--help"], ["train", "--help"]):
         assert edge_sd(*arguments, cwd=tmp_path).returncode == 0

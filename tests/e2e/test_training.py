@@ -43,6 +43,7 @@ from edge_sd.converters.training.loop import Budget, Run
 from edge_sd.converters.training.publish import COREML, FEW_STEPS, MANY_STEPS
 from edge_sd.converters.training.shards import ShardLatents, pictures
 from edge_sd.errors import InvalidRequest
+from edge_sd.text.known_words import KnownWords
 
 LABELS = ["red apple", "rocket", "cat face"]
 # WordNet is an npm package of 30 MB; these are some of its senses, by their places.
@@ -115,6 +116,9 @@ def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: 
     publish.publish(work, model)
     bundle = ModelBundle.open(model)
     assert bundle.verify() == []
+    known = KnownWords.read(model)
+    assert known is not None
+    assert known.note("emoji", "a red apple") == ""
     shards = [name for name in bundle.variants[MANY_STEPS].artifacts["unet"].weights if name.endswith(".safetensors")]
     assert len(shards) > 1
     assert max(path.stat().st_size for path in model.rglob("*.*")) < 25e6
