@@ -33,6 +33,7 @@ from .run import run
 from .saving import Saver
 from .server.commands import serve
 from .terminal import messages, progress, say, say_json
+from .upscale import upscale
 
 if TYPE_CHECKING:
     from edge_sd.bundle.bundle import ModelBundle
@@ -246,7 +247,7 @@ def _say_variant(bundle: ModelBundle, name: str, as_json: bool, quiet: bool) -> 
 
 # Heading of the help page -> its commands, in its order; groups of commands come after single ones.
 PANELS: dict[str, tuple[Any, ...]] = {
-    "Draw": (generate, run, pictures.upscale, pictures.interpolate, batches.batch, pictures.info),
+    "Draw": (generate, run, upscale, pictures.interpolate, batches.batch, pictures.info),
     "Models": (convert, bench, (models.app, "models"), (compare.app, "compare"), (train.app, "train")),
     "This machine": (machine.devices, machine.tune, machine.doctor, (cache.app, "cache"), (macos.app, "macos")),
     "For other programs, and as a page": (serve, desktop, mcp),

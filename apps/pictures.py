@@ -1,4 +1,4 @@
-"""`edge-sd upscale`, `interpolate` and `info`: a picture made larger, pictures between two, and how one was made."""
+"""`edge-sd interpolate` and `info`: pictures between two, and how one was made."""
 
 from __future__ import annotations
 
@@ -10,70 +10,14 @@ import typer
 from edge_sd.errors import InvalidRequest
 
 from . import machine
-from .drawing import deliver, parse_device, parse_size, step_progress
+from .drawing import parse_device, parse_size
 from .options import AsJson, Overwrite, Quiet
-from .saving import Saver, free_path, refuse_existing
+from .saving import free_path, refuse_existing
 from .terminal import messages, plain, progress, say, say_json
 
 if TYPE_CHECKING:
     from edge_sd.pipeline.request import Request
     from edge_sd.pipeline.result import Picture
-
-# Prompt for a picture whose file has none.
-ANYTHING = "a detailed picture, sharp focus"
-
-
-def upscale(
-    image: Annotated[Path, typer.Argument(help="The picture to make larger.")],
-    scale: Annotated[float, typer.Option(help="Times as wide and high, to 8.")] = 2.0,
-    prompt: Annotated[
-        str | None, typer.Option(help="What it shows. Default: what it was drawn by, where its file says.")
-    ] = None,
-    strength: Annotated[float, typer.Option(help="How much is drawn anew: more detail, less likeness.")] = 0.3,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, of which the strength is taken.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Default: random.")] = None,
-    tile: Annotated[int | None, typer.Option(help="Pixels a side of the pieces. Default: the model's size.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: NAME-x2.png beside it.")] = None,
-    model: Annotated[str, typer.Option(help="A name or a folder.")] = "emoji",
-    variant: Annotated[str | None, typer.Option(help="As for generate.")] = None,
-    device: Annotated[str, typer.Option(help="As for generate.")] = "auto",
-    prefer: machine.Prefer = "speed",
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Make a picture larger: each piece drawn anew a little, the overlaps blended at every step."""
-    from edge_sd.images.opening import open_picture
-    from edge_sd.pipeline.pipeline import Pipeline
-    from edge_sd.pipeline.recorded import read_recorded
-    from edge_sd.pipeline.request import Request
-
-    if not 1 < scale <= 8:
-        raise InvalidRequest(f"scale {scale:g} is not a number above 1, up to 8")
-    opened = open_picture(image, "image")
-    silent = quiet or as_json
-    name = f"{image.stem}-x{scale:g}.png"
-    path = output or free_path(image.with_name(name))
-    saver = Saver(path, "", 1, overwrite=overwrite, say=not silent)
-    saver.check()
-    tell = messages(silent)
-    if prompt is None:
-        try:
-            prompt = str(read_recorded(image).settings["prompt"])
-        except InvalidRequest:
-            prompt = ANYTHING
-    with Pipeline.open(model, parse_device(device), variant, prefer, tell, measure=True) as pipeline:
-        factor = pipeline.bundle.facts.latents.factor
-        width, height = (max(1, round(side * scale / factor)) * factor for side in opened.size)
-        side = tile or pipeline.bundle.defaults_of(pipeline.plan.variant).width
-        request = Request(
-            prompt, width=width, height=height, steps=steps, seed=seed, image=opened, strength=strength, tile=side
-        )
-        pipeline.resolve(request)  # Report mistakes before anything is printed.
-        tell(pipeline.plan.summary())
-        with saver, step_progress(request, silent) as on_step:
-            result = pipeline.generate(request, on_step, saver.save)
-    deliver(result, saver, as_json, quiet)
 
 
 def interpolate(

@@ -15,7 +15,7 @@ from itertools import product
 from ..backends.base import Device
 from ..bundle.bundle import ModelBundle
 from ..bundle.parts import DENOISERS
-from ..errors import DeviceError, InvalidRequest, VariantNotFound, choices
+from ..errors import DeviceError, InvalidRequest, VariantNotFound, choices, install_line
 from ..machine import Machine
 from .estimates import BACKEND_BYTES, INVISIBLE, calls, energy, estimate, placed
 from .measurements import Measurements, place_of
@@ -61,7 +61,7 @@ def choose(
     if preference not in PREFERENCES:
         raise InvalidRequest(f"unknown preference {preference!r}; valid: {choices(PREFERENCES)}")
     if not devices:
-        raise DeviceError('no backend is installed; install one: pip install "edge-sd[openvino]"')
+        raise DeviceError(f"no backend is installed; install one: {install_line('openvino')}")
     parts = placed(bundle.facts)
     _check_wish(wish, devices, parts)
     if variant is not None:
@@ -85,8 +85,8 @@ def choose(
     spares = {part: _spares(plan, part, allowed, budget) for part in parts if _wished(part, wish)[0] == "auto"}
     return replace(
         plan,
-        reasons=_reasons(plan, budget, wish, variant),
-        rejected=tuple(_rejections(bundle, devices, options, plan, plans, budget)),
+        reasons=_reasons(bundle, plan, budget, wish, variant),
+        rejected=tuple(_rejections(bundle, devices, options, plan, plans, budget, variant)),
         spares=spares,
     )
 
@@ -256,9 +256,15 @@ def _spares(
 
 
 def _reasons(
-    plan: DevicePlan, budget: Mapping[str, float], wish: str | Mapping[str, str], variant: str | None
+    bundle: ModelBundle,
+    plan: DevicePlan,
+    budget: Mapping[str, float],
+    wish: str | Mapping[str, str],
+    variant: str | None,
 ) -> tuple[str, ...]:
     reasons = []
+    defaults = bundle.defaults_of(plan.variant)
+    picture = f"picture of {defaults.width}x{defaults.height} in {defaults.steps} steps"
     if variant is not None:
         reasons.append("the variant was asked for")
     if wish != "auto":
@@ -268,8 +274,8 @@ def _reasons(
     told = "measured here" if measured else "estimated"
     reasons.append(
         {
-            "speed": f"about {plan.seconds:.2g} s to a first picture, {told}",
-            "battery": f"about {_energy(plan):.2g} J for a picture, {told}",
+            "speed": f"about {plan.seconds:.2g} s to a first {picture}, {told}",
+            "battery": f"about {_energy(plan):.2g} J for a {picture}, {told}",
             "memory": f"the smallest, about {_size(plan) / 2**20:.0f} MiB",
             "quality": f"the nearest to the original, about {_quality(plan):.0f} dB",
         }[plan.preference]
@@ -277,7 +283,9 @@ def _reasons(
     if plan.tight:
         reasons.append(f"it needs about {_size(plan) >> 20} MiB where {int(budget['']) >> 20} are free: it may swap")
     floor = PREFERENCES[plan.preference][0]
-    if _quality(plan) < floor:
+    if _quality(plan) < floor and variant is not None:
+        reasons.append(f"about {_quality(plan):.0f} dB beside the original, estimated")
+    elif _quality(plan) < floor:
         reasons.append(f"nothing that fits keeps {floor:.0f} dB; this one about {_quality(plan):.0f}")
     return tuple(reasons)
 
@@ -289,12 +297,15 @@ def _rejections(
     plan: DevicePlan,
     plans: list[DevicePlan],
     budget: Mapping[str, float],
+    wished: str | None,
 ) -> Iterator[Rejected]:
     """Reasons for each variant and device outside the plan, and for components that a device of the plan can't run."""
     backends = {device.backend for device in devices}
     for name, variant in sorted(bundle.variants.items()):
         if variant.backend not in backends:
             yield Rejected(name, f"nothing here runs {variant.backend}")
+        elif wished not in (None, name):
+            yield Rejected(name, f"{wished} was asked for")
         elif name not in {placement.variant for placement in plan.parts.values()}:
             mine = [option for option in options if option.placement.variant == name]
             yield Rejected(name, _why(mine, plan, [p for p in plans if p.variant == name], budget))
@@ -302,6 +313,9 @@ def _rejections(
         label = f"{device.name} ({device.backend})"
         if all(place_of(placement.device) != place_of(device) for placement in plan.parts.values()):
             mine = [option for option in options if option.placement.device == device]
+            if wished is not None and not mine:
+                yield Rejected(label, f"{wished}, which was asked for, does not run there")
+                continue
             yield Rejected(label, _why(mine, plan, [p for p in plans if p.device == device], budget))
             continue
         for option in options:

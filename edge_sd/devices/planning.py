@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ..backends import NAMES, backend
 from ..bundle.bundle import ModelBundle
 from ..errors import DeviceError, InvalidRequest, choices
 from .choose import choose
@@ -25,8 +26,10 @@ def plan_here(
     """The plan of `choose` by what is remembered of this machine.
 
     With `measure`, where device and variant are open, places between which estimates do not decide are measured first,
-    once, for at most `tuning.FIRST_USE` seconds. Raises what `choose` raises.
+    once, for at most `tuning.FIRST_USE` seconds. Raises what `choose` raises, and MissingExtra for a device whose
+    library is not installed.
     """
+    _check_installed(device, here)
     measured, note = remembered(bundle, here.devices, here.machine)
     if note:
         tell(f"note: {note}")
@@ -38,6 +41,15 @@ def plan_here(
             measured = {**measured, **found}
             plan = choose(bundle, here.devices, machine=here.machine, preference=preference, measured=measured)
     return plan
+
+
+def _check_installed(device: str | Mapping[str, str], here: Here) -> None:
+    """Raise MissingExtra for a device such as torch-cpu whose library is not here: its message says how to get it."""
+    there = {each.name for each in here.devices}
+    for name in [device] if isinstance(device, str) else device.values():
+        library = name.partition("-")[0]
+        if library in NAMES and name not in there:
+            backend(library)
 
 
 def check_plan(plan: DevicePlan, bundle: ModelBundle, here: Here) -> None:

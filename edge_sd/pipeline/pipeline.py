@@ -42,6 +42,8 @@ from .shapes import shapes_for
 
 # Bytes of a UNet that keeps all cores busy with one picture.
 LARGE = 256 << 20
+# Times the pixels that a model was made for, up to which pictures mostly keep their shapes.
+FEW_TIMES = 2.25
 # A seed -> the noise of its picture.
 NoiseOf = Callable[[int], NoiseSource]
 OnStep = Callable[[int, Step], None]
@@ -331,6 +333,7 @@ class Pipeline:
     def _notes(self, run: Run, pictures: list[Picture], planned: int) -> list[str]:
         """What a person should know of the pictures: changes of the plan, and what had no effect."""
         notes = [*self.plan.reasons[planned:], *(run.source.canvas.notes if run.source.canvas else ())]
+        notes += self._beyond(run.settings)
         if run.settings.safety is False:
             notes.append("the model's safety checker is switched off")
         notes += [
@@ -347,6 +350,16 @@ class Pipeline:
                 why = "deep_every and merge_tokens need a graph that can be changed"
                 dropped.append(f"{named} computes everything: {why}")
         return [*notes, *dict.fromkeys(dropped)]
+
+    def _beyond(self, settings: Settings) -> list[str]:
+        """A note where the denoiser draws many more pixels at once than it was made for."""
+        made, (width, height) = self.bundle.defaults_of(self.plan.variant), settings.window
+        if width * height <= FEW_TIMES * made.width * made.height:
+            return []
+        return [
+            f"{self.bundle.name} was made for {made.width}x{made.height}: at {width}x{height} shapes may repeat or "
+            f"come apart; --tile {made.width} draws in pieces"
+        ]
 
     def close(self) -> None:
         """Give the memory of all components back."""

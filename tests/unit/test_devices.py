@@ -22,9 +22,9 @@ from edge_sd.devices.discovery import Here
 from edge_sd.devices.estimates import BITS, TYPICAL_PSNR
 from edge_sd.devices.measurements import Measured, place_of
 from edge_sd.devices.plan import DevicePlan
-from edge_sd.devices.planning import check_plan
+from edge_sd.devices.planning import check_plan, plan_here
 from edge_sd.devices.rules import macos_needed
-from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
+from edge_sd.errors import DeviceError, InvalidRequest, MissingExtra, VariantNotFound
 from edge_sd.machine import Machine
 
 from .invented import APPLE, EMOJI, GB, MACHINES, PARTS, REFERENCE, SD15, invented, mac, openvino, pc
@@ -229,7 +229,11 @@ def test_what_is_asked_for_is_done_even_where_it_runs_badly() -> None:
     assert plan.device.name == "gpu"
     assert "asked for, though: its attention is cut up" in plan.explain()
     assert plan.spares == {}, "nothing moves away from a device that was asked for"
-    assert choose(SD15, openvino("cpu"), variant="openvino-fp16-lcm").variant == "openvino-fp16-lcm"
+    few = choose(SD15, openvino("cpu"), variant="openvino-fp16-lcm")
+    assert few.variant == "openvino-fp16-lcm"
+    assert "nothing that fits" not in few.summary()
+    assert "of 512x512 in " in few.summary()
+    assert {row.why for row in few.rejected if row.what == "openvino-fp16"} == {"openvino-fp16-lcm was asked for"}
     assert choose(SD15, [*openvino("cpu"), *REFERENCE], "coreml-reference").device.name == "coreml-reference"
 
 
@@ -242,6 +246,16 @@ def test_what_cannot_be_says_what_there_is() -> None:
         choose(SD15, [])
     with pytest.raises(InvalidRequest, match="valid: battery, memory, quality, speed"):
         choose(SD15, openvino("cpu"), preference="beauty")
+
+
+def test_a_device_of_a_library_that_is_not_here_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_sd.backends.torch.find_spec", lambda name: None)
+    here = Here(AllBackends(), openvino("cpu"), pc())
+    for wish in ("torch-cpu", {"unet": "torch-cuda.1"}):
+        with pytest.raises(MissingExtra, match=r"download\.pytorch\.org|pip install"):
+            plan_here(EMOJI, here, wish, None, "speed", print)
+    with pytest.raises(DeviceError, match="no device 'tpu' here; valid: auto, cpu"):
+        plan_here(EMOJI, here, "tpu", None, "speed", print)
 
 
 def measured(**calls: float) -> dict[tuple[str, str, str], Measured]:
