@@ -16,16 +16,18 @@ import typer
 from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest
 
-from . import cache, machine, models, pictures, streams, train
+from . import cache, completion, machine, models, pictures, streams, train
 from .batch import commands as batches
 from .batch.place import Place
 from .bench.commands import bench
 from .compare import commands as compare
 from .desktop.commands import desktop
 from .drawing import deliver, parse_device, parse_size, step_progress
+from .exit_codes import SHORT
 from .help_examples import epilog
 from .libraries import hush_libraries
 from .macos import commands as macos
+from .manual import manual
 from .mcp.commands import mcp
 from .options import AsJson, Overwrite, Quiet
 from .request_options import fields_of, takes_request
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="edge-sd",
-    no_args_is_help=True,
+    invoke_without_command=True,
+    epilog=SHORT,
     pretty_exceptions_enable=False,
     help='Stable Diffusion on the machine in front of you. Without any download: edge-sd generate "a red apple"',
 )
@@ -91,12 +94,25 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+START = """\
+edge-sd draws pictures on this machine. To start:
+
+  edge-sd generate "a red apple"   a picture, without any download
+  edge-sd serve                    a page to draw in, and two APIs for other programs
+  edge-sd models list              what is installed; edge-sd models pull gets more
+
+All commands: edge-sd --help"""
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = (
         False
     ),
-) -> None: ...
+) -> None:
+    if context.invoked_subcommand is None:
+        print(START)
 
 
 @takes_request
@@ -110,10 +126,18 @@ def generate(
         str | None, typer.Option(metavar="FILE", help="Draw its rows into the folder --output, as edge-sd batch does.")
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="All pictures in one file.")] = False,
-    preset: Annotated[str | None, typer.Option(help="exact, balanced, fast, turbo: likeness for speed.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="exact, balanced, fast, turbo: likeness for speed.", autocompletion=completion.presets),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = None,
     overwrite: Overwrite = False,
-    model: Annotated[str | None, typer.Option(help="A name (edge-sd models list) or a folder. Default: emoji.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A name (edge-sd models list) or a folder. Default: emoji.", autocompletion=completion.models
+        ),
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="A variant of the model (edge-sd models show).")] = None,
     device: Annotated[
         str, typer.Option(help="auto, cpu, gpu, npu, ane, …; or one a component: unet=gpu,vae_decoder=cpu.")
@@ -250,7 +274,7 @@ PANELS: dict[str, tuple[Any, ...]] = {
     "Draw": (generate, run, upscale, pictures.interpolate, batches.batch, pictures.info),
     "Models": (convert, bench, (models.app, "models"), (compare.app, "compare"), (train.app, "train")),
     "This machine": (machine.devices, machine.tune, machine.doctor, (cache.app, "cache"), (macos.app, "macos")),
-    "For other programs, and as a page": (serve, desktop, mcp),
+    "For other programs, and as a page": (serve, desktop, mcp, manual),
 }
 for panel, commands in PANELS.items():
     for each in commands:

@@ -8,6 +8,7 @@ import typer
 
 from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
 
+from . import completion
 from .drawing import parse_device
 from .options import AsJson
 from .terminal import messages, say, say_json
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
     from edge_sd.devices.measurements import Measured, Row
     from edge_sd.devices.plan import DevicePlan
 
-Model = Annotated[str, typer.Argument(help="A model's name or folder.")]
-Prefer = Annotated[str, typer.Option(help="What counts where there is a choice: speed, quality, battery, memory.")]
+Model = Annotated[str, typer.Argument(help="A model's name or folder.", autocompletion=completion.models)]
+Prefer = Annotated[
+    str,
+    typer.Option(
+        help="What counts where there is a choice: speed, quality, battery, memory.",
+        autocompletion=completion.one_of("speed", "quality", "battery", "memory"),
+    ),
+]
 
 
 def devices(

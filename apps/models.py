@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from . import completion
 from .options import AsJson, Quiet
 from .terminal import say, say_json, wrapped
 
+Model = Annotated[str, typer.Argument(help="A name or a folder.", autocompletion=completion.models)]
 app = typer.Typer(no_args_is_help=True, help="The models on this machine.")
 
 
@@ -112,7 +114,7 @@ def catalogue(as_json: AsJson = False) -> None:
 
 
 @app.command("show")
-def show(model: Annotated[str, typer.Argument(help="A name or a folder.")], as_json: AsJson = False) -> None:
+def show(model: Model, as_json: AsJson = False) -> None:
     """What a model is, what each variant of it weighs and measured, and the words that a small one knows."""
     from dataclasses import asdict
 
@@ -147,7 +149,7 @@ def show(model: Annotated[str, typer.Argument(help="A name or a folder.")], as_j
 
 
 @app.command("verify")
-def verify(model: Annotated[str, typer.Argument(help="A name or a folder.")]) -> None:
+def verify(model: Model, as_json: AsJson = False) -> None:
     """Hash every file of a model and compare with its manifest; exit code 1 if any differs.
 
     Another program's export has no hashes: those of the first time are compared from then on.
@@ -160,18 +162,22 @@ def verify(model: Annotated[str, typer.Argument(help="A name or a folder.")]) ->
     unhashed = bundle.unhashed()
     seen = Seen.of(bundle.root) if unhashed else None
     problems += seen.problems(unhashed) if seen is not None else []
-    for problem in problems:
+    named = {*bundle.files, *bundle.others, *(name for each in bundle.variants.values() for name in each.files)}
+    known = len(named) - len(unhashed)
+    new = seen.remember(unhashed) if seen is not None and not problems else []
+    counts = {"named": known, "verified_before": len(unhashed) - len(new), "recorded_now": len(new)}
+    if as_json:
+        say_json({"model": bundle.name, "problems": problems, "files": {} if problems else counts})
+    for problem in problems if not as_json else ():
         say(problem)
     if problems:
         raise typer.Exit(1)
-    named = {*bundle.files, *bundle.others, *(name for each in bundle.variants.values() for name in each.files)}
-    known = len(named) - len(unhashed)
+    if as_json:
+        return
     if known:
         print(f"{bundle.name}: {known} files as the manifest says")
-    if seen is not None:
-        new = seen.remember(unhashed)
-        if len(unhashed) > len(new):
-            print(f"{bundle.name}: {len(unhashed) - len(new)} files as they were when they were first verified")
-        if new:
-            print(f"{bundle.name}: nothing can be said of {len(new)} files, since nothing has recorded their hashes; "
-                  "they are recorded now")  # fmt: skip
+    if len(unhashed) > len(new):
+        print(f"{bundle.name}: {len(unhashed) - len(new)} files as they were when they were first verified")
+    if new:
+        print(f"{bundle.name}: nothing can be said of {len(new)} files, since nothing has recorded their hashes; "
+              "they are recorded now")  # fmt: skip

@@ -15,6 +15,7 @@ from edge_sd.pipeline.control import Control, controls_of
 from edge_sd.pipeline.options import Option, options
 from edge_sd.pipeline.request import DRAWING, STARTING, WORDS, Request, Shared
 
+from .completion import of_option
 from .drawing import parse_embedding, parse_extend, parse_lora, parse_seeds, parse_size
 
 if TYPE_CHECKING:
@@ -66,13 +67,20 @@ def _parameters() -> Iterator[inspect.Parameter]:
         if name not in OTHERWISE:
             kind = described.kind.type
             flags = DECLARED.get(name, (_dashed(name),))
-            option = typer.Option(*flags, help=_help(described, default), rich_help_panel=described.group)
+            option = typer.Option(
+                *flags, help=_help(described, default), rich_help_panel=described.group,
+                autocompletion=of_option(name, described.kind),
+            )  # fmt: skip
             yield parameter(name, Annotated[kind | None, option])
     for name, described, default in options(Control):
         flag = "--control" if name == "image" else f"--control-{name}"
         kind = list[Path] if name == "image" else list[described.kind.type]  # type: ignore[name-defined]
         option = typer.Option(
-            flag, metavar=described.kind.type.__name__, help=_help(described, default), rich_help_panel=control.GROUP
+            flag,
+            metavar=described.kind.type.__name__,
+            help=_help(described, default),
+            rich_help_panel=control.GROUP,
+            autocompletion=of_option(name, described.kind),
         )
         yield parameter(_control(name), Annotated[kind | None, option])
 

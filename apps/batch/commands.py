@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,10 +13,10 @@ import typer
 
 from edge_sd.errors import EdgeSDError, InvalidRequest, ModelNotFound, choices
 
-from .. import machine
+from .. import completion, machine
 from ..options import AsJson, Quiet
 from ..request_options import takes_request
-from ..terminal import progress, say
+from ..terminal import progress, say, say_json
 from .place import Place
 
 if TYPE_CHECKING:
@@ -56,8 +55,8 @@ def batch(
         bool,
         typer.Option("--allow-download", help="Pull a --model ORG/NAME that is not here; else no network is used."),
     ] = False,
-    preset: Annotated[str | None, typer.Option(help="As for generate.")] = None,
-    model: Annotated[str | None, typer.Option(help="As for generate.")] = None,
+    preset: Annotated[str | None, typer.Option(help="As for generate.", autocompletion=completion.presets)] = None,
+    model: Annotated[str | None, typer.Option(help="As for generate.", autocompletion=completion.models)] = None,
     variant: Annotated[str | None, typer.Option(help="As for generate.")] = None,
     device: Annotated[str, typer.Option(help="As for generate.")] = "auto",
     prefer: machine.Prefer = "speed",
@@ -222,10 +221,12 @@ def _finish(jobs: list[Job], manifest: Manifest, keeper: Keeper, how: How) -> No
             how.tell(f"contact sheet: {path}")
     if how.as_json:
         pictures = [{**asdict(each), "prompt": job.request.prompt} for job, each in done]
-        print(json.dumps({
-            "folder": str(manifest.folder), "pictures": pictures, "contact_sheets": list(map(str, sheets)),
-            "failed": keeper.failed, "notes": keeper.notes,
-        }, indent=2))  # fmt: skip
+        say_json(
+            {
+                "folder": str(manifest.folder), "pictures": pictures, "contact_sheets": list(map(str, sheets)),
+                "failed": keeper.failed, "notes": keeper.notes,
+            }
+        )  # fmt: skip
     if keeper.failed:
         how.tell(f"{len(keeper.failed)} rows were not drawn; the same command tries them again")
         raise typer.Exit(1)

@@ -31,12 +31,12 @@ def install(home: Path, python: str) -> list[Path]:
     for path in (command, workflow):
         if os.path.lexists(path) and not _is_ours(path):
             raise InvalidRequest(f"{path} is there already and not edge-sd's; move it away")
-    draw = shlex.join([python, "-m", "edge_sd", "macos", "draw"])
+    draw = _script(python)
     try:
         for path in (command, workflow):
             path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(command) as made:
-            made.write_text(f"#!/bin/sh\n{MARK}\nexec {draw}\n", "utf-8")
+            made.write_text(f"#!/bin/sh\n{MARK}\n{draw}\n", "utf-8")
             made.chmod(0o755)
         with replaced(workflow) as made:
             contents = made / "Contents"
@@ -46,6 +46,21 @@ def install(home: Path, python: str) -> list[Path]:
     except OSError as error:
         raise OutputError(f"{error.filename or home} cannot be written ({error.strerror})") from error
     return [command, workflow]
+
+
+def _script(python: str) -> str:
+    """What both run: the interpreter that installed them, or a hint where that has moved or lost edge-sd."""
+    quoted = shlex.quote(python)
+    hint = f"edge-sd is no longer where it was installed from ({python}). Where it is now, run: edge-sd macos install"
+    # The Service shows nobody what it prints.
+    shown = 'on run argv\n display alert "edge-sd" message (item 1 of argv)\nend run'
+    return (
+        f"if ! {quoted} -c 'import edge_sd' </dev/null 2>/dev/null; then\n"
+        f"  echo {shlex.quote(hint)} >&2\n"
+        f"  osascript -e {shlex.quote(shown)} {shlex.quote(hint)}\n"
+        f"  exit 2\nfi\n"
+        f"exec {shlex.join([python, '-m', 'edge_sd', 'macos', 'draw'])}"
+    )
 
 
 def uninstall(home: Path) -> list[Path]:

@@ -10,8 +10,8 @@ from edge_sd.components.shapes import shapes_of
 from edge_sd.errors import DeviceError, InvalidRequest, choices
 
 
-def table(model: str, device: str, variant: str | None = None) -> str:
-    """A row for each component, as Markdown. Raises InvalidRequest, VariantNotFound or DeviceError."""
+def placements(model: str, device: str, variant: str | None = None) -> dict[str, dict[str, int]]:
+    """Component -> engine -> operations. Raises InvalidRequest, VariantNotFound or DeviceError."""
     bundle = ModelBundle.open(model)
     names = [name for name, each in bundle.variants.items() if each.backend == "coreml"]
     chosen = bundle.variant(variant) if variant else bundle.variants[names[0]] if names else None
@@ -21,11 +21,18 @@ def table(model: str, device: str, variant: str | None = None) -> str:
     places = {each.name: each for each in backend.devices()}
     if device not in places:
         raise DeviceError(f"Core ML has no device {device!r} here; valid: {choices(places)}")
-    engines = (*ENGINES.values(), "another")
-    lines = [f"| component | {' | '.join(engines)} |", "| --- |" + " --- |" * len(engines)]
+    found = {}
     for part, shapes in shapes_of(bundle.facts, bundle.defaults.width, bundle.defaults.height, 2).items():
         component = backend.load(LoadRequest(bundle, chosen, part, places[device], shapes))
-        found = component.program.placements()
+        counts = component.program.placements()
         component.close()
-        lines.append(f"| {part} | {' | '.join(str(found[engine]) for engine in engines)} |")
+        found[part] = {engine: counts[engine] for engine in (*ENGINES.values(), "another")}
+    return found
+
+
+def table(rows: dict[str, dict[str, int]]) -> str:
+    """A row for each component, as Markdown."""
+    engines = (*ENGINES.values(), "another")
+    lines = [f"| component | {' | '.join(engines)} |", "| --- |" + " --- |" * len(engines)]
+    lines += [f"| {part} | {' | '.join(str(row[engine]) for engine in engines)} |" for part, row in rows.items()]
     return "\n".join(lines)

@@ -10,15 +10,22 @@ import plistlib
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from edge_sd import Request
 from edge_sd.apps.macos import draw as script
 from edge_sd.apps.macos.install import COMMAND, TEMPLATES, WORKFLOW, install, uninstall
+from edge_sd.apps.macos.wallpaper import HEIGHT, WIDTH, wallpaper_of
 from edge_sd.errors import DeviceError, InvalidRequest, OutputError
+from edge_sd.images.metrics import psnr
+from edge_sd.pipeline.recorded import read_recorded
 
 from ..e2e.test_cli import edge_sd
 
@@ -78,6 +85,55 @@ def test_no_name_of_a_file_becomes_applescript(name: str, tmp_path_factory: pyte
             assert arguments(log) == ["-e", code, str(folder / name)]
 
 
+def test_a_small_picture_becomes_a_wallpaper_in_its_own_shape_and_a_large_one_stays(tmp_path: Path) -> None:
+    small = Image.new("RGB", (128, 64), (250, 240, 10))
+    small.paste((0, 0, 200), (32, 16, 96, 48))
+    small.save(tmp_path / "small.png")
+    path = wallpaper_of(tmp_path / "small.png")
+    assert path == tmp_path / "small-wallpaper.png"
+    with Image.open(path) as made:
+        assert made.size == (WIDTH, HEIGHT)
+        assert {made.getpixel(corner) for corner in ((0, 0), (WIDTH - 1, HEIGHT - 1))} == {(250, 240, 10)}
+        inner = made.crop(((WIDTH - 640) // 2, (HEIGHT - 320) // 2, (WIDTH + 640) // 2, (HEIGHT + 320) // 2))
+        assert psnr(np.asarray(inner.resize((128, 64))), np.asarray(small), 255) > 30, (
+            "the picture, five times as large"
+        )
+    Image.new("RGB", (1300, 900)).save(tmp_path / "large.png")
+    assert wallpaper_of(tmp_path / "large.png") == tmp_path / "large.png"
+
+
+def test_a_person_is_told_while_core_ml_compiles(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "PATIENCE", 0.0)
+
+    def slow(model: str, device: str) -> None:
+        if device == "ane":
+            for _ in range(100):
+                if mac.exists():
+                    break
+                time.sleep(0.05)
+        raise DeviceError("refused")
+
+    monkeypatch.setattr(script.Pipeline, "open", slow)
+    with pytest.raises(DeviceError):
+        script.draw(Request("a red apple"), say=lambda line: None)
+    assert arguments(mac) == ["-e", script.NOTIFICATION, script.COMPILING]
+    assert "display notification chosen" in script.NOTIFICATION
+
+
+def test_the_script_is_one_screen_long() -> None:
+    assert len(Path(script.__file__).read_text("utf-8").splitlines()) <= 80
+
+
+def test_draw_has_the_options_of_generate(tmp_path: Path) -> None:
+    done = edge_sd("macos", "draw", "a cat", "--no-preview", "--size", "64x128", "--steps", "2", "--negative", "a dog",
+                   "--seed", "1", "--model", "emoji", "--folder", "p", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = read_recorded(tmp_path / done.stdout.strip()).settings
+    assert {name: made[name] for name in ("width", "height", "steps", "negative")} == {
+        "width": 64, "height": 128, "steps": 2, "negative": "a dog",
+    }  # fmt: skip
+
+
 def test_what_macos_refuses_is_said_with_the_pictures_place(mac: Path, tmp_path: Path) -> None:
     stand_in(tmp_path / "bin/osascript", exit_code=1)
     with pytest.raises(OutputError, match=r"a\.png was drawn, but wallpaper failed: not allowed"):
@@ -91,7 +147,7 @@ def test_what_macos_refuses_is_said_with_the_pictures_place(mac: Path, tmp_path:
 
 def test_without_core_ml_it_says_so_and_draws(emoji: Path) -> None:
     said: list[str] = []
-    result = script.draw("a red apple", seed=1, say=said.append)
+    result = script.draw(Request("a red apple", seed=1), say=said.append)
     assert result.pictures[0].image.size == (128, 128)
     assert said[0].startswith("Core ML can't draw here, so another backend does: no device 'ane' here")
     assert "on cpu" in said[1]
@@ -106,7 +162,7 @@ def test_core_ml_comes_first_and_its_refusal_is_said(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(script.Pipeline, "open", refuse)
     with pytest.raises(DeviceError, match="auto refused"):
-        script.draw("a red apple", say=asked.append)
+        script.draw(Request("a red apple"), say=asked.append)
     assert asked == ["ane", "Core ML can't draw here, so another backend does: ane refused", "auto"]
 
 
@@ -196,11 +252,36 @@ def test_both_call_the_interpreter_wherever_it_is(
     root = tmp_path_factory.mktemp("home")
     python = root / folder / "python"
     log = stand_in(python)
-    command, workflow = install(root, str(python))
     text = selection.encode("utf-8", "replace")
-    parameters = plistlib.loads((workflow / "Contents/document.wflow").read_bytes())["actions"][0]["action"]
-    shell, line = (parameters["ActionParameters"][name] for name in ("shell", "COMMAND_STRING"))
-    for words in ([str(command)], [shell, "-c", line]):
+    for words in both(root, python):
         subprocess.run(words, input=text, check=True, capture_output=True)
         assert log.read_bytes() == b"-m\0edge_sd\0macos\0draw\0" + text
         log.unlink()
+
+
+def both(home: Path, python: Path) -> list[list[str]]:
+    """Install for that interpreter; how macOS runs the .command, and how the Service's script."""
+    command, workflow = install(home, str(python))
+    parameters = plistlib.loads((workflow / "Contents/document.wflow").read_bytes())["actions"][0]["action"]
+    shell, line = (parameters["ActionParameters"][name] for name in ("shell", "COMMAND_STRING"))
+    return [[str(command)], [shell, "-c", line]]
+
+
+@settings(max_examples=10, deadline=None)
+@given(folder=NAMES.filter(lambda name: name not in (".", "..")), there=st.booleans())
+def test_both_say_what_to_do_where_the_environment_moved_or_lost_edge_sd(
+    folder: str, there: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("home")
+    python = root / folder / "python"
+    if there:
+        stand_in(python, exit_code=1)
+    log = stand_in(root / "bin/osascript")
+    for words in both(root, python):
+        path = {"PATH": f"{root / 'bin'}:/bin:/usr/bin"}
+        done = subprocess.run(words, capture_output=True, text=True, env=path, stdin=subprocess.DEVNULL)
+        assert done.returncode == 2
+        assert "run: edge-sd macos install" in done.stderr
+        shown = log.read_bytes().decode().split("\0")
+        assert "display alert" in shown[1]
+        assert str(python) in shown[2]
