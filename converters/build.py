@@ -25,7 +25,9 @@ from edge_sd.bundle.library import MANIFEST
 from edge_sd.bundle.variants import Artifact, Parity, Variant
 from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, ParityError, choices
 from edge_sd.files import FileRecord, is_partial, locked, record_file, write_atomically
-from edge_sd.text.tokenizer import TextTokenizer, read_vocabulary
+from edge_sd.text.tokenizer import read_vocabulary
+from edge_sd.text.whole import FILE as WHOLE
+from edge_sd.text.whole import PromptTokenizer, open_tokenizer
 
 from .form import Form, Made
 from .parity import CALIBRATION_STEPS, PROMPTS, STEPS, Arrays
@@ -192,7 +194,7 @@ def _make_parts(
     state_path = staging / ".state.json"
     state = _resume(state_path, staging, {"source": fingerprint, "recipe": asdict(recipe), "form": repr(form)})
     facts = source.facts
-    tokenizers = {text.part: TextTokenizer(source.folder / text.tokenizer, facts.max_tokens) for text in facts.encoders}
+    tokenizers = {text.part: open_tokenizer(source.folder / text.tokenizer, text, facts) for text in facts.encoders}
     artifacts: dict[str, Artifact] = {}
     returned: dict[str, list[Arrays]] = {}
     for n, part in enumerate(parts):
@@ -253,7 +255,7 @@ def _make_part(
     recipe: QuantRecipe,
     part: str,
     staging: Path,
-    tokenizers: dict[str, TextTokenizer],
+    tokenizers: dict[str, PromptTokenizer],
     before: dict[str, list[Arrays]],
 ) -> tuple[dict[str, Any], list[Arrays]]:
     """Convert one component and measure it; its row for the state file, and for each size what the next ones need."""
@@ -286,7 +288,8 @@ def _cases(source: Source, form: Form, recipe: QuantRecipe) -> list[tuple[tuple[
     pictures = [(PROMPTS[0], STEPS)]
     if recipe.activations:
         # Of models that take seconds for a step, a third as many.
-        pictures = list(zip(PROMPTS, CALIBRATION_STEPS, strict=True))[:: 3 if source.is_large("unet") else 1]
+        share = 3 if source.is_large(source.facts.denoiser) else 1
+        pictures = list(zip(PROMPTS, CALIBRATION_STEPS, strict=True))[::share]
     return [(latents, *picture) for picture in pictures for latents in form.latents(source, recipe)]
 
 
@@ -296,11 +299,12 @@ def _publish_tokenizer(source: Source, target: Path) -> dict[str, FileRecord]:
     for text in source.facts.encoders:
         folder = target / text.tokenizer
         folder.mkdir(exist_ok=True)
-        vocabulary, merges = read_vocabulary(source.folder / text.tokenizer)
-        lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
-        write_atomically(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False).encode())
-        write_atomically(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if text.kind == "clip":
+            vocabulary, merges = read_vocabulary(source.folder / text.tokenizer)
+            lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+            write_atomically(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False).encode())
+            write_atomically(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
+        for name in (*([] if text.kind == "clip" else [WHOLE]), "tokenizer_config.json", "special_tokens_map.json"):
             if (source.folder / text.tokenizer / name).is_file():
                 write_atomically(folder / name, (source.folder / text.tokenizer / name).read_bytes())
         records |= {f"{text.tokenizer}/{path.name}": record_file(path) for path in _files(folder)}

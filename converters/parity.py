@@ -19,6 +19,7 @@ from edge_sd.components.base import Component
 from edge_sd.components.denoiser import Denoiser
 from edge_sd.components.inpainting import Masked
 from edge_sd.components.instructed import Instructed
+from edge_sd.components.transformer import form_of
 from edge_sd.files import write_atomically
 from edge_sd.images import metrics
 from edge_sd.images.canny import canny
@@ -28,7 +29,7 @@ from edge_sd.pipeline.settings import IMAGE_GUIDANCE, Settings
 from edge_sd.sampling.noise import TorchNoise
 from edge_sd.sampling.samplers import SAMPLERS
 from edge_sd.text.conditioning import conditions
-from edge_sd.text.tokenizer import TextTokenizer
+from edge_sd.text.whole import PromptTokenizer
 
 PROMPT = "a red apple, glossy style"
 # Ranges of activations are of several pictures.
@@ -83,7 +84,7 @@ def record(
     part: str,
     component: TorchComponent,
     facts: Facts,
-    tokenizers: Mapping[str, TextTokenizer],
+    tokenizers: Mapping[str, PromptTokenizer],
     before: Mapping[str, Arrays],
     latents: tuple[int, int],
     prompt: str = PROMPT,
@@ -96,21 +97,21 @@ def record(
     """
     if part in tokenizers:
         return _record_text(part, component, facts, tokenizers[part], prompt)
-    if part == "unet":
-        return _record_unet(component, facts, before, latents, steps)
+    if part == facts.denoiser:
+        return _record_denoiser(component, facts, before, latents, steps)
     if part == "vae_decoder":
-        z = facts.latents.restored(before["unet"]["latents"])
+        z = facts.latents.restored(before[facts.denoiser]["latents"])
         return {"picture": np.clip(component(latent_sample=z)["sample"], -1, 1)}
     if part == "vae_encoder":
         return component(sample=before["vae_decoder"]["picture"])
     if part == TINY:
-        return component(latent_sample=before["unet"]["latents"])
+        return component(latent_sample=before[facts.denoiser]["latents"])
     if part == SAFETY_CHECKER:
         return _record_checker(component, before["vae_decoder"]["picture"][0])
     return _record_controlled(part, component, facts, before, latents)
 
 
-def _record_text(part: str, component: TorchComponent, facts: Facts, tokenizer: TextTokenizer, prompt: str) -> Arrays:
+def _record_text(part: str, component: TorchComponent, facts: Facts, tokenizer: PromptTokenizer, prompt: str) -> Arrays:
     """The states of the prompt, after those of the empty one where there is guidance."""
     texts = [prompt] if facts.guidance_width else ["", prompt]
     encoded = component(input_ids=np.concatenate([tokenizer(text).ids for text in texts]))
@@ -118,24 +119,25 @@ def _record_text(part: str, component: TorchComponent, facts: Facts, tokenizer: 
     return {name: value for name, value in encoded.items() if name in wanted}
 
 
-def _record_unet(
+def _record_denoiser(
     component: TorchComponent, facts: Facts, before: Mapping[str, Arrays], latents: tuple[int, int], steps: int
 ) -> Arrays:
     """The latents at which the sampler ends."""
     component.bind(**_told(before, facts, latents))
     sampler, noise = SAMPLERS[SAMPLER], TorchNoise(SEED)
-    levels = sampler.levels(facts.schedule, steps)
+    height, width = (side * facts.latents.factor for side in latents)
+    levels = sampler.levels(facts.schedule_for(facts.schedule, width, height, steps), steps)
     x = sampler.start(noise.normal((1, facts.latents.channels, *latents)), levels, facts.schedule)
     guidance = 1.0 if facts.guidance_width else facts.defaults.guidance
     edited = IMAGE_GUIDANCE if facts.instructed else None
-    denoiser = Denoiser(
-        _sees(component, facts, latents), facts.schedule.prediction_type, guidance, image_guidance=edited
-    )
+    form = form_of(facts, facts.denoiser)
+    whole: Component = component if form is None else form(component)
+    denoiser = Denoiser(_sees(whole, facts, latents), facts.schedule.prediction_type, guidance, image_guidance=edited)
     *_, last = sampler.run(denoiser, x, levels, noise.normal)
     return {"latents": last.latents}
 
 
-def _sees(component: TorchComponent, facts: Facts, latents: tuple[int, int]) -> Component:
+def _sees(component: Component, facts: Facts, latents: tuple[int, int]) -> Component:
     """A UNet with the picture that it sees: all to be drawn, beside noise in place of the latents of another."""
     shape = (1, facts.latents.channels, *latents)
     if facts.inpainting:
@@ -163,11 +165,11 @@ def _record_controlled(
     component.bind(**told)
     if part == "controlnet":
         component.bind(controlnet_cond=np.repeat(_edges(before["vae_decoder"]["picture"]), rows, axis=0))
-        outputs = [component(**inputs) for inputs in _noised(before["unet"]["latents"], facts, rows)]
+        outputs = [component(**inputs) for inputs in _noised(before[facts.denoiser]["latents"], facts, rows)]
         return {f"{n}.{name}": value for n, output in enumerate(outputs) for name, value in output.items()}
     assert part == "controlled_unet", part
     unet = _sees(component, facts, latents)
-    for n, inputs in enumerate(_noised(before["unet"]["latents"], facts, rows)):
+    for n, inputs in enumerate(_noised(before[facts.denoiser]["latents"], facts, rows)):
         given = {name.removeprefix(f"{n}."): value for name, value in before["controlnet"].items()
                  if name.startswith(f"{n}.")}  # fmt: skip
         unet(**inputs, **given)

@@ -34,6 +34,14 @@ def latents_of(sizes: Pixels, facts: Facts) -> list[tuple[int, int]]:
     return [(height // factor, width // factor) for width, height in pixels_of(sizes, facts)]
 
 
+def check_denoiser(source: Source, name: str) -> None:
+    """Raise InvalidRequest for a transformer, of which the form called `name` has no layout."""
+    if source.facts.denoiser != "unet":
+        raise InvalidRequest(
+            f"{source.facts.name} has a {source.facts.denoiser}, of which {name} has no form yet; valid: --to openvino"
+        )
+
+
 def check_sizes(sizes: Pixels, source: Source) -> None:
     """Raise InvalidRequest for a side that the UNet's halvings leave a remainder of."""
     factor = source.facts.latents.factor * 2 ** (len(source.config("unet")["block_out_channels"]) - 1)

@@ -23,7 +23,7 @@ from ..form import Made
 from ..parity import Recording, measure
 from ..recipes import RECIPES, QuantRecipe
 from ..sources.source import CONTROL, PARTS, Source
-from ..static import Sizes, check_sizes, latents_of, named, pixels_of
+from ..static import Sizes, check_denoiser, check_sizes, latents_of, named, pixels_of
 
 if TYPE_CHECKING:
     from ..coreml.mixed import BitRecipe
@@ -74,6 +74,7 @@ class CoreAIForm:
     def check(self, source: Source, recipe: QuantRecipe) -> None:
         from importlib.util import find_spec
 
+        check_denoiser(source, self.backend)
         if not all(find_spec(name) for name in NEEDED):
             raise MissingExtra("converting to Core AI", "coreai")
         check_sizes(self.sizes, source)

@@ -21,7 +21,7 @@ from ..form import Made
 from ..parity import Recording, measure
 from ..recipes import RECIPES, QuantRecipe
 from ..sources.source import CONTROL, PARTS, Source
-from ..static import Sizes, check_sizes, latents_of, named, pixels_of
+from ..static import Sizes, check_denoiser, check_sizes, latents_of, named, pixels_of
 
 if TYPE_CHECKING:
     from ..sources.wrappers import Wrapped
@@ -92,6 +92,7 @@ class CoreMLForm:
     def check(self, source: Source, recipe: QuantRecipe) -> None:
         from importlib.util import find_spec
 
+        check_denoiser(source, self.backend)
         from .quantize import check_target
 
         if not find_spec("coremltools"):

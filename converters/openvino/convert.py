@@ -17,6 +17,7 @@ from edge_sd.backends.openvino.streaming import stream
 from edge_sd.backends.openvino.telemetry import refuse_telemetry
 from edge_sd.bundle.diffusers import GRAPH
 from edge_sd.bundle.facts import Facts
+from edge_sd.bundle.parts import DENOISERS
 from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError
 
@@ -89,7 +90,7 @@ def _from_trace(traced: Any, example: tuple[Any, ...]) -> Any:
 def _in_integers(recipe: QuantRecipe, part: str) -> bool:
     """Whether the inputs of this component's layers are rounded too."""
     if recipe.hybrid:
-        return part == "unet"
+        return part in DENOISERS
     # Text takes 1 % of the time and steers every step: its activations are left alone.
     return recipe.activations and not part.startswith("text_encoder")
 
@@ -111,7 +112,8 @@ def _name_ports(model: Any, wrapped: Wrapped) -> None:
             shape[dimension] = -1
         port.get_node().set_partial_shape(ov.PartialShape(shape))
         port.get_tensor().set_names({name})
-        if name in ("input_ids", "timestep"):
+        # Those of transformers lie between integers, and their exports say so.
+        if name == "input_ids" or (name == "timestep" and wrapped.part != "transformer"):
             port.get_node().set_element_type(ov.Type.i64)
     for port, name in zip(model.outputs, wrapped.outputs, strict=True):
         port.get_tensor().set_names({name})
@@ -171,8 +173,8 @@ def convert_tokenizer(tokenizer: Path, folder: Path) -> None:
     """Write openvino_tokenizer.xml and openvino_detokenizer.xml, which openvino.genai wants beside vocab.json."""
     import openvino as ov
     from openvino_tokenizers import convert_tokenizer as convert_hf
-    from transformers import CLIPTokenizer
+    from transformers import AutoTokenizer
 
-    pair = convert_hf(CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True), with_detokenizer=True)
+    pair = convert_hf(AutoTokenizer.from_pretrained(tokenizer, local_files_only=True), with_detokenizer=True)
     for model, name in zip(pair, ("openvino_tokenizer.xml", "openvino_detokenizer.xml"), strict=True):
         ov.save_model(model, folder / name)

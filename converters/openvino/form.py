@@ -46,7 +46,7 @@ class OpenVINOForm:
     def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
         facts = source.facts
         # Ranges of activations are those of larger pictures.
-        side = LARGEST_SIDE if recipe.activations or not source.is_large("unet") else SIDE_OF_LARGE
+        side = LARGEST_SIDE if recipe.activations or not source.is_large(facts.denoiser) else SIDE_OF_LARGE
         height, width = (min(pixels // facts.latents.factor, side)
                          for pixels in (facts.defaults.height, facts.defaults.width))  # fmt: skip
         return [(height, width)]

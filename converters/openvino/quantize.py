@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edge_sd.backends.openvino.telemetry import refuse_telemetry
+from edge_sd.bundle.parts import DENOISERS
 
 from ..parity import Arrays, Recording
 from ..sources.wrappers import Wrapped
@@ -30,7 +31,11 @@ REMAINING_ERROR, MOST_PRODUCTS = 0.05, 0.25
 ANALYSED, ANALYSED_SIDE = 6, 16
 ANALYSED_LARGE, LARGE = 2, 100_000_000
 # Computed once per prompt or per timestep; the products of GEGLU, whose outliers no scale fits; a few channels wide.
-ALWAYS_FLOAT = r".*(time_emb|attn2\.to_k|attn2\.to_v|ff\.net\.2|add_embedding|conv_in/|conv_out/).*"
+ALWAYS_FLOAT = (
+    r".*(time_emb|attn2\.to_k|attn2\.to_v|ff\.net\.2|add_embedding|conv_in/|conv_out/).*"
+    # Of transformers: what makes tokens of latents and text, and latents of tokens, and what shifts and scales.
+    r"|__module\.model\.(time_text_embed|context_embedder|pos_embed|norm_out|proj_out).*|.*norm1(_context)?\.linear.*"
+)
 
 # No CPU takes it in integers: rounding what goes in only costs time, and where the rest is bfloat16, as with AMX, the
 # plugin of OpenVINO 2026.4 makes noise of it.
@@ -64,7 +69,7 @@ def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording, hyb
         model,
         nncf.Dataset(calibration),
         preset=nncf.QuantizationPreset.MIXED,
-        model_type=nncf.ModelType.TRANSFORMER if wrapped.part == "unet" else None,
+        model_type=nncf.ModelType.TRANSFORMER if wrapped.part in DENOISERS else None,
         subset_size=len(calibration),
         ignored_scope=nncf.IgnoredScope(linear, [ALWAYS_FLOAT, *kept], [ATTENTION], validate=False),
         advanced_parameters=AdvancedQuantizationParameters(

@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from edge_sd.bundle.bundle import read_manifest
-from edge_sd.bundle.diffusers import diffusers_facts, has_checker
+from edge_sd.bundle.diffusers import class_of, diffusers_facts, has_checker
 from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.library import MANIFEST, find_model
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.parts import DENOISERS, SAFETY_CHECKER, TINY
 from edge_sd.bundle.weights import load_module, weight_files
 from edge_sd.errors import InvalidModel
 from edge_sd.files import hash_file, read_json
 from edge_sd.text.tokenizer import read_vocabulary
+from edge_sd.text.whole import check as check_tokenizer
 
 # part -> (library, class, folder, the weight file's stem)
 PARTS = {
     "text_encoder": ("transformers", "CLIPTextModel", "text_encoder", "model"),
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection", "text_encoder_2", "model"),
+    "text_encoder_3": ("transformers", "T5EncoderModel", "text_encoder_3", "model"),
+    "transformer": ("diffusers", "SD3Transformer2DModel", "transformer", "diffusion_pytorch_model"),
     "unet": ("diffusers", "UNet2DConditionModel", "unet", "diffusion_pytorch_model"),
     "vae_decoder": ("diffusers", "AutoencoderKL", "vae", "diffusion_pytorch_model"),
     "vae_encoder": ("diffusers", "AutoencoderKL", "vae", "diffusion_pytorch_model"),
@@ -55,17 +58,22 @@ class Source:
         if (folder / MANIFEST).is_file():
             # Its manifest does not know a ControlNet that was put beside it.
             facts = replace(read_manifest(folder).facts, pooled_nets=facts.pooled_nets)
+        if facts.denoiser != "unet" and (folder / "controlnet/config.json").is_file():
+            raise InvalidModel(f"{folder} has a controlnet, which is offered beside a UNet; it has a {facts.denoiser}")
         source = cls(folder, facts)
         for part in source.parts:
             source.check(part)
         for text in facts.encoders:
-            read_vocabulary(folder / text.tokenizer)
+            if text.kind == "clip":
+                read_vocabulary(folder / text.tokenizer)
+            else:
+                check_tokenizer(folder / text.tokenizer)
         return source
 
     @property
     def parts(self) -> tuple[str, ...]:
         """What the folder holds, in the order of the pipeline."""
-        controlled = (self.folder / "controlnet/config.json").is_file()
+        controlled = (self.folder / "controlnet/config.json").is_file() and self.facts.denoiser == "unet"
         checked = has_checker(self.folder)
         tiny = (self.folder / "vae_tiny/config.json").is_file()
         texts = [text.part for text in self.facts.encoders]
@@ -76,6 +84,7 @@ class Source:
             and (part in texts or not part.startswith("text_encoder"))
             and (checked or part != SAFETY_CHECKER)
             and (tiny or part != TINY)
+            and (part == self.facts.denoiser or part not in DENOISERS)
         )
 
     def weights(self, part: str) -> tuple[list[Path], str | None]:
@@ -106,6 +115,9 @@ class Source:
         from .half_weights import compute_in_float32, in_halves
 
         library, name, folder, stem = PARTS[part]
+        if self.facts.denoiser == "transformer":
+            # Families of transformers have classes of their own, and projections where others have none.
+            library, name, _ = class_of(self.config(part), folder)
         kind = getattr(importlib.import_module(library), name)
         if halves and self.is_large(part) and in_halves(self.weights(part)[0]):
             return compute_in_float32(load_module(kind, self.folder / folder, stem, torch.float16, True))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.parts import SAFETY_CHECKER, TEXT_ENCODERS, TINY
 from edge_sd.components.shapes import shapes_of_conditions
 
 
@@ -59,6 +59,35 @@ class TextEncoder2(nn.Module):
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         out = self.model(input_ids, attention_mask=causal_mask(input_ids), output_hidden_states=True)
         return out.text_embeds, out.last_hidden_state, *out.hidden_states
+
+
+class T5Encoder(nn.Module):
+    """The last state of every token; pads are attended to as well, as SD 3 was trained."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        seen = torch.ones(1, 1, input_ids.shape[1], input_ids.shape[1], dtype=torch.bool, device=input_ids.device)
+        states: Tensor = self.model(input_ids, attention_mask=seen)[0]
+        return states
+
+
+class MMDiT(nn.Module):
+    """SD 3's transformer of two streams (Esser et al. 2024, arXiv:2403.03206)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor
+    ) -> Tensor:
+        output: Tensor = self.model(
+            hidden_states, encoder_hidden_states, pooled_projections, timestep, return_dict=False
+        )[0]
+        return output
 
 
 def conditioned(names: tuple[str, ...], values: tuple[Tensor, ...]) -> dict[str, Any]:
@@ -172,8 +201,10 @@ SIDE = 16
 
 def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
     """Wrap a loaded component; the example inputs are small but of real shape."""
-    if part in ("text_encoder", "text_encoder_2"):
+    if part in TEXT_ENCODERS:
         return _text(part, model, facts)
+    if part == "transformer":
+        return _transformer(model, facts)
     if part in ("unet", "controlnet", "controlled_unet"):
         return _denoising(part, model, facts)
     if part == SAFETY_CHECKER:
@@ -195,14 +226,31 @@ def _pixels(facts: Facts) -> Tensor:
 
 
 def _text(part: str, model: Any, facts: Facts) -> Wrapped:
+    (text,) = [each for each in facts.encoders if each.part == part]
+    ids = torch.ones(1, text.tokens or facts.max_tokens, dtype=torch.int64)
+    if text.kind == "t5":
+        return Wrapped(part, T5Encoder(model), {"input_ids": ids}, {"input_ids": (0, 1)}, ("last_hidden_state",))
     module, first = (
-        (TextEncoder(model), ("last_hidden_state", "pooler_output"))
-        if part == "text_encoder"
-        else (TextEncoder2(model), ("text_embeds", "last_hidden_state"))
+        (TextEncoder2(model), ("text_embeds", "last_hidden_state"))
+        if part == "text_encoder_2" or facts.conditioning == "joint"
+        else (TextEncoder(model), ("last_hidden_state", "pooler_output"))
     )
     states = (f"hidden_states.{n}" for n in range(model.config.num_hidden_layers + 1))
-    ids = torch.ones(1, facts.max_tokens, dtype=torch.int64)
     return Wrapped(part, module, {"input_ids": ids}, {"input_ids": (0, 1)}, (*first, *states))
+
+
+def _transformer(model: Any, facts: Facts) -> Wrapped:
+    """SD 3's transformer, with its inputs in the order of optimum-intel."""
+    conditions = shapes_of_conditions(facts, 1)
+    example = {
+        "hidden_states": torch.zeros(1, facts.sample_channels, SIDE, SIDE),
+        **{name: torch.zeros(shape) for name, shape in conditions.items()},
+        "timestep": torch.ones(1),
+    }
+    dynamic: dict[str, tuple[int, ...]] = {
+        "hidden_states": (0, 2, 3), "encoder_hidden_states": (0, 1), "pooled_projections": (0,), "timestep": (0,),
+    }  # fmt: skip
+    return Wrapped("transformer", MMDiT(model), example, dynamic, ("out_sample",))
 
 
 def _denoising(part: str, model: Any, facts: Facts) -> Wrapped:

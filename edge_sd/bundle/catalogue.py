@@ -63,6 +63,8 @@ def _card(name: str, family: Family, form: Form, gigabytes: float, license: str,
 
 
 TURBO = f"{DIFFUSERS}using-diffusers/sdxl_turbo"
+SD3 = f"{DIFFUSERS}api/pipelines/stable_diffusion/stable_diffusion_3"
+SAI = "stabilityai-ai-community"
 OPENRAIL = "creativeml-openrail-m"
 CATALOGUE = (
     # Stable Diffusion 1, and smaller UNets distilled from it.
@@ -84,6 +86,10 @@ CATALOGUE = (
     _card("IDKiro/sdxs-512-dreamshaper", "sd1", "torch", 2.1, "openrail++", steps=1, guidance=1.0, size=512),
     # SDXL.
     _card("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", "torch", 6.9, "openrail++", guidance=5.0, size=1024),
+    # Stable Diffusion 3.5. The hub wants its terms accepted first; steps and guidance are those of diffusers' page.
+    Entry("stabilityai/stable-diffusion-3.5-medium", "sd3", "torch", 17.0, SAI, SD3, steps=40, guidance=4.5, size=1024),
+    Entry("stabilityai/stable-diffusion-3.5-large-turbo", "sd3", "torch", 28.0, SAI, SD3, steps=4, guidance=1.0,
+          size=1024),
     # Exports of optimum-intel: no torch, no conversion.
     _card("OpenVINO/stable-diffusion-v1-5-int8-ov", "sd1", "openvino", 1.1, OPENRAIL),
     _card("OpenVINO/stable-diffusion-v1-5-fp16-ov", "sd1", "openvino", 2.1, OPENRAIL),

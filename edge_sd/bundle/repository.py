@@ -2,7 +2,7 @@
 
 A repository may hold the same model in several forms. Each form is found by the names of its files alone:
 
-openvino    an export of optimum-intel: unet/openvino_model.xml, at the top or in one folder
+openvino    an export of optimum-intel: openvino_model.xml in unet/ or transformer/, at the top or in one folder
 coreml      packages in Apple's layout (apple/ml-stable-diffusion): Unet.mlmodelc, or ..._unet.mlpackage
 torch       a diffusers folder with safetensors; or one component of it, such as an autoencoder
 checkpoint  one .safetensors file
@@ -19,16 +19,20 @@ from posixpath import commonpath
 
 from ..errors import InvalidModel, InvalidRequest, choices
 from ..files import hash_file
+from .parts import DENOISERS, TEXT_ENCODERS
 
 INDEX = "model_index.json"
 # Folders of a diffusers repository that are components; others hold samples, older weights, other programs' forms.
-FOLDERS = frozenset({"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "vae_tiny",
+FOLDERS = frozenset({*TEXT_ENCODERS, "tokenizer", "tokenizer_2", "tokenizer_3", *DENOISERS, "vae", "vae_tiny",
                      "vae_large", "scheduler", "safety_checker", "feature_extractor"})  # fmt: skip
 # SDXS has an AutoencoderTiny in vae/, and the autoencoder that it imitates here.
 LARGE_VAE = "vae_large"
 # Folders of an OpenVINO export: those with a graph, and those with texts alone.
-GRAPHS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
-TEXTS = ("tokenizer", "tokenizer_2", "scheduler")
+GRAPHS = (*TEXT_ENCODERS, *DENOISERS, "vae_decoder", "vae_encoder")
+TEXTS = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
+# The denoiser's folder, and its graph, which show what a repository holds.
+WEIGHTED = tuple(f"{name}/" for name in DENOISERS)
+EXPORTED = tuple(f"{name}/openvino_model.xml" for name in DENOISERS)
 PICKLES = (".ckpt", ".pt", ".pth", ".pkl")
 # Names of pickles that end in .bin, as OpenVINO's and Core ML's weights do.
 PICKLED_BIN = re.compile(
@@ -117,11 +121,11 @@ def forms_of(files: Iterable[Remote]) -> set[str]:
     """The forms that a repository holds, by the names of its files."""
     there = {each.name for each in files}
     found = set()
-    if INDEX in there and any(each.startswith("unet/") and ".safetensors" in each for each in there):
+    if INDEX in there and any(each.startswith(WEIGHTED) and ".safetensors" in each for each in there):
         found.add("torch")
     if not found and _is_part(there):
         found.add("torch")
-    if any(each.endswith("unet/openvino_model.xml") for each in there):
+    if any(each.endswith(EXPORTED) for each in there):
         found.add("openvino")
     if any(_package_folders(there)):
         found.add("coreml")
@@ -236,8 +240,8 @@ def _of_folder(name: str, folder: str, names: list[str], half: bool) -> list[str
 
 def _export(name: str, there: Mapping[str, Remote]) -> Iterator[Remote]:
     """The files of an OpenVINO export; one in a folder of the repository goes to the top of the model's."""
-    found = min((each for each in there if each.endswith("unet/openvino_model.xml")), key=len)
-    prefix = found.removesuffix("unet/openvino_model.xml")
+    found = min((each for each in there if each.endswith(EXPORTED)), key=len)
+    prefix = found[: -len(next(each for each in EXPORTED if found.endswith(each)))]
     index = next((each for each in (f"{prefix}{INDEX}", INDEX) if each in there), None)
     if index is None:
         raise InvalidModel(f"{name} has {found}, but no {INDEX}, which says what it is an export of")
@@ -251,7 +255,7 @@ def _export(name: str, there: Mapping[str, Remote]) -> Iterator[Remote]:
             graph = folder in GRAPHS and rest in ("openvino_model.xml", "openvino_model.bin")
             if graph or rest.endswith((".json", ".txt")):
                 yield replace(there[each], place=f"{folder}/{rest}")
-    for folder in ("unet", "text_encoder", "vae_decoder"):
+    for folder in (*DENOISERS, "text_encoder", "vae_decoder"):
         if f"{prefix}{folder}/openvino_model.xml" in there and f"{prefix}{folder}/openvino_model.bin" not in there:
             raise InvalidModel(f"{name} has no {prefix}{folder}/openvino_model.bin")
 

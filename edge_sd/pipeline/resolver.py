@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..bundle.bundle import ModelBundle
-from ..bundle.parts import NET, SAFETY_CHECKER, TINY, home_of
+from ..bundle.parts import DENOISERS, NET, SAFETY_CHECKER, TINY, home_of
 from ..bundle.variants import Artifact
 from ..components.base import Array
 from ..devices.plan import DevicePlan
@@ -163,10 +163,15 @@ class Resolver:
 
     def _need(self, part: str, what: str) -> None:
         if part not in (there := self.artifacts(part)):
-            home, nets = self.plan.parts[home_of(part)].variant, [each for each in there if each.startswith(NET)]
+            home, nets = self.plan.parts[self._home(part)].variant, [each for each in there if each.startswith(NET)]
             other = f"; it has: {choices(nets)}" if nets and part.startswith(NET) else ""
             raise InvalidRequest(f"{self.bundle.name}: variant {home} has no {part}, which {what} needs{other}")
 
     def artifacts(self, part: str) -> Mapping[str, Artifact]:
         """Those of the variant that a part is taken of."""
-        return self.bundle.variant(self.plan.parts[home_of(part)].variant).artifacts
+        return self.bundle.variant(self.plan.parts[self._home(part)].variant).artifacts
+
+    def _home(self, part: str) -> str:
+        """The component that decides where `part` is or would be; ControlNets go where the denoiser is."""
+        home = home_of(part)
+        return self.bundle.facts.denoiser if home in DENOISERS else home

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,9 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from edge_sd import Pipeline, Request
+from edge_sd import Control, InvalidModel, InvalidRequest, ModelBundle, Pipeline, Request
+from edge_sd.converters.build import build
 from edge_sd.converters.parity import psnr
+from edge_sd.converters.recipes import RECIPES
 
+from ..conftest import convert
 from ..transformers import save_sd3
 
 PROMPT, NEGATIVE, SEED = "a red apple, glossy style", "a green pear", 3
@@ -100,3 +105,155 @@ def test_it_goes_on_from_a_picture(sources: Sources, inpaint: bool, strength: fl
     expected = theirs(source, kind, image=picture(), strength=strength, **more)
     found = ours(source, image=picture(), strength=strength, mask=half() if inpaint else None)
     assert psnr(found, expected, peak=255) >= 40
+
+
+@pytest.fixture(scope="module")
+def bundle(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+    return convert(sources("sd3"), tmp_path_factory.mktemp("bundle") / "sd3", "fp32")
+
+
+def test_openvino_draws_what_diffusers_draws(sources: Sources, bundle: ModelBundle) -> None:
+    expected = theirs(sources("sd3"), width=64, height=96, negative_prompt=NEGATIVE)
+    found = ours(bundle.root, width=64, height=96, negative=NEGATIVE)
+    assert psnr(found, expected, peak=255) >= 40
+
+
+def test_openvino_goes_on_from_a_picture(sources: Sources, bundle: ModelBundle) -> None:
+    wishes = {"image": picture(), "strength": 0.75, "width": 64, "height": 64}
+    expected = theirs(sources("sd3"), "StableDiffusion3InpaintPipeline", mask_image=half(), **wishes)
+    assert psnr(ours(bundle.root, mask=half(), **wishes), expected, peak=255) >= 40
+
+
+def test_optimum_loads_what_was_written(sources: Sources, bundle: ModelBundle) -> None:
+    import torch
+    from optimum.intel import OVPipelineForText2Image
+
+    pipeline = OVPipelineForText2Image.from_pretrained(bundle.root / "openvino-fp32", device="CPU")
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline(
+        PROMPT, num_inference_steps=4, guidance_scale=5.0, width=64, height=96,
+        generator=torch.Generator().manual_seed(SEED),
+    ).images[0]  # fmt: skip
+    assert psnr(np.asarray(image), theirs(sources("sd3"), width=64, height=96), peak=255) >= 40
+
+
+def test_an_export_of_optimum_opens_as_a_model(sources: Sources, tmp_path: Path) -> None:
+    from optimum.intel import OVStableDiffusion3Pipeline
+
+    OVStableDiffusion3Pipeline.from_pretrained(sources("sd3"), export=True, compile=False).save_pretrained(tmp_path)
+    found = ours(tmp_path, width=64, height=96)
+    assert psnr(found, theirs(sources("sd3"), width=64, height=96), peak=255) >= 40
+
+
+def test_the_manifest_says_what_the_family_needs(bundle: ModelBundle, sources: Sources) -> None:
+    facts = ModelBundle.open(bundle.root).facts
+    assert (facts.family, facts.denoiser, facts.conditioning, facts.blank_rows) == ("sd3", "transformer", "joint", 0)
+    assert (facts.grain, facts.pooled_width, facts.text_width, facts.defaults.max_side) == (16, 24, 32, 384)
+    assert [(text.part, text.kind, text.tokens) for text in facts.encoders] == [
+        ("text_encoder", "clip", 0), ("text_encoder_2", "clip", 0), ("text_encoder_3", "t5", 256),
+    ]  # fmt: skip
+    assert facts == ModelBundle.open(sources("sd3")).facts
+    bare = ModelBundle.open(sources("bare")).facts
+    assert (len(bare.encoders), bare.blank_rows) == (2, 256)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of both streams' attention and a feed-forward layer, in the keys that diffusers writes for SD 3."""
+    from safetensors.numpy import save_file
+
+    rng, tensors = np.random.default_rng(1), {}
+    blocks = "transformer.transformer_blocks"
+    layers = {f"{blocks}.0.attn.to_q": (32, 32), f"{blocks}.0.attn.add_k_proj": (32, 32),
+              f"{blocks}.0.attn.to_out.0": (32, 32), f"{blocks}.1.ff.net.0.proj": (32, 128)}  # fmt: skip
+    for name, (wide, high) in layers.items():
+        tensors[f"{name}.lora_A.weight"] = rng.normal(size=(4, wide)).astype(np.float32)
+        tensors[f"{name}.lora_B.weight"] = rng.normal(size=(high, 4)).astype(np.float32)
+    path = tmp_path_factory.mktemp("lora") / "style.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def test_a_lora_of_the_family_changes_what_it_changes_in_diffusers(
+    sources: Sources, bundle: ModelBundle, lora: Path
+) -> None:
+    pipeline = loaded(sources("sd3"))
+    plain = theirs(sources("sd3"))
+    pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+    try:
+        expected = theirs(sources("sd3"), joint_attention_kwargs={"scale": 0.6})
+    finally:
+        pipeline.unload_lora_weights()
+    assert psnr(plain, expected, peak=255) < 40, "it matters"
+    for folder in (sources("sd3"), bundle.root):
+        assert psnr(ours(folder, loras={lora: 0.6}), expected, peak=255) >= 40
+
+
+def test_a_lora_of_another_family_is_refused_by_name(
+    sources: Sources, miniature: Path, lora: Path, tmp_path: Path
+) -> None:
+    from .test_torch_backend import write_lora
+
+    cases = [
+        (sources("sd3"), write_lora(tmp_path / "old.safetensors"), "it changes a unet, this model has a transformer"),
+        (miniature, lora, "it changes a transformer, this model has a unet"),
+    ]
+    for folder, file, said in cases:
+        with Pipeline.open(folder) as pipeline, pytest.raises(InvalidRequest, match=said):
+            pipeline.resolve(Request(PROMPT, loras={file: 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"width": 72}, "width 72 is not a multiple of 16, as this model needs"),
+        ({"height": 400}, "height 400 is beyond this model's limit of 384; larger ones need --tile"),
+        ({"width": 640, "tile": 72}, "tile 72 is not a multiple of 16, as this model needs"),
+        ({"controls": [Control(Image.new("RGB", (64, 64)))]}, "has no controlnet, which a control picture needs"),
+        ({"sampler": "pndm"}, "PNDM is no sampler for a flow-matching model"),
+        ({"zero_snr": True}, "zero_snr needs a model of v_prediction"),
+    ],
+)
+def test_what_the_family_cannot_do_is_said_by_name(sources: Sources, wishes: dict[str, Any], said: str) -> None:
+    with Pipeline.open(sources("sd3")) as pipeline, pytest.raises(InvalidRequest, match=said):
+        pipeline.resolve(Request(PROMPT, **wishes))
+
+
+def test_what_is_left_out_is_said(bundle: ModelBundle) -> None:
+    long = "a red apple " * 100
+    request = Request(long, seed=1, steps=2, width=64, height=64, deep_every=2, merge_tokens=True)
+    with Pipeline.open(bundle.root) as pipeline:
+        notes = pipeline.generate(request).notes
+    assert notes[0].startswith("text_encoder_3 takes 256 tokens of the prompt; it does not read: ")
+    assert notes[1] == "openvino-fp32 computes everything: deep_every and merge_tokens leave out parts of a UNet"
+
+
+def edited(folder: Path, source: Path, part: str | None = None, **changes: Any) -> Path:
+    """A copy of `source` with one config changed; without `part`, whose folder is left out."""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns(part or ""))
+    for name, values in changes.items():
+        path = folder / name / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return folder
+
+
+def test_a_folder_that_lacks_or_mixes_parts_is_refused_in_one_line(sources: Sources, tmp_path: Path) -> None:
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("text_encoder_3", {}, r"has no text_encoder_3, .* to draw without T5, set \"text_encoder_3\": \[null, null\]"),
+        ("text_encoder_2", {}, "has no text_encoder_2, which its model_index.json names"),
+        ("", {"transformer": {"in_channels": 8}}, "its transformer takes 8 channels, its autoencoder has 16"),
+        ("", {"transformer": {"joint_attention_dim": 16}}, "text encoders are wider than the 16 numbers"),
+        ("", {"transformer": {"pos_embed_max_size": None}}, "in its configs"),
+    ]
+    for n, (part, changes, said) in enumerate(cases):
+        folder = edited(tmp_path / str(n), sources("sd3"), part, **changes)
+        with pytest.raises(InvalidModel, match=said) as caught:
+            ModelBundle.open(folder)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["coreml", "coreai"])
+def test_forms_without_a_layout_of_transformers_are_refused(sources: Sources, tmp_path: Path, form: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"a transformer, of which {form} has no form yet; valid: --to openvino"):
+        build(sources("sd3"), tmp_path / "b", form, RECIPES["fp16"], lambda what, share: None)
+    assert not (tmp_path / "b").exists()

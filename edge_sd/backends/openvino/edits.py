@@ -30,7 +30,8 @@ def apply(model: Any, edits: Edits, name: str) -> None:
 # Prefixes of wrapper modules, which LoRAs do not name.
 _MODULE = (
     r"(?:^|\.)((?:down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding|text_model|encoder"
-    r"|embeddings|text_projection)\b[\w.]*?)"
+    r"|embeddings|text_projection|transformer_blocks|single_transformer_blocks|pos_embed|time_text_embed"
+    r"|context_embedder|norm_out|proj_out)\b[\w.]*?)"
 )
 # OpenVINO's names of weights and of layers. Quantized weights lose their names, so the layer's is used.
 _WEIGHT, _LAYER = re.compile(_MODULE + r"\.weight"), re.compile(_MODULE + "/")

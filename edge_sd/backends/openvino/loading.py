@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...caches import code_digest
-from ...components.base import Array, Shapes
+from ...components.base import SAMPLES, Array, Shapes
 from ...components.lora import read_lora
 from ...errors import DeviceError, InvalidModel
 from ..base import LoadRequest
@@ -111,7 +111,8 @@ class Loading:
     @property
     def shapes(self) -> Shapes:
         """Those that it is compiled for: large latents are no slower row by row, side by side or in turn."""
-        rows, sample, shortcuts = self.rows, self.request.shapes.get("sample"), self.request.edits.shortcuts
+        rows, shortcuts = self.rows, self.request.edits.shortcuts
+        sample = next((self.request.shapes[name] for name in SAMPLES if name in self.request.shapes), None)
         if sample is not None:
             large = sample[2] * sample[3] >= LARGE_LATENTS
             rows = 1 if shortcuts.apart or shortcuts.lean or large else sample[0]

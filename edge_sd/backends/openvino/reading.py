@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...components.base import Shapes
+from ...components.base import SAMPLES, Shapes
 from ...errors import InvalidModel, InvalidRequest
 
 
@@ -36,7 +36,7 @@ def reshape(model: Any, shapes: Shapes, graph: str, factor: int) -> None:
     try:
         model.reshape(dict(shapes))
     except RuntimeError as error:
-        name = next((each for each in ("sample", "latent_sample") if each in shapes), "")
+        name = next((each for each in (*SAMPLES, "latent_sample") if each in shapes), "")
         if not name:
             raise InvalidModel(f"{graph} does not take the inputs of this model: {first_line(error)}") from error
         scale = 1 if shapes[name][1] == 3 else factor
