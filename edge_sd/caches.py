@@ -60,9 +60,9 @@ ABOVE_BACKENDS = frozenset({"devices", "pipeline", "converters", "apps"})
 _KEY = "[0-9a-f]" * 16
 CACHES = (
     Cache("openvino", "graphs compiled by OpenVINO", f"{'[0-9a-f]' * 24}.blob", ".*.partial"),
-    Cache("compiled", "packages compiled by Core ML", f"*-{_KEY}.mlmodelc", ".*-*"),
-    Cache("edited", "packages with LoRAs, embeddings or CLIP skip in them", _KEY, f".{_KEY}-*"),
-    Cache("assembled", "packages put together with the weights of their model", _KEY, f".{_KEY}-*"),
+    Cache("compiled", "packages compiled by Core ML", f"*-{_KEY}.mlmodelc", ".*[-.]*"),
+    Cache("edited", "packages with LoRAs, embeddings or CLIP skip in them", _KEY, f".{_KEY}[-.]*"),
+    Cache("assembled", "packages put together with the weights of their model", _KEY, f".{_KEY}[-.]*"),
     Cache("measured", "what was measured on this machine", f"{_KEY}.json", ".*.partial"),
     Cache("seen", "hashes of other programs' files, as they were first verified", f"{_KEY}{_KEY}.json", ".*.partial"),
     Cache("bench", "the large model that edge-sd bench makes", "sd15-random", ".sd15-random-*"),

@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -87,8 +88,7 @@ def write_new(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
     """A file in the folder of `path` that holds `data`, on the disk; gone at the end, if it still has its name."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _sweep(path)
+    beside = partial(path)
     try:
         with beside.open("wb") as file:
             file.write(data)
@@ -105,9 +105,8 @@ def replaced(target: Path) -> Iterator[Path]:
 
     What was called so stays as it was until then. What a killed process left half made is removed at the next start.
     """
-    beside = target.with_name(f".{target.name}.{os.getpid()}.partial")
     recover(target)
-    _sweep(target)
+    beside = partial(target)
     try:
         yield beside
         for path in [beside, *beside.rglob("*")]:
@@ -117,6 +116,18 @@ def replaced(target: Path) -> Iterator[Path]:
         exchange(beside, target)
     finally:
         remove(beside)
+
+
+@contextlib.contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """A folder beside `target` for what is then moved to that name. It goes at the end, as does other debris."""
+    sweep(target.parent)
+    folder = partial(target)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def aside(target: Path) -> Path:
@@ -209,15 +220,24 @@ def _state(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
+def partial(path: Path) -> Path:
+    """A name beside `path`, of this thread alone, to make it at; what killed processes left at theirs is removed."""
+    sweep(path.parent, path.name)
+    return path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.partial")
+
+
 def is_partial(path: Path) -> bool:
     """Whether a path is one that was not finished, in this module, when its process was killed."""
     return re.fullmatch(r"\..+\.\d+\.partial", path.name) is not None
 
 
-def _sweep(path: Path) -> None:
-    """Remove what processes that are gone left of writing `path`: a process that runs has its number in the name."""
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what processes that are gone left of writing `name`, or anything, in a folder.
+
+    A process that runs has its number in the name.
+    """
     with contextlib.suppress(OSError, re.error):
-        for each in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        for each in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.partial"):
             number = each.name.split(".")[-2]
             if is_partial(each) and int(number) != os.getpid() and not _runs(int(number)):
                 remove(each)

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ import numpy as np
 
 from ..caches import cache_folder
 from ..errors import InvalidModel, OutputError
-from ..files import FileRecord, hash_file, inside, record_file
+from ..files import FileRecord, hash_file, inside, record_file, scratch
 from .bundle import ModelBundle
 from .variants import Artifact
 
@@ -103,14 +102,14 @@ def whole_package(bundle: ModelBundle, artifact: Artifact) -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
         # Written beside and renamed, so that a reader never sees half of it.
-        with tempfile.TemporaryDirectory(dir=home, prefix=f".{key}-") as beside:
-            made = Path(beside) / key / graph.name
+        with scratch(home / key) as beside:
+            made = beside / key / graph.name
             for path in files:
                 copy = made / path.relative_to(graph)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
             assembly.write([bundle.path(name) for name in artifact.weights], made)
-            _replace_folder(made.parent, kept.parent, Path(beside) / "damaged")
+            _replace_folder(made.parent, kept.parent, beside / "damaged")
     except OSError as error:
         # Another process may have written it meanwhile.
         if not assembly.is_whole(kept):

@@ -4,6 +4,7 @@ after the next start."""
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -155,6 +156,21 @@ def published_before(folder: Path) -> None:
 
 PUBLISH = Scenario((), published_before, published, call="publish", arguments=("{at}/work", "{at}/emoji", "new"))
 
+
+def cold(folder: Path) -> Any:
+    """The pixels that were drawn, whatever the cache of compiled graphs has."""
+    path = folder / "cat.png"
+    if not path.exists():
+        return None
+    with Image.open(path) as image:
+        return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+COLD = Scenario(
+    ("generate", "a cat", "--steps", "1", "--size", "64", "--seed", "1", "-o", "cat.png", "--overwrite", "--quiet"),
+    lambda folder: None, cold, "cache/openvino", environment={"EDGE_SD_CACHE": "{at}/cache"},
+)  # fmt: skip
+
 SCENARIOS = {
     "generate": GENERATE, "cache clear": CLEAR, "tune": TUNE, "macos install": INSTALL,
     "macos install again": INSTALL_AGAIN, "train publish": PUBLISH,
@@ -238,6 +254,11 @@ def test_a_call_that_fails_leaves_the_old_state(
     name: str, mode: int, commands: Commands, tmp_path: Path, tally: Tally
 ) -> None:
     Trials(commands, SCENARIOS[name], tmp_path).fail(tally, mode)
+
+
+@pytest.mark.fault(16, "SIGKILL at calls that keep compiled graphs: the second start draws the same")
+def test_a_kill_while_graphs_are_kept_costs_a_compilation(commands: Commands, tmp_path: Path, tally: Tally) -> None:
+    Trials(commands, COLD, tmp_path).kill(tally, 40)
 
 
 @pytest.fixture

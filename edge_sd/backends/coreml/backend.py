@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -26,7 +25,7 @@ from ...bundle.variants import Artifact, Variant
 from ...caches import cache_folder
 from ...components.base import Array, last_rows
 from ...errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
-from ...files import hash_file
+from ...files import hash_file, scratch
 from ..base import Device, LoadRequest
 from .edits import edited, known_ids, table_rows
 from .plan import placements
@@ -198,8 +197,8 @@ class CompiledProgram:
             return kept
         home.mkdir(parents=True, exist_ok=True)
         # Compiled beside and renamed, so that a reader never sees half of it and two processes leave one copy.
-        with tempfile.TemporaryDirectory(dir=home, prefix=f".{package.stem}-") as beside:
-            made = ct.models.utils.compile_model(str(package), str(Path(beside) / kept.name))
+        with scratch(kept) as beside:
+            made = ct.models.utils.compile_model(str(package), str(beside / kept.name))
             if not kept.is_dir():
                 os.replace(made, kept)
         return kept

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +27,7 @@ from ...caches import cache_folder, code_digest
 from ...components.edits import Edits
 from ...components.lora import Change, changes_of
 from ...errors import InvalidModel, InvalidRequest, OutputError
-from ...files import FileRecord, record_file
+from ...files import FileRecord, record_file, scratch
 from ...text.conditioning import HIDDEN
 from ...text.textual_inversion import FIRST
 
@@ -75,8 +74,8 @@ def edited(packages: Sequence[Path], digest: str, edits: Edits, name: str) -> li
         try:
             home.mkdir(parents=True, exist_ok=True)
             # Written beside and renamed, so that a reader never sees half of it.
-            with tempfile.TemporaryDirectory(dir=home, prefix=f".{key}-") as beside:
-                made = Path(beside) / key
+            with scratch(kept) as beside:
+                made = beside / key
                 made.mkdir()
                 for package, plan in zip(packages, plans, strict=True):
                     rewrite(package, made / package.name, plan.names, plan.value, plan.wires)
@@ -84,7 +83,7 @@ def edited(packages: Sequence[Path], digest: str, edits: Edits, name: str) -> li
                 records = {path.relative_to(made).as_posix(): asdict(record_file(path)) for path in files}
                 (made / RECORD).write_text(json.dumps(records), "utf-8")
                 if kept.exists():
-                    os.replace(kept, Path(beside) / "damaged")
+                    os.replace(kept, beside / "damaged")
                 os.replace(made, kept)
         except OSError as error:
             # Another process may have written it meanwhile.

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...caches import cache_folder
+from ...files import partial, sweep
 
 Bytes = NDArray[np.uint8]
 # Limit in bytes for all entries together; the newest entry is always kept.
@@ -75,9 +76,10 @@ def read(key: str) -> dict[str, Bytes] | None:
 def write(key: str, blobs: Mapping[str, bytes | memoryview]) -> None:
     """Keep an entry if the disk has four times its size free. Without it, the graph is compiled again next time."""
     folder, size = home(), sum(map(len, blobs.values()))
-    beside = folder / f".{key}.{os.getpid()}.partial"
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        beside = partial(path(key))
         if shutil.disk_usage(folder).free < 4 * size:
             return
         head = [[name, len(blob), _checksums(name, np.frombuffer(blob, np.uint8))] for name, blob in blobs.items()]
@@ -87,10 +89,10 @@ def write(key: str, blobs: Mapping[str, bytes | memoryview]) -> None:
                 for blob in blobs.values():
                     file.seek(-(-file.tell() // PAGE) * PAGE)
                     file.write(blob)
-            os.replace(beside, folder / f"{key}.blob")
+            os.replace(beside, path(key))
         finally:
             beside.unlink(missing_ok=True)
-        _make_room(folder, folder / f"{key}.blob")
+        _make_room(folder, path(key))
 
 
 def drop(key: str) -> None:
