@@ -175,9 +175,9 @@ def verify(model: Model, as_json: AsJson = False) -> None:
     if as_json:
         return
     if known:
-        print(f"{bundle.name}: {known} files as the manifest says")
+        say(f"{bundle.name}: {known} files as the manifest says")
     if len(unhashed) > len(new):
-        print(f"{bundle.name}: {len(unhashed) - len(new)} files as they were when they were first verified")
+        say(f"{bundle.name}: {len(unhashed) - len(new)} files as they were when they were first verified")
     if new:
-        print(f"{bundle.name}: nothing can be said of {len(new)} files, since nothing has recorded their hashes; "
+        say(f"{bundle.name}: nothing can be said of {len(new)} files, since nothing has recorded their hashes; "
               "they are recorded now")  # fmt: skip

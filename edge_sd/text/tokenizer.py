@@ -216,6 +216,9 @@ def _check(vocabulary: Any, merges: Any) -> None:
     for token in (START, END):
         if token not in vocabulary:
             raise ValueError(f"its vocabulary has no {token}")
+    if len(merges) > len(vocabulary):
+        # Each makes a token of its own.
+        raise ValueError(f"it has {len(merges)} merges and {len(vocabulary)} tokens")
     for merge in merges:
         if not isinstance(merge, list | tuple) or len(merge) != 2 or not all(isinstance(each, str) for each in merge):
             raise TypeError(f"the merge {str(merge)[:40]!r} is no pair")

@@ -77,7 +77,7 @@ def tally(request: pytest.FixtureRequest) -> Tally:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     """Fail a test whose trials failed, and hand its figures to the process that writes the table."""
-    mark, tally = pyfuncitem.get_closest_marker("fault"), pyfuncitem.funcargs.get("tally")
+    tally = pyfuncitem.funcargs.get("tally")
     try:
         result = yield
         if tally is not None and tally.failures:
@@ -85,7 +85,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
             pytest.fail(f"{len(tally.failures)} of {tally.tried} trials failed:\n{shown}", pytrace=False)
         return result
     finally:
-        if mark is not None:
+        for mark in pyfuncitem.iter_markers("fault"):
             figures = (tally.tried, tally.lost, tally.let_in) if tally is not None else (1, 0, 0)
             pyfuncitem.user_properties.append(("fault", (*mark.args, *figures)))
 
@@ -94,9 +94,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """A test that was skipped, or failed before it was called, has its line too."""
     report = yield
-    mark = item.get_closest_marker("fault")
-    if mark is not None and report.when == "setup" and not report.passed:
-        report.user_properties.append(("fault", (*mark.args, 0, 0, 0)))
+    if report.when == "setup" and not report.passed:
+        report.user_properties += [("fault", (*mark.args, 0, 0, 0)) for mark in item.iter_markers("fault")]
     return report
 
 
@@ -118,6 +117,8 @@ class _Reports:
                 why = re.sub(r"^Skipped: ", "", report.longrepr[2]) if report.skipped else ""
                 # A test that ended before its trials were over lost something.
                 lost += report.failed and not (lost or let_in)
+                if report.skipped and report.when == "call":
+                    tried = 0
                 self.page.add(Line(row, what, tried, lost, let_in, report.duration, why))
 
 
