@@ -111,6 +111,29 @@ def test_openvino_genai_loads_the_variant_unchanged(emoji_bundle: ModelBundle, r
     assert psnr(np.asarray(found.data[0]), reference, peak=255) >= 35
 
 
+def test_openvino_genai_takes_a_step_too_many_where_its_float32_countdown_ends_above_zero(
+    emoji_bundle: ModelBundle,
+) -> None:
+    """With trailing timesteps: 1000 less twelve times 83.333336 is 2e-4 in float32, and it draws that, too."""
+    import openvino_genai
+
+    pipeline = openvino_genai.Text2ImagePipeline(str(emoji_bundle.root / "openvino-fp32"), "CPU")
+    taken: dict[int, int] = {}
+    for steps in (10, 12, 20, 30):
+        seen: list[int] = []
+
+        def watch(step: int, total: int, latent: Any, seen: list[int] = seen) -> bool:
+            seen.append(total)
+            return True  # Stop: the count is known.
+
+        pipeline.generate(PROMPT, num_inference_steps=steps, width=128, height=128, callback=watch)
+        taken[steps] = seen[0]
+    assert taken == {10: 10, 12: 13, 20: 20, 30: 31}
+    with Pipeline.open(emoji_bundle.root) as opened:
+        levels = opened.run(Request(PROMPT, steps=12)).levels
+    assert [level.t for level in levels[:-1]] == [999, 916, 832, 749, 666, 582, 499, 416, 332, 249, 166, 82]
+
+
 def test_an_export_of_optimum_intel_opens_as_a_model(miniature: Path, bundle: ModelBundle, tmp_path: Path) -> None:
     """Written by the peer itself, with the names, order and types of ports that ours are compared with."""
     import openvino as ov
