@@ -12,7 +12,7 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,13 +29,11 @@ from edge_sd.text.tokenizer import read_vocabulary
 from edge_sd.text.whole import FILE as WHOLE
 from edge_sd.text.whole import PromptTokenizer, open_tokenizer
 
-from .form import Form, Made
+from .form import Form, Made, Report
 from .parity import CALIBRATION_STEPS, PROMPTS, STEPS, Arrays
 from .recipes import QuantRecipe
 from .sources.source import CONTROL, Source
 from .targets import form_named
-
-Report = Callable[[str, float], None]
 
 
 def require_extra() -> None:
@@ -205,8 +203,12 @@ def _make_parts(
                 for index, each in (key.split(".", 1) for key in held):
                     returned[part][int(index)][each] = held[f"{index}.{each}"]
         else:
-            report(f"{name}: {part}", n / len(parts))
-            row, returned[part] = _make_part(source, form, recipe, part, staging, tokenizers, returned)
+
+            def within(what: str, share: float, n: int = n, part: str = part) -> None:
+                report(f"{name}: {part}{what and ', '}{what}", (n + share) / len(parts))
+
+            within("", 0.0)
+            row, returned[part] = _make_part(source, form, recipe, part, staging, tokenizers, returned, within)
             flat: dict[str, Any] = {f"{i}.{key}": x for i, each in enumerate(returned[part]) for key, x in each.items()}
             np.savez(kept, **flat)
             state["parts"][part] = row
@@ -257,6 +259,7 @@ def _make_part(
     staging: Path,
     tokenizers: dict[str, PromptTokenizer],
     before: dict[str, list[Arrays]],
+    report: Report,
 ) -> tuple[dict[str, Any], list[Arrays]]:
     """Convert one component and measure it; its row for the state file, and for each size what the next ones need."""
     from .parity import TorchComponent, record
@@ -268,7 +271,7 @@ def _make_part(
         record(part, component, source.facts, tokenizers, {name: each[n] for name, each in before.items()}, *case)
         for n, case in enumerate(_cases(source, form, recipe))
     ]
-    made = form.convert(wrapped, source, recipe, staging, component.recording)
+    made = form.convert(wrapped, source, recipe, staging, component.recording, report)
     del wrapped, component.module
     # Torch's modules hold reference cycles, and measuring needs as much memory again, so collect now.
     gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,6 +15,9 @@ from .sources.source import Source
 
 if TYPE_CHECKING:
     from .sources.wrappers import Wrapped
+
+# report(what, share): what is being done, and how much of all is done, 0 to 1.
+Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,12 @@ class Form(Protocol):
         """Heights and widths of the latents on which parity is measured."""
 
     def convert(
-        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
+        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording, report: Report
     ) -> Made:
         """Write one component into `staging`; `wrapped` may be changed on the way.
 
-        `recording` holds the inputs and outputs it is measured on, for choices that depend on them.
+        `recording` holds the inputs and outputs it is measured on, for choices that depend on them; `report` is told
+        how far such a choice is.
         """
 
     def measure(self, part: str, made: Made, staging: Path, recording: Recording) -> Parity:

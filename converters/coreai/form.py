@@ -19,7 +19,7 @@ from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, NumericalError, choices
 from edge_sd.text.conditioning import HIDDEN
 
-from ..form import Made
+from ..form import Made, Report
 from ..parity import Recording, measure
 from ..recipes import RECIPES, QuantRecipe
 from ..sources.source import CONTROL, PARTS, Source
@@ -83,23 +83,23 @@ class CoreAIForm:
         return latents_of(self.sizes, source.facts)
 
     def convert(
-        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
+        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording, report: Report
     ) -> Made:
         self._arrange(wrapped)
         if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
-            made = self._write(wrapped, source, RECIPES["fp32"], staging, recording)
+            made = self._write(wrapped, source, RECIPES["fp32"], staging, recording, report)
             return replace(made, precision="float32")
         if wrapped.part in (SAFETY_CHECKER, TINY) and recipe.bits < 16:
             # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
             recipe = RECIPES["fp16"]
         from ..sources.wrappers import wrap as stock
 
-        made = self._write(wrapped, source, recipe, staging, recording)
+        made = self._write(wrapped, source, recipe, staging, recording, report)
         if recipe.bits == 32 or not _overflows(wrapped.part, made, staging, recording):
             return made
         # As SDXL's autoencoder: float16 does not hold its values. What was rounded is read anew.
         exact = self._arrange(stock(wrapped.part, source.load(wrapped.part), source.facts))
-        return replace(self._write(exact, source, RECIPES["fp32"], staging, recording), precision="float32")
+        return replace(self._write(exact, source, RECIPES["fp32"], staging, recording, report), precision="float32")
 
     def _arrange(self, wrapped: Wrapped) -> Wrapped:
         """Attention as the Neural Engine wants it, where that is what is converted for."""
@@ -110,7 +110,7 @@ class CoreAIForm:
         return wrapped
 
     def _write(
-        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
+        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording, report: Report
     ) -> Made:
         """Make weights smaller, convert for all sizes, and save one asset."""
         import torch
@@ -126,7 +126,7 @@ class CoreAIForm:
         dtype = torch.float32 if recipe.bits == 32 else torch.float16
         split = self.compute == "ane" and part in SPLIT
         if recipe.mixed:
-            chosen = _choose_bits(wrapped, split, source.facts, recipe, recording)
+            chosen = _choose_bits(wrapped, split, source.facts, recipe, recording, report)
             bits = chosen.bits
         module = compress.compress(wrapped.module.to(dtype), recipe, bits)
         component = wrap(part, module, source.facts, sizes, dtype, split)
@@ -196,7 +196,9 @@ def _shapes(given: Arrays) -> Mapping[str, tuple[int, ...]]:
     return {name: value.shape for name, value in given.items()}
 
 
-def _choose_bits(wrapped: Wrapped, split: bool, facts: Facts, recipe: QuantRecipe, recording: Recording) -> BitRecipe:
+def _choose_bits(
+    wrapped: Wrapped, split: bool, facts: Facts, recipe: QuantRecipe, recording: Recording, report: Report
+) -> BitRecipe:
     """The sensitivity analysis of a component in torch, on the recorded calls of the first size."""
     import torch
 
@@ -218,9 +220,13 @@ def _choose_bits(wrapped: Wrapped, split: bool, facts: Facts, recipe: QuantRecip
     calls = [n for n, given in enumerate(recording.inputs) if _shapes(given) == _shapes(recording.inputs[0])]
     first = Recording([recording.inputs[n] for n in calls], [recording.outputs[n] for n in calls])
     program, names = compress.Weights(wrapped.module), list(compress.weights(wrapped.module))
+
+    def weighed(share: float) -> None:
+        report("weighing layers", share)
+
     if recipe.bits < 16:
-        return mixed.choose_within(program, names, run, first, MEAN_BITS)
-    return mixed.choose(program, names, run, first, recipe.floor + ROOM)
+        return mixed.choose_within(program, names, run, first, MEAN_BITS, weighed)
+    return mixed.choose(program, names, run, first, recipe.floor + ROOM, weighed)
 
 
 def _overflows(part: str, made: Made, staging: Path, recording: Recording) -> bool:

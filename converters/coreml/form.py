@@ -17,7 +17,7 @@ from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, Missing
 from edge_sd.text.conditioning import HIDDEN
 from edge_sd.text.tokenizer import read_vocabulary
 
-from ..form import Made
+from ..form import Made, Report
 from ..parity import Recording, measure
 from ..recipes import RECIPES, QuantRecipe
 from ..sources.source import CONTROL, PARTS, Source
@@ -108,23 +108,24 @@ class CoreMLForm:
         return latents_of(self.sizes, source.facts)
 
     def convert(
-        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
+        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording, report: Report
     ) -> Made:
         from . import ane
 
         if self.compute == "ane" and wrapped.part in SPLIT:
             ane.rewrite(wrapped.module)
         if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
-            made = self._write(wrapped, source, recipe, staging, recording, float32=True)
+            made = self._write(wrapped, source, recipe, staging, recording, report, float32=True)
             return replace(made, precision="float32")
         if wrapped.part in (SAFETY_CHECKER, TINY):
             # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
             recipe = RECIPES["fp16"]
-        made = self._write(wrapped, source, recipe, staging, recording)
+        made = self._write(wrapped, source, recipe, staging, recording, report)
         if _overflow(wrapped.part, made, staging, recording) is None:
             return made
         # As SDXL's autoencoder: float16 does not hold its values, so it is kept in float32, which the GPU and CPU run.
-        return replace(self._write(wrapped, source, recipe, staging, recording, float32=True), precision="float32")
+        made = self._write(wrapped, source, recipe, staging, recording, report, float32=True)
+        return replace(made, precision="float32")
 
     def _write(
         self,
@@ -133,6 +134,7 @@ class CoreMLForm:
         recipe: QuantRecipe,
         staging: Path,
         recording: Recording,
+        report: Report,
         float32: bool = False,
     ) -> Made:
         """Convert for each size, cut into chunks, make weights smaller, and join the sizes again."""
@@ -155,9 +157,8 @@ class CoreMLForm:
             whole = folder / f"{component.name}.mlpackage"
             convert.save(convert.convert(component, self.lowest, float32), whole)
             if recipe.mixed and bits is None:
-                chosen = _choose_bits(
-                    whole, _layout(part, (*component.example, *component.outputs), recording), recipe, recording
-                )
+                layout = _layout(part, (*component.example, *component.outputs), recording)
+                chosen = _choose_bits(whole, layout, recipe, recording, report)
                 bits = chosen.bits
             if recipe.activations and not part.startswith("text_encoder"):
                 layout = _layout(part, (*component.example, *component.outputs), recording)
@@ -258,7 +259,7 @@ def _overflow(part: str, made: Made, staging: Path, recording: Recording) -> Any
     return None
 
 
-def _choose_bits(package: Path, layout: Layout, recipe: QuantRecipe, recording: Recording) -> BitRecipe:
+def _choose_bits(package: Path, layout: Layout, recipe: QuantRecipe, recording: Recording, report: Report) -> BitRecipe:
     """The sensitivity analysis of a component, on its float16 package of the first size."""
     from . import convert, mixed, quantize
     from .mil import Program
@@ -269,8 +270,9 @@ def _choose_bits(package: Path, layout: Layout, recipe: QuantRecipe, recording: 
     first = Recording([recording.inputs[n] for n in calls], [recording.outputs[n] for n in calls])
     floor = recipe.floor + ROOM
     return mixed.choose(
-        program, names, lambda given: call(program.predict, program.inputs, layout, given), first, floor
-    )
+        program, names, lambda given: call(program.predict, program.inputs, layout, given), first, floor,
+        lambda share: report("weighing layers", share),
+    )  # fmt: skip
 
 
 def _round_activations(package: Path, layout: Layout, recipe: QuantRecipe, recording: Recording) -> Path:

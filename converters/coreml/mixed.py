@@ -24,6 +24,8 @@ from edge_sd.errors import InvalidModel
 from ..parity import Recording, Runner, measure
 
 Array = NDArray[Any]
+# Called with the share of the work that is done, 0 to 1.
+Share = Callable[[float], None]
 Bits = dict[str, int]
 
 # The widths of palettes that every target knows; 16 leaves a weight as it is.
@@ -76,13 +78,21 @@ class Constants(Protocol):
     def substitute(self, name: str, value: Array) -> None: ...
 
 
-def choose(program: Constants, names: list[str], run: Runner, recording: Recording, floor: float) -> BitRecipe:
+def choose(
+    program: Constants,
+    names: list[str],
+    run: Runner,
+    recording: Recording,
+    floor: float,
+    report: Share = lambda _: None,
+) -> BitRecipe:
     """The fewest bits for `names` (constants of the program) at which the component stays at `floor` dB.
 
-    `run` calls the program with the recording's names. What no bits reach gets 16 everywhere.
+    `run` calls the program with the recording's names; `report` is called with the share of trials that are done.
+    What no bits reach gets 16 everywhere.
     """
     some = Recording(*(_ends(side) for side in (recording.inputs, recording.outputs)))
-    trials = _Trials(program, names, lambda: measure(run, some).psnr)
+    trials = _Trials(program, names, lambda: measure(run, some).psnr, report)
     fixed = [trials.point(f"p{width}", dict.fromkeys(names, width)) for width in WIDTHS[:-1]]
     prices = np.geomspace(*trials.prices(), 8)
     found = [(trials.cheapest(price), price) for price in prices]
@@ -102,13 +112,15 @@ def choose(program: Constants, names: list[str], run: Runner, recording: Recordi
     return BitRecipe(bits, fixed, mixed)
 
 
-def choose_within(program: Constants, names: list[str], run: Runner, recording: Recording, bits: float) -> BitRecipe:
+def choose_within(
+    program: Constants, names: list[str], run: Runner, recording: Recording, bits: float, report: Share = lambda _: None
+) -> BitRecipe:
     """The bits of `names` with the smallest error among those of at most `bits` a number on average.
 
-    `run` calls the program with the recording's names.
+    `run` calls the program with the recording's names; `report` is called with the share of trials that are done.
     """
     some = Recording(*(_ends(side) for side in (recording.inputs, recording.outputs)))
-    trials = _Trials(program, names, lambda: measure(run, some).psnr)
+    trials = _Trials(program, names, lambda: measure(run, some).psnr, report)
     numbers = max(sum(weight.size for weight in trials.weights.values()), 1)
 
     def mean(chosen: Bits) -> float:
@@ -130,13 +142,16 @@ def _ends(calls: list[Any]) -> list[Any]:
 class _Trials:
     """A program whose weights are palettized for the time of a measurement."""
 
-    def __init__(self, program: Constants, names: list[str], psnr: Callable[[], float]) -> None:
+    def __init__(
+        self, program: Constants, names: list[str], psnr: Callable[[], float], report: Share = lambda _: None
+    ) -> None:
         self.program, self.psnr = program, psnr
         self.weights = {name: program.constant(name) for name in names}
         # Relative to the outputs' range, as PSNR is.
         self.errors: dict[str, dict[int, float]] = {}
         exact = 10 ** (-psnr() / 10)
-        for name, weight in self.weights.items():
+        for n, (name, weight) in enumerate(self.weights.items()):
+            report(n / len(self.weights))
             distances = {width: _distance(weight, width) for width in WIDTHS}
             scales = {}
             for tried in TRIED:

@@ -21,6 +21,7 @@ from edge_sd.bundle.parts import DENOISERS
 from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError
 
+from ..form import Report
 from ..parity import Arrays, Recording, measure
 from ..recipes import QuantRecipe
 from ..sources.wrappers import Wrapped
@@ -30,11 +31,16 @@ FLOAT = "float"
 
 
 def convert(
-    wrapped: Wrapped, recipe: QuantRecipe, folder: Path, facts: Facts, recording: Recording | None = None
+    wrapped: Wrapped,
+    recipe: QuantRecipe,
+    folder: Path,
+    facts: Facts,
+    recording: Recording | None = None,
+    report: Report = lambda what, share: None,
 ) -> None:
     """Write the component's graph and weights, stored as `recipe` says, into `folder`. Raises ConversionError.
 
-    A recipe with `activations` is calibrated on the inputs in `recording`.
+    A recipe with `activations` is calibrated on the inputs in `recording`; `report` is told how far that is.
     """
     refuse_telemetry()
     import openvino as ov
@@ -58,7 +64,7 @@ def convert(
             if recording is not None and _in_integers(recipe, wrapped.part):
                 from .quantize import quantize_activations
 
-                model = quantize_activations(_in_float16(model, folder), wrapped, recording, recipe.hybrid)
+                model = quantize_activations(_in_float16(model, folder), wrapped, recording, report, recipe.hybrid)
             else:
                 model = _compress(model, recipe)
     try:

@@ -13,7 +13,7 @@ from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
 from edge_sd.bundle.variants import Parity
 from edge_sd.files import read_json
 
-from ..form import Made
+from ..form import Made, Report
 from ..parity import Recording
 from ..recipes import RECIPES, QuantRecipe
 from ..sources.source import PARTS, Source
@@ -52,7 +52,7 @@ class OpenVINOForm:
         return [(height, width)]
 
     def convert(
-        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording
+        self, wrapped: Wrapped, source: Source, recipe: QuantRecipe, staging: Path, recording: Recording, report: Report
     ) -> Made:
         from . import convert as openvino
 
@@ -63,7 +63,7 @@ class OpenVINOForm:
         if part in (SAFETY_CHECKER, TINY) and recipe.bits < 16:
             # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
             recipe = RECIPES["fp16"]
-        openvino.convert(wrapped, recipe, folder, source.facts, recording)
+        openvino.convert(wrapped, recipe, folder, source.facts, recording, report)
         (folder / "config.json").write_text(json.dumps(source.config(part), indent=2), "utf-8")
         weights = [f"{part}/{Path(GRAPH).stem}.bin"]
         if part == "controlled_unet":

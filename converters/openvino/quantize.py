@@ -12,6 +12,7 @@ matrix products keep floating-point activations and have 8-bit weights alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from edge_sd.backends.openvino.telemetry import refuse_telemetry
 from edge_sd.bundle.parts import DENOISERS
 
+from ..form import Report
 from ..parity import Arrays, Recording
 from ..sources.wrappers import Wrapped
 
@@ -42,7 +44,9 @@ ALWAYS_FLOAT = (
 ATTENTION = "ScaledDotProductAttention"
 
 
-def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording, hybrid: bool = False) -> Any:
+def quantize_activations(
+    model: Any, wrapped: Wrapped, recording: Recording, report: Report, hybrid: bool = False
+) -> Any:
     """`model`, the graph of `wrapped`, with 8-bit convolutions and matrix products; calibrated on what was recorded.
 
     `hybrid` leaves the activations of linear layers alone and stores their weights in 8 bits.
@@ -57,7 +61,9 @@ def quantize_activations(model: Any, wrapped: Wrapped, recording: Recording, hyb
 
     types = {port.any_name: port.element_type.to_dtype() for port in model.inputs}
     calibration = [{name: np.asarray(each[name], dtype) for name, dtype in types.items()} for each in recording.inputs]
-    kept = [rf"__module\.{re.escape(layer)}/.*" for layer in sensitive_layers(wrapped, recording.inputs, hybrid)]
+    layers = sensitive_layers(wrapped, recording.inputs, hybrid, lambda share: report("weighing layers", share / 2))
+    report("calibrating", 0.5)
+    kept = [rf"__module\.{re.escape(layer)}/.*" for layer in layers]
     linear = linear_layers(model) if hybrid else []
     if hybrid:
         model = nncf.compress_weights(
@@ -93,7 +99,9 @@ def linear_layers(model: Any) -> list[str]:
     return [op.get_friendly_name() for op in products if any(is_constant(port) for port in op.input_values())]
 
 
-def sensitive_layers(wrapped: Wrapped, inputs: list[Arrays], hybrid: bool = False) -> list[str]:
+def sensitive_layers(
+    wrapped: Wrapped, inputs: list[Arrays], hybrid: bool, report: Callable[[float], None]
+) -> list[str]:
     """Names of the layers of `wrapped.module` that cost more than they save; with `hybrid`, of convolutions only."""
     import torch
 
@@ -108,7 +116,8 @@ def sensitive_layers(wrapped: Wrapped, inputs: list[Arrays], hybrid: bool = Fals
     large = sum(each.numel() for each in wrapped.module.parameters()) >= LARGE
     count = min(ANALYSED_LARGE if large else ANALYSED, len(inputs))
     chosen = [inputs[n] for n in np.linspace(0, len(inputs) - 1, count + 2)[1:-1].round().astype(int)]
-    found = costs(wrapped.module, [tuple(sample(name, each[name]) for name in wrapped.example) for each in chosen])
+    samples = [tuple(sample(name, each[name]) for name in wrapped.example) for each in chosen]
+    found = costs(wrapped.module, samples, report)
     found = [cost for cost in found if not re.fullmatch(ALWAYS_FLOAT, f"__module.{cost.layer}/")]
     if hybrid:
         layers = dict(wrapped.module.named_modules())
