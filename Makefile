@@ -46,8 +46,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'edge-sd needs Python 3.10 or newer; try make PYTHON=python3.12 ...')"
 	$(PYTHON) -m venv $(VENV)
 
+# Editors don't follow an editable install, which maps folders by code; a .pth file shows them the package.
+SHOW_EDITORS = echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/edge_sd_source.pth"
+
 $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@$(SHOW_EDITORS)
 	touch $@
 
 # The CPU build of torch first and by version: unpinned, it would bring gigabytes of CUDA. optimum-intel without its
@@ -56,6 +60,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[convert,train,coreai,dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps optimum optimum-intel open_clip_torch k-diffusion
+	@$(SHOW_EDITORS)
 	touch $@ $(VENV)/.runtime
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.runtime

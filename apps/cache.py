@@ -71,7 +71,7 @@ def _rows(cache: Cache) -> list[dict[str, Any]]:
     """What a cache has, in its folder and, if there is any, where earlier versions kept it."""
     here, before = cache.folder(), cache.folder_before()
     rows = [_row(cache, here, False)]
-    if before != here and (earlier := _row(cache, before, True))["entries"]:
+    if before is not None and before != here and (earlier := _row(cache, before, True))["entries"]:
         rows.append(earlier)
     return rows
 

@@ -1,4 +1,5 @@
-"""The command `edge-sd`. Only this file sees parsed arguments; what it calls takes named values.
+"""The command `edge-sd`. Commands stand here and in files of apps/ named after them; below apps/ nothing sees parsed
+arguments.
 
 Pictures' paths go to stdout and everything else to stderr, so that `open "$(edge-sd generate …)"` works.
 Mistakes are one line and exit with 2. Nothing heavy is imported before it is needed: --help answers at once.

@@ -34,7 +34,7 @@ from edge_sd.pipeline.recorded import read_recorded
 
 PACKAGES = ("numpy", "pillow", "tokenizers", "openvino", "coremltools", "coreai-core", "torch", "diffusers",
             "transformers", "nncf")  # fmt: skip
-# Errors of components add up over a picture, so it may be this far, in dB, from what its worst component has.
+# The picture must reach this share of its worst component's PSNR: errors of components add up.
 SHARE = 0.6
 
 
@@ -181,7 +181,7 @@ def _test(bundle: ModelBundle, model: str, here: Here, device: Device, seconds: 
 
 
 def _reference(bundle: ModelBundle, variant: str) -> Path | None:
-    """torch's picture: the variant's own, or, where torch itself draws, that of any that draws in the same steps."""
+    """The torch float32 reference: the variant's own, else one of a variant with equal defaults."""
     steps = bundle.defaults_of(variant)
     others = (name for name in sorted(bundle.variants) if bundle.defaults_of(name) == steps)
     return next((found for name in (variant, *others) if (found := bundle.reference(name))), None)

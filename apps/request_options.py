@@ -13,7 +13,7 @@ import typer
 from edge_sd.pipeline import control
 from edge_sd.pipeline.control import Control, controls_of
 from edge_sd.pipeline.options import Option, options
-from edge_sd.pipeline.request import DRAWING, STARTING, WORDS, Request, Shared
+from edge_sd.pipeline.request import DRAWING, STARTING, WORDS, Request
 
 from .completion import of_option
 from .drawing import parse_embedding, parse_extend, parse_lora, parse_seeds, parse_size
@@ -62,8 +62,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
     for name, (kind, metavar, text, group) in FORMS.items():
         option = typer.Option(f"--{name}", metavar=metavar, help=text, rich_help_panel=group)
         yield parameter(name, Annotated[kind | None, option])
-    shared = {name for name, _, _ in options(Shared)}
-    for name, described, default in sorted(options(Request), key=lambda row: row[0] in shared):
+    for name, described, default in options(Request):
         if name not in OTHERWISE:
             kind = described.kind.type
             flags = DECLARED.get(name, (_dashed(name),))

@@ -138,7 +138,7 @@ def _hidden_if_fresh(target: Path, staging: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
     try:
         yield
-    except Exception:
+    except Exception:  # Whatever it is. Ctrl-C leaves the folder as a kill does, to go on from.
         shutil.rmtree(staging if not fresh else target, ignore_errors=True)
         raise
 
@@ -185,7 +185,7 @@ def _make_parts(
     report: Report,
     disk: Executor,
 ) -> tuple[dict[str, Artifact], dict[str, FileRecord]]:
-    """The artifacts, and what their files hold; `disk` is told to write each file as it is finished."""
+    """The artifacts, and the records of their files; `disk` writes each file in the background as it is finished."""
     from .parity import save_reference
 
     name = variant_name(form, recipe)

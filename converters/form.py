@@ -56,7 +56,7 @@ class Form(Protocol):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The components that this form has (see sources.PARTS)."""
+        """The components that this form has (see PARTS of sources/source.py)."""
 
     @property
     def halves(self) -> bool:

@@ -38,7 +38,7 @@ PROMPTS = (
     "a photo of a mountain lake at dawn", "a cactus on a pink background", "portrait of a woman, oil painting",
 )  # fmt: skip
 STEPS, SEED, SAMPLER = 4, 0, "euler"
-# Each of PROMPTS in another number of steps: together they come by many timesteps.
+# A different number of steps for each prompt, so that calibration sees many timesteps.
 CALIBRATION_STEPS = (4, 5, 6, 7, 8, 9, 10, 11)
 
 Arrays = dict[str, NDArray[Any]]

@@ -16,6 +16,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .bundle.bundle import ModelBundle as ModelBundle
     from .components.lora import Lora as Lora
+    from .components.lora import read_lora as read_lora
     from .devices.plan import DevicePlan as DevicePlan
     from .errors import ConversionError as ConversionError
     from .errors import DeviceError as DeviceError
@@ -63,6 +64,7 @@ _HOMES = {
     "DevicePlan": ("devices.plan", "DevicePlan"),
     "ModelBundle": ("bundle.bundle", "ModelBundle"),
     "Lora": ("components.lora", "Lora"),
+    "read_lora": ("components.lora", "read_lora"),
     "Recorded": ("pipeline.recorded", "Recorded"),
     "read_recorded": ("pipeline.recorded", "read_recorded"),
     "open_picture": ("images.opening", "open_picture"),
@@ -74,7 +76,8 @@ __all__ = [
     "ConversionError", "Control", "DeviceError", "DevicePlan", "EdgeSDError", "HubError", "InvalidModel",
     "InvalidRequest", "Lora", "MissingExtra", "ModelBundle", "ModelError", "ModelNotFound", "NoiseSource",
     "NumericalError", "OutputError", "ParityError", "Picture", "Pipeline", "Queue", "Recorded", "Request", "Result",
-    "Settings", "Step", "VariantNotFound", "__version__", "open_picture", "read_recorded", "save_picture",
+    "Settings", "Step", "VariantNotFound", "__version__", "open_picture", "read_lora", "read_recorded",
+    "save_picture",
 ]  # fmt: skip
 
 

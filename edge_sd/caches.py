@@ -22,50 +22,52 @@ class Cache:
 
     about    what they are
     pattern  a glob of their names
-    partial  a glob of what is left of one while it is written, or after its process was killed
     """
 
     name: str
     about: str
     pattern: str
-    partial: str
 
     def folder(self) -> Path:
         """Where its entries lie. What lies at `folder_before` is moved here, once, by renaming.
 
-        Where the two are on different disks, or EDGE_SD_CACHE names a folder, it stays where it is and is made again
-        here; `edge-sd cache` shows and clears both.
+        Where the two are on different disks it stays where it is and is made again here; `edge-sd cache` shows and
+        clears both.
         """
         folder, before = cache_home() / self.name, self.folder_before()
         # Another process may be moving the same entries, and a home may be closed to this user.
         with suppress(OSError):
-            if "EDGE_SD_CACHE" not in os.environ and not folder.exists() and before.is_dir():
+            if before is not None and not folder.exists() and before.is_dir():
                 folder.mkdir(parents=True)
                 for path in before.glob(self.pattern):
                     os.replace(path, folder / path.name)
                 before.rmdir()
         return folder
 
-    def folder_before(self) -> Path:
-        """Where the first versions of edge-sd kept it: beside the models."""
-        return models_home().parent / self.name
+    def folder_before(self) -> Path | None:
+        """Where the first versions of edge-sd kept it: beside the models. None where EDGE_SD_CACHE names a folder.
+
+        Whoever names a folder wants that one and no other to be touched.
+        """
+        return None if os.environ.get("EDGE_SD_CACHE") else models_home().parent / self.name
 
     def entries(self, folder: Path) -> list[Path]:
-        """Its entries in a folder, and what is left of some."""
-        return sorted([*folder.glob(self.pattern), *folder.glob(self.partial)])
+        """Its entries in a folder, and what is left of some whose process was killed (files.partial)."""
+        return sorted([*folder.glob(self.pattern), *folder.glob(f".{self.pattern}.*.partial")])
 
 
 # Rooms that import the backends.
 ABOVE_BACKENDS = frozenset({"devices", "pipeline", "converters", "apps"})
-_KEY = "[0-9a-f]" * 16
+_HEX = "[0-9a-f]"
+_KEY = _HEX * 16
 CACHES = (
-    Cache("openvino", "graphs compiled by OpenVINO", f"{'[0-9a-f]' * 24}.blob", ".*.partial"),
-    Cache("compiled", "packages compiled by Core ML", f"*-{_KEY}.mlmodelc", ".*[-.]*"),
-    Cache("edited", "packages with LoRAs, embeddings or CLIP skip in them", _KEY, f".{_KEY}[-.]*"),
-    Cache("assembled", "packages put together with the weights of their model", _KEY, f".{_KEY}[-.]*"),
-    Cache("measured", "what was measured on this machine", f"{_KEY}.json", ".*.partial"),
-    Cache("seen", "hashes of other programs' files, as they were first verified", f"{_KEY}{_KEY}.json", ".*.partial"),
-    Cache("bench", "the large model that edge-sd bench makes", "sd15-random", ".sd15-random-*"),
+    Cache("openvino", "graphs compiled by OpenVINO", f"{_HEX * 24}.blob"),
+    Cache("compiled", "packages compiled by Core ML", f"*-{_KEY}.mlmodelc"),
+    Cache("edited", "packages with LoRAs, embeddings or CLIP skip in them", _KEY),
+    Cache("assembled", "packages put together with the weights of their model", _KEY),
+    Cache("measured", "what was measured on this machine", f"{_KEY}.json"),
+    Cache("seen", "hashes of other programs' files, as they were first verified", f"{_HEX * 32}.json"),
+    Cache("bench", "the large model that edge-sd bench makes", "sd15-random"),
 )
 
 

@@ -21,7 +21,14 @@ from collections.abc import Iterable
 
 
 class EdgeSDError(Exception):
-    """Base of everything edge-sd raises on purpose; its message is one line meant for people."""
+    """Base of everything edge-sd raises on purpose; its message is one line meant for people.
+
+    Example:
+        try:
+            pipeline.generate(request)
+        except EdgeSDError as error:
+            print(error)
+    """
 
 
 class InvalidRequest(EdgeSDError, ValueError):

@@ -21,13 +21,13 @@ def embedded_models() -> Path:
 def models_home() -> Path:
     """Where a person's own models live: $EDGE_SD_MODELS, or the platform's place for data."""
     chosen = os.environ.get("EDGE_SD_MODELS")
-    return Path(chosen) if chosen else _placed(platformdirs.user_data_path) / "models"
+    return Path(chosen).expanduser() if chosen else _placed(platformdirs.user_data_path) / "models"
 
 
 def cache_home() -> Path:
     """Where everything lies that can be made again: $EDGE_SD_CACHE, or the platform's place for caches."""
     chosen = os.environ.get("EDGE_SD_CACHE")
-    return Path(chosen) if chosen else _placed(platformdirs.user_cache_path)
+    return Path(chosen).expanduser() if chosen else _placed(platformdirs.user_cache_path)
 
 
 def _placed(place: Callable[..., Path]) -> Path:

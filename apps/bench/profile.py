@@ -45,7 +45,7 @@ def _rate(core: Any, m: int, k: int, n: int) -> float:
     weights = ops.constant(np.random.default_rng(0).integers(-64, 64, (n, k)).astype(np.int8))
     scale = ops.constant(np.full((n, 1), 1e-3, np.float32))
     product = ops.matmul(quantized, ops.multiply(ops.convert(weights, "f32"), scale), False, True)
-    # What follows takes integers, too, as in a row of layers: the result is not written in float32.
+    # The output is rounded again, as in a chain of layers, so no float32 result is written.
     model = ov.Model([ops.reduce_max(ops.fake_quantize(product, low, high, low, high, 256), ops.constant([1]))], [x])
     request = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
     request.set_input_tensor(ov.Tensor(np.zeros((1, m, k), np.float32)))

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 NETWORK = "alexnet-owt-7be5be79.pth"
 LINEAR = {"torchmetrics": "functional/image/lpips_models/alex.pth", "lpips": "weights/v0.1/alex.pth"}
-# The five convolutions of AlexNet by their place in torchvision's `features`: stride, padding, and whether the largest
-# of 3 x 3, two apart, goes in.
+# AlexNet's convolutions by index in torchvision's `features`: stride, padding, and whether a 3 x 3 max pooling of
+# stride 2 comes before.
 LAYERS = {0: (4, 2, False), 3: (1, 2, True), 6: (1, 1, True), 8: (1, 1, False), 10: (1, 1, False)}
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 EPSILON = 1e-8

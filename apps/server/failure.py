@@ -1,4 +1,4 @@
-"""What a client is told of an error: a status and one line. No traceback and no path of this machine leaves it."""
+"""The message for a client: a status and one line. No traceback and no path of this machine leaves it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def public(message: str) -> str:
 
 
 def describe(error: BaseException) -> Failure:
-    """What is told of `error`; nothing but that it happened of one that only a bug can cause."""
+    """The message for `error`. A bug's error is reported without its text."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return Failure(400, "invalid_request", public(f"{'.'.join(map(str, first['loc']))}: {first['msg']}"))

@@ -308,10 +308,10 @@ async def _stream(service: Service, request: HttpRequest, body: Common, submit: 
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Event | None] = asyncio.Queue()
 
-    def heard(event: Event | None) -> None:
+    def on_event(event: Event | None) -> None:
         loop.call_soon_threadsafe(events.put_nowait, event)
 
-    listening = service.events.listening(heard)
+    listening = service.events.listening(on_event)
     listening.__enter__()
     try:
         job = await asyncio.to_thread(submit)
@@ -339,7 +339,7 @@ async def _stream(service: Service, request: HttpRequest, body: Common, submit: 
                     yield sse({**done, "usage": usage.model_dump(), "notes": [*body.notes(), *job.notes]})
                     index = 0
             job.check()
-        except Exception as error:
+        except Exception as error:  # The stream has begun: a bug's error is an event of it, too.
             answer = json.loads(bytes(error_response("/v1/", describe(error)).body))
             yield sse(answer, "error")
         finally:

@@ -259,11 +259,11 @@ async def _events(service: Service, view: Any, previews: bool) -> AsyncIterator[
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Event | None] = asyncio.Queue()
 
-    def heard(event: Event | None) -> None:
+    def on_event(event: Event | None) -> None:
         if event is None or queue.qsize() < BACKLOG:
             loop.call_soon_threadsafe(queue.put_nowait, event)
 
-    with service.events.listening(heard, previews):
+    with service.events.listening(on_event, previews):
         yield b": listening\n\n"
         while True:
             try:

@@ -256,7 +256,7 @@ class Service:
                 drawing.cancel()
             if not missing:
                 drawing.finish()
-        except Exception as error:
+        except Exception as error:  # The thread goes on; the job ends with it.
             if not isinstance(error, EdgeSDError):
                 LOG.exception("job %s", job.id)
             job.failure = error
@@ -370,7 +370,7 @@ class _Drawing:
             job.failure = OutputError(f"picture {n + 1} could not be written ({error.strerror})")
         except EdgeSDError as error:
             job.failure = job.failure or error
-        except Exception as error:
+        except Exception as error:  # The thread goes on; the job ends with it.
             LOG.exception("job %s", job.id)
             job.failure = job.failure or error
         with service._changed:

@@ -119,7 +119,7 @@ def wrap(
 ) -> AppleComponent:
     """A component of Apple's layout, a function for each of `sizes`.
 
-    part            one of sources.PARTS
+    part            one of sources.source.PARTS
     stock           the part's wrapper (sources.wrappers), its module in `dtype`
     channel_first   its attention takes the text as (B, C, 1, S): `ane.rewrite` was there
     """

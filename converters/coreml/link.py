@@ -1,8 +1,9 @@
 """One weight file for torch and Core ML: a package's tensors that the safetensors files already hold are not stored.
 
-As `converters/link.py` does for OpenVINO; but Core ML reads its own weight file and no other, so what is stored is how
-to put that file together (`edge_sd/assembly.py`). Float16 tensors are the same bytes in both, linear layers that became
-1x1 convolutions too. The queries of the Neural Engine's form are those of the model times the softmax scale.
+As `converters/openvino/link.py` does for OpenVINO; but Core ML reads its own weight file and no other, so what is
+stored is how to put that file together (`edge_sd/bundle/assembly.py`). Float16 tensors are the same bytes in both,
+linear layers that became 1x1 convolutions too. The queries of the Neural Engine's form are those of the model times the
+softmax scale.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def conditioned(names: tuple[str, ...], values: tuple[Tensor, ...]) -> dict[str,
 
 
 class UNet(nn.Module):
-    """`names`: further inputs, those of SDXL or of a latent consistency model (edge_sd/conditioning.py)."""
+    """`names`: further inputs, those of SDXL or of a latent consistency model (edge_sd/text/conditioning.py)."""
 
     def __init__(self, model: Any, names: tuple[str, ...] = ()) -> None:
         super().__init__()

@@ -48,8 +48,9 @@ def backend(name: str) -> Backend:
     for point in offered:
         try:
             made: Backend = point.load()()
-        except (ImportError, AttributeError, TypeError) as error:
-            raise DeviceError(f"the backend {name!r} of {point.value} cannot be used: {error}") from error
+        except Exception as error:  # A package of anyone's is imported, which may raise anything.
+            told = f"{type(error).__name__}: {error}"
+            raise DeviceError(f"the backend {name!r} of {point.value} cannot be used: {told}") from error
         if made.name != name:
             raise DeviceError(f"the backend {name!r} of {point.value} cannot be used: its name is {made.name!r}")
         return made

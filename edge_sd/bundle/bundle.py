@@ -55,6 +55,10 @@ class ModelBundle:
         variants: Name -> a backend's form of the model in one precision.
         files: Path below `root` -> bytes and sha256 of the files that all variants share.
         others: The same of what no variant is drawn with: configs for other programs, the embedded model's judge.
+
+    Example:
+        bundle = ModelBundle.open("emoji")
+        print(list(bundle.variants), bundle.defaults.steps, bundle.verify())
     """
 
     root: Path

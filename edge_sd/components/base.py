@@ -21,7 +21,7 @@ SAMPLES = ("sample", "hidden_states")
 class Component(Protocol):
     """One loaded network. Static shapes, layouts and precisions of its backend end inside it.
 
-    A `sample` of one row is the last of those that are bound: the prompt's, where the negative one is left out.
+    With a `sample` of one row the last row of each bound input is used: the prompt's, in steps without guidance.
     """
 
     def bind(self, **constants: Array) -> None:

@@ -27,7 +27,7 @@ class Gathering:
     def __post_init__(self) -> None:
         self._here = set(range(self.count))
         self._asked: dict[int, dict[str, Array]] = {}
-        self._told: dict[int, dict[str, Array] | Exception] = {}
+        self._results: dict[int, dict[str, Array] | BaseException] = {}
 
     def seats(self) -> list[Seat]:
         return [Seat(self, n) for n in range(self.count)]
@@ -36,12 +36,12 @@ class Gathering:
         """The network's outputs for the rows of one caller. Raises what the network raises."""
         self._asked[n] = inputs
         self._run()
-        while n not in self._told:
+        while n not in self._results:
             self.working.wait()
-        told = self._told.pop(n)
-        if isinstance(told, Exception):
-            raise told
-        return told
+        result = self._results.pop(n)
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
     def leave(self, n: int) -> None:
         """Leave the gathering: the others no longer wait for this caller."""
@@ -56,11 +56,11 @@ class Gathering:
         order = [*asked, *[min(asked)] * (self.count - len(asked))]
         try:
             outputs = self.component(**self._joined([asked[n] for n in order]))
-        except Exception as error:
-            self._told |= dict.fromkeys(asked, error)
+        except BaseException as error:  # All who wait get it, or they would wait without end.
+            self._results |= dict.fromkeys(asked, error)
         else:
             for place, n in enumerate(asked):
-                self._told[n] = {name: np.split(value, self.count)[place] for name, value in outputs.items()}
+                self._results[n] = {name: np.split(value, self.count)[place] for name, value in outputs.items()}
         self.working.notify_all()
 
     def _joined(self, inputs: list[dict[str, Array]]) -> dict[str, Array]:

@@ -51,7 +51,7 @@ class ControlledUNet:
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         lines = inputs.pop("controlnet_cond", self._lines)
         assert lines is not None
-        heard: dict[str, Array] = {}
+        residuals: dict[str, Array] = {}
         given = {**inputs, "sample": inputs["sample"][:, : self.channels]}
         for n, net in enumerate(self.nets):
             if within(net.active, float(inputs["timestep"][0])):
@@ -59,14 +59,14 @@ class ControlledUNet:
                 if net.pooled and len(weights) > 1:
                     weights[0] = 0
                 for name, value in net.component(**given, controlnet_cond=lines[:, 3 * n : 3 * n + 3]).items():
-                    heard[name] = heard.get(name, 0) + value * weights
-        if not heard:
+                    residuals[name] = residuals.get(name, 0) + value * weights
+        if not residuals:
             if not self._silent:
                 # Only a ControlNet knows the shapes of its residuals.
                 first = self.nets[0].component(**given, controlnet_cond=lines[:, :3])
                 self._silent = {name: np.zeros_like(value) for name, value in first.items()}
-            heard = self._silent
-        return self.unet(**inputs, **heard)
+            residuals = self._silent
+        return self.unet(**inputs, **residuals)
 
     def close(self) -> None:
         for net in self.nets:

@@ -36,7 +36,7 @@ class Edits:
     key        the hashes of all that came out of files
     clip_skip  a text encoder stops this many layers before its end, less one: 1 is the last layer, 2 the last but one,
                as AUTOMATIC1111 counts; its final norm is applied all the same
-    vectors    float32 [n, C]: what the ids from embeddings.FIRST on stand for
+    vectors    float32 [n, C]: what the ids from text.textual_inversion.FIRST on stand for
     shortcuts  optional UNet optimisations
     loras      differences that are added to weights, each with its factor
     part       the component that `loras` change: "unet", "text_encoder", …

@@ -45,7 +45,7 @@ class Difference:
     def of(self, shape: tuple[int, ...], factor: float = 1.0) -> Array:
         """`factor` times the difference for a weight of `shape`, [out, in] or [out, in, k, k].
 
-        Raises ValueError for another's.
+        Raises ValueError where the tensors make another shape.
         """
         # Shapes are compared before anything is multiplied: equal counts may be another model's weight.
         if (made_shape := product_shape(self.tensors)) != (shape[0], math.prod(shape[1:])):
@@ -67,9 +67,9 @@ class Difference:
         return np.asarray(made if factor == 1 else made * np.float32(factor), np.float32)
 
     def factors(self, factor: float = 1.0) -> tuple[Array, Array] | None:
-        """down [r, in, or in k k of a kernel] and up [out, r], whose product up down it is, `factor` times.
+        """The difference as `up @ down`, times `factor`: down [r, n], up [out, r]; None for other forms.
 
-        None where it is no product of two such matrices. The factor is in up, where few numbers are.
+        The factor is applied to `up`, the smaller matrix.
         """
         t = self.tensors
         if "up" not in t or "mid" in t:
@@ -107,6 +107,10 @@ class Lora:
         modules: (part, name of a module with "_" for ".") -> its difference.
         unknown: Keys in none of the forms above.
         remarks: Assumptions made while reading it, as notes.
+
+    Example:
+        lora = read_lora("style.safetensors")
+        print(lora.has("unet"), lora.unknown)
     """
 
     name: str
@@ -222,8 +226,16 @@ def find_loras(
     return found
 
 
-def read_lora(path: Path) -> Lora:
-    """Raises InvalidRequest (no such file) or InvalidModel (damaged, of a form not offered, or no LoRA)."""
+def read_lora(path: str | Path) -> Lora:
+    """The differences in a safetensors file. A pipeline reads files by itself; this is to look into one.
+
+    Raises InvalidRequest (no such file) or InvalidModel (damaged, of a form not offered, or no LoRA).
+
+    Example:
+        lora = read_lora("style.safetensors")
+        print(len(lora.modules), lora.unknown)
+    """
+    path = Path(path)
     stored = read(path)
     if refused := refused_form(stored.tensors):
         raise InvalidModel(
@@ -259,10 +271,7 @@ def _a(name: str) -> str:
 def _strengths(
     path: Path, metadata: Mapping[str, str], keys: Iterable[str]
 ) -> tuple[dict[str, Strength], str, tuple[str, ...], str]:
-    """Part -> its strength, of the header or the config beside; the part of keys that do not say it; notes.
-
-    The last is the hash of the config, "" where none is read.
-    """
+    """Strengths by part, the part of keys without a prefix, notes, and the hash of the config, "" without one."""
     if found := header_strengths(metadata, path.name):
         return found, "unet", (), ""
     names = [key for key in keys if key.startswith("base_model.model.")]
@@ -330,7 +339,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def _rebuilt(shape: Shapes, name: str, core: str) -> tuple[int, int]:
-    """Rows and row of a matrix that is whole, or a product of two, perhaps with a core of small kernels between."""
+    """Shape (rows, columns) of a LoKr factor: stored whole, as a product of two matrices, or with a core between."""
     if name in shape:
         return shape[name][0], math.prod(shape[name][1:])
     a, b = shape[f"{name}_a"], shape[f"{name}_b"]

@@ -20,7 +20,7 @@ OVERLAP = 1 / 4
 
 
 def scales_of(part: str, factor: int) -> tuple[str, dict[str, int]]:
-    """Of a component: the input that says how large a picture is, and pixels to a latent of all that are pictures."""
+    """The input that gives the picture's size, and the pixels per latent of each spatial input and output."""
     if part in ("vae_decoder", TINY):
         return "latent_sample", {"latent_sample": 1, "sample": factor}
     if part == "vae_encoder":

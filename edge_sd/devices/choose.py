@@ -103,7 +103,7 @@ def _check_wish(wish: str | Mapping[str, str], devices: Sequence[Device], parts:
 
 
 def _wished(part: str, wish: str | Mapping[str, str]) -> tuple[str, bool]:
-    """The device that is asked for a component, "auto" where none is, and whether no other is taken."""
+    """The device requested for a component, "auto" for none, and whether it must be that one."""
     if isinstance(wish, str):
         return wish, part in DENOISERS
     return wish.get(part, "auto"), True

@@ -68,7 +68,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """To a first picture."""
+        """Seconds until the first picture: load and draw."""
         return self.load + self.draw
 
 

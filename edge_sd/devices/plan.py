@@ -48,6 +48,12 @@ class DevicePlan:
         need: Bytes expected, by pool: "" is the machine's memory, others are devices with their own.
         tight: Nothing fits into the free memory; this is the smallest.
         preference: "speed", "quality", "battery" or "memory".
+
+    Example:
+        with Pipeline.open("emoji") as pipeline:
+            plan = pipeline.plan
+        exact = replace(plan.parts["vae_decoder"], variant="openvino-fp32")
+        pipeline = Pipeline.open("emoji", plan=replace(plan, parts={**plan.parts, "vae_decoder": exact}))
     """
 
     parts: dict[str, Placement]
@@ -74,7 +80,7 @@ class DevicePlan:
 
     @property
     def seconds(self) -> float:
-        """To a first picture, loading included; each further backend's library is loaded too."""
+        """Seconds until the first picture, loading included; each further backend's library is loaded, too."""
         more = len({placement.device.backend for placement in self.parts.values()}) - 1
         return sum(placement.cost.seconds for placement in self.parts.values()) + more * BACKEND_SECONDS
 

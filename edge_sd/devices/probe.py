@@ -32,8 +32,8 @@ from .measurements import Measured, place_of
 PROMPT = "a red apple, glossy style"
 # One call warms up; these many are timed, unless the first took so long that warming up is lost in it.
 CALLS, LONG = 3, 1.0
-# An error this many times the reference's own spread is another result, whatever the precision: nothing but the mean
-# has 1, an unrelated result of the same kind 1.4.
+# Largest error, in units of the reference's spread, that is the same result. The mean alone has 1, an unrelated result
+# 1.4.
 UNRELATED = 1.0
 
 Arrays = dict[str, Array]

@@ -90,7 +90,7 @@ class Canvas:
         return np.asarray(Image.composite(after, before, mask))
 
     def recolour(self, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The colours of `drawn` with the light and dark of the canvas: its luma, the other's chroma (BT.601)."""
+        """Chroma of `drawn`, luma of the canvas (BT.601)."""
         from PIL import Image
 
         luma = Image.fromarray(self.pixels).convert("YCbCr").getchannel("Y")

@@ -93,8 +93,16 @@ def _exif(description: str, comment: str) -> bytes:
     return data.replace(entry, struct.pack(f"{order}HH", USER_COMMENT, UNDEFINED), 1)
 
 
-def save(image: Image, path: Path, text: str = "", request: str = "") -> Path:
-    """Write `image` by the ending of `path`; all of it or nothing. Raises InvalidRequest or OutputError."""
+def save(image: Image, path: str | Path, text: str = "", request: str = "") -> Path:
+    """Write `image` as PNG, JPEG or WebP by the ending of `path`; all of it or nothing.
+
+    `text` and `request` are put inside, where they are not "": a text for people, and JSON in ASCII. Returns the path.
+    Raises InvalidRequest or OutputError.
+
+    Example:
+        save_picture(Image.new("RGB", (64, 64), "white"), "white.png")
+    """
+    path = Path(path)
     check_output(path)
     return write(encode(image, FORMATS[path.suffix.lower()], text, request), path)
 

@@ -20,10 +20,13 @@ READABLE = ("PNG", "JPEG", "WEBP")
 STRIP = 512
 
 
-def open_picture(source: str | Path | Image, what: str) -> Image:
+def open_picture(source: str | Path | Image, what: str = "picture") -> Image:
     """A picture in RGB, turned as its camera was; transparent pixels, whose colours are not visible, are white.
 
-    Raises InvalidRequest for what is no such picture or has too many pixels; `what` names it there.
+    Raises InvalidRequest for what is no PNG, JPEG or WebP file or has too many pixels; `what` names it there.
+
+    Example:
+        Request("a red apple", image=open_picture("sketch.png"))
     """
     return _on(_opened(source, what), "white")
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..bundle.parts import NET
 from ..errors import InvalidRequest
 from ..images.readings import READINGS
-from .options import Choice, Number, Other, Text, check, option
+from .options import Choice, Number, Place, Text, check, option
 
 MAX_WEIGHT = 2
 GROUP = "Following lines"
@@ -35,11 +35,14 @@ class Control:
     """
 
     image: Any = option(
-        Other(), "A sketch or picture whose lines are followed. Repeats, with its options.", group=GROUP
+        Place(picture=True),
+        "A sketch or picture whose lines are followed. Repeats, with its options.",
+        group=GROUP,
+        title="control picture",
     )
     weight: float = option(Number(0, MAX_WEIGHT), "How closely.", 1.0, group=GROUP, title="control weight")
-    start: float = option(Number(0, 1), "From this share of the steps …", 0.0, group=GROUP, title="control start")
-    end: float = option(Number(0, 1), "… to this one.", 1.0, group=GROUP, title="control end")
+    start: float = option(Number(0, 1), "From this share of the steps.", 0.0, group=GROUP, title="control start")
+    end: float = option(Number(0, 1), "Up to this share of the steps.", 1.0, group=GROUP, title="control end")
     reading: str = option(
         Choice(READINGS),
         "How lines are read (scribble: dark on light).",

@@ -30,12 +30,13 @@ from .run import Run
 
 @dataclass(frozen=True)
 class Drawing:
-    """What draws `run`; the components are loaded for it."""
+    """What draws `run`; the components are loaded for it, and `second` is the noise of its variation."""
 
     run: Run
     components: Components
     wording: Wording
     noise: NoiseSource
+    second: NoiseSource | None = None
 
     def steps(self) -> Iterator[Step]:
         """The loop; the last step's latents are the picture's. A refiner's base model stops where that begins."""
@@ -44,7 +45,7 @@ class Drawing:
         denoiser = self._denoiser(unet)
         denoise: Denoise = denoiser
         if run.source.canvas is None:
-            eps = first_noise(self.noise, run.latent_shape, *settings.variation)
+            eps = self._eps(run.latent_shape)
             x = run.sampler.start(eps, run.levels, run.schedule)
         else:
             denoise, x = self._begin(run.source.canvas, denoiser)
@@ -54,6 +55,9 @@ class Drawing:
         total, head = len(run.levels) - 1, run.levels[: run.before_refining() + 1]
         for step in run.sampler.head(denoise, x, head, self.noise.normal, run.settings.stochasticity):
             yield replace(step, total=total)
+
+    def _eps(self, shape: tuple[int, ...]) -> Latents:
+        return first_noise(self.noise, shape, self.second, self.run.settings.variation_strength)
 
     def refine(self, x: Latents) -> Iterator[Step]:
         """Go on from where a base model stopped (Podell et al. 2023, section 2.5)."""
@@ -99,12 +103,12 @@ class Drawing:
             return replace(denoise, unet=Instructed(denoise.unet, seen)), x
         encoder, mask = self.components.fitted("vae_encoder", shape), canvas.latent_mask(run.facts.latents.factor)
         z = encode(encoder, run.facts.latents, canvas.pixels, self.noise.normal(shape))
-        eps = first_noise(self.noise, shape, *run.settings.variation)
+        eps = self._eps(shape)
         x = z + np.float32(run.levels[0].sigma) * eps
         if mask is None:
             return denoise, x
         if run.settings.strength == 1:
-            # Nothing of what is to go may shine through.
+            # Start from noise alone under the mask, or traces of the old picture would remain.
             x = mask * run.sampler.start(eps, run.levels, run.schedule) + (1 - mask) * x
         return Inpainting(denoise, z, mask), x
 
@@ -114,10 +118,10 @@ class Drawing:
         encoder, mask = self.components.fitted("vae_encoder", shape), canvas.latent_mask(space.factor)
         assert mask is not None, "a request without one was refused"
         if run.settings.strength == 1:
-            x = run.sampler.start(first_noise(self.noise, shape, *run.settings.variation), run.levels, run.schedule)
+            x = run.sampler.start(self._eps(shape), run.levels, run.schedule)
         else:
             z = encode(encoder, space, canvas.pixels, self.noise.normal(shape))
-            x = z + np.float32(run.levels[0].sigma) * first_noise(self.noise, shape, *run.settings.variation)
+            x = z + np.float32(run.levels[0].sigma) * self._eps(shape)
         visible = encode(encoder, space, canvas.pixels, self.noise.normal(shape), canvas.mask)
         return replace(denoise, unet=Masked(denoise.unet, mask, visible)), x
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import InvalidRequest, choices
@@ -25,8 +28,8 @@ class Kind(Protocol):
     def range(self) -> str:
         """The valid values in words; "" where `help` says all."""
 
-    def check(self, title: str, value: Any) -> None:
-        """Raise InvalidRequest unless `value` is one."""
+    def check(self, title: str, value: Any) -> Any:
+        """`value` as it is kept. Raises InvalidRequest unless it is one."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,18 @@ class Whole:
     def range(self) -> str:
         return f"{self.low} to {self.high}" + (f", multiples of {self.step}" if self.step > 1 else "")
 
-    def check(self, title: str, value: Any) -> None:
-        if type(value) is not int or value % self.step or not self.low <= value <= self.high:
+    def check(self, title: str, value: Any) -> int:
+        # NumPy's integers are whole numbers, too; JSON takes Python's alone.
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or value % self.step or not self.low <= value <= self.high:
             kind = f"a multiple of {self.step}" if self.step > 1 else "a whole number"
             raise InvalidRequest(f"{title} {_shown(value)} is not {kind} from {self.low} to {self.high}")
+        return int(value)
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number; `low` itself is none where `above`."""
+    """A number from `low` to `high`; with `above`, `low` itself is not valid."""
 
     low: float
     high: float
@@ -61,11 +67,12 @@ class Number:
     def range(self) -> str:
         return f"{'above ' if self.above else ''}{self.low:g} to {self.high:g}"
 
-    def check(self, title: str, value: Any) -> None:
-        real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    def check(self, title: str, value: Any) -> float:
+        real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
         if not real or not self.low <= value <= self.high or (self.above and value == self.low):
             words = f"above {self.low:g}, up to {self.high:g}" if self.above else f"from {self.low:g} to {self.high:g}"
             raise InvalidRequest(f"{title} {_shown(value)} is not a number {words}")
+        return value if isinstance(value, int) else float(value)
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,10 @@ class Choice:
     def range(self) -> str:
         return ", ".join(self.names)
 
-    def check(self, title: str, value: Any) -> None:
-        if value not in self.names:
+    def check(self, title: str, value: Any) -> Any:
+        if not isinstance(value, str) or value not in self.names:
             raise InvalidRequest(f"unknown {title} {_shown(value)}; valid: {choices(self.names)}")
+        return value
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class Text:
     type = str
     range = ""
 
-    def check(self, title: str, value: Any) -> None:
+    def check(self, title: str, value: Any) -> str:
         if not isinstance(value, str):
             raise InvalidRequest(f"the {title} is {_shown(value)}, not a text")
         try:
@@ -104,6 +112,7 @@ class Text:
             raise InvalidRequest(f"the {title} holds a NUL character")
         if len(value) > self.most:
             raise InvalidRequest(f"the {title} has {len(value)} characters; at most {self.most} are taken")
+        return value
 
 
 @dataclass(frozen=True)
@@ -113,20 +122,39 @@ class Flag:
     type = bool
     range = ""
 
-    def check(self, title: str, value: Any) -> None:
+    def check(self, title: str, value: Any) -> bool:
         if not isinstance(value, bool):
             raise InvalidRequest(f"{title} {_shown(value)} is neither True nor False")
+        return value
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path; with `picture` also a PIL picture that is open. What lies there is read where it is used."""
+
+    picture: bool = False
+    type: type = Path
+    range = ""
+
+    def check(self, title: str, value: Any) -> Any:
+        # Pillow's own class, told by what it alone has: nothing heavy is imported here.
+        opened = self.picture and hasattr(value, "getbands")
+        if not opened and (not isinstance(value, str | PathLike) or not str(value)):
+            valid = "a path, or a picture of PIL" if self.picture else "a path"
+            found = _shown(value) if isinstance(value, str | int | float) else value.__class__.__name__
+            raise InvalidRequest(f"the {title} is {found}, not {valid}")
+        return value
 
 
 @dataclass(frozen=True)
 class Other:
-    """A value that is checked where it is used, such as a file; `type` is how a command line reads it."""
+    """A value that its owner checks; `type` is how a command line reads it."""
 
     type: type = str
     range = ""
 
-    def check(self, title: str, value: Any) -> None:
-        return
+    def check(self, title: str, value: Any) -> Any:
+        return value
 
 
 @dataclass(frozen=True)
@@ -163,11 +191,11 @@ def options(owner: Any) -> Iterator[tuple[str, Option, Any]]:
 
 
 def check(owner: Any) -> None:
-    """Raise InvalidRequest for the first described field of `owner` that holds a value of another kind."""
+    """Check the described fields of a frozen dataclass, and keep each value as its kind does. Raises InvalidRequest."""
     for name, described, default in options(owner):
         value = getattr(owner, name)
         if value is not None or default is not None:
-            described.kind.check(described.title or name, value)
+            object.__setattr__(owner, name, described.kind.check(described.title or name, value))
 
 
 def _shown(value: Any) -> str:

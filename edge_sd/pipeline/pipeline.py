@@ -31,9 +31,10 @@ from ..sampling.noise import NoiseSource, TorchNoise
 from ..sampling.samplers import Step
 from .drawing import Drawing
 from .loader import Components
+from .options import Choice, Place
 from .presets import EXACT, Preset, preset_named
 from .prompting import Wording
-from .request import Request
+from .request import DECODERS, Request
 from .resolver import Resolver
 from .result import Picture, Result
 from .run import Run
@@ -94,7 +95,7 @@ class Pipeline:
         `device` may also be component -> device, {"unet": "gpu", "vae_decoder": "cpu"}; the others are placed as by
         "auto". `preference` is "speed", "quality", "battery" or "memory", for what is left open. With `measure`,
         devices between which estimates do not decide are measured at first use, for at most `tuning.FIRST_USE` seconds.
-        `tell` gets the lines that say so. A `plan` replaces device, variant and preference.
+        `tell` gets the lines that say so. A `plan` replaces device, variant, preference and preset.
 
         `preset` names the precisions that are drawn with where `variant` is None, and what requests get that leave it
         open (presets.py). With `low_memory` one component is in memory at a time, weights stay in their files where
@@ -102,13 +103,17 @@ class Pipeline:
 
         Raises ModelNotFound, InvalidModel, VariantNotFound, DeviceError, MissingExtra or InvalidRequest.
         """
-        bundle = ModelBundle.open(model)
+        if plan is not None and not isinstance(plan, DevicePlan):
+            raise InvalidRequest(f"a plan is a DevicePlan, not {type(plan).__name__}; `device` takes names")
+        if not isinstance(device, str | Mapping):
+            raise InvalidRequest(f"a device is a name, or component -> name, not {type(device).__name__}")
+        bundle = ModelBundle.open(Place(type=str).check("model", model))
         if variant is not None:
             bundle.variant(variant)
         here, chosen = discover(), preset_named(preset)
         if plan is not None:
-            if device != "auto" or variant is not None:
-                raise InvalidRequest("a plan has devices and variants in it; give it alone")
+            if device != "auto" or variant is not None or chosen.precisions:
+                raise InvalidRequest("a plan has devices and variants in it; give no device, variant or preset")
             check_plan(plan, bundle, here)
         else:
             if variant is None:
@@ -224,9 +229,10 @@ class Pipeline:
         yield from self._steps(self.run(request), noise)
 
     def _steps(self, run: Run, noise_of: NoiseOf) -> Iterator[Step]:
-        settings, noise = run.settings, noise_of(run.settings.seed)
+        settings, noise = run.settings, _source(noise_of, run.settings.seed)
+        second = None if settings.variation_seed is None else _source(noise_of, settings.variation_seed)
         self.prepare(settings)
-        for step in Drawing(run, self.components, self.wording, noise).steps():
+        for step in Drawing(run, self.components, self.wording, noise, second).steps():
             x = step.latents
             yield step
         if settings.refiner is None:
@@ -245,9 +251,13 @@ class Pipeline:
         """Latents [1, C, h, w] -> pixels [H, W, 3].
 
         `decoder` is "full", "tiny" or "auto" (see Request). A `preview` is one of several while a picture is drawn:
-        the memory that components compute with is kept. Raises InvalidRequest where there is no tiny one.
+        the memory that components compute with is kept. Raises InvalidRequest for another decoder or shape, and where
+        there is no tiny one.
         """
         space = self.bundle.facts.latents
+        Choice(DECODERS).check("decoder", decoder)
+        if np.ndim(latents) != 4 or np.shape(latents)[:2] != (1, space.channels):
+            raise InvalidRequest(f"latents of shape {np.shape(latents)} are not (1, {space.channels}, height, width)")
         part = DECODER[self._resolver.decoder(decoder)]
         if part not in self.components:
             height, width = (side * space.factor for side in latents.shape[2:])
@@ -306,7 +316,10 @@ class Pipeline:
             pictures.append(self._draw_one(n, run, on_step, noise, seconds))
             if on_picture is not None:
                 on_picture(n, pictures[-1])
-        return Result(pictures, self.plan.summary(), seconds, self._notes(run, pictures, planned))
+        notes = self._notes(run, pictures, planned)
+        if noise is not TorchNoise:
+            notes.append("the noise was handed in: the seed alone does not make these pictures again")
+        return Result(pictures, self.plan.summary(), seconds, notes)
 
     def _draw_one(self, n: int, run: Run, on_step: OnStep | None, noise: NoiseOf, seconds: dict[str, float]) -> Picture:
         """Picture n of a run; the time that it took is added to `seconds`."""
@@ -328,7 +341,8 @@ class Pipeline:
         seconds["decode"] += time.perf_counter() - drawn
         variant, device = self.plan.variant, self.plan.device.name
         fingerprint = self.bundle.fingerprint(variant)
-        return Picture(Image.fromarray(pixels), settings, self.bundle.name, variant, device, fingerprint, flagged)
+        own = "" if noise is TorchNoise else getattr(noise, "__name__", type(noise).__name__)
+        return Picture(Image.fromarray(pixels), settings, self.bundle.name, variant, device, fingerprint, flagged, own)
 
     def _notes(self, run: Run, pictures: list[Picture], planned: int) -> list[str]:
         """What a person should know of the pictures: changes of the plan, and what had no effect."""
@@ -372,3 +386,13 @@ class Pipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _source(noise_of: NoiseOf, seed: int) -> NoiseSource:
+    """The noise of a seed. Raises InvalidRequest for what makes none."""
+    if not callable(noise_of):
+        raise InvalidRequest(f"noise is a function of a seed (see NoiseSource), not {type(noise_of).__name__}")
+    source = noise_of(seed)
+    if not callable(getattr(source, "normal", None)):
+        raise InvalidRequest(f"noise made {type(source).__name__}, which has no normal(shape) (see NoiseSource)")
+    return source

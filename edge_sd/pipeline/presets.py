@@ -16,8 +16,11 @@ from .request import Request
 
 @dataclass(frozen=True)
 class Preset:
-    """precisions   of variants, best first; the first that the model has is drawn with, none means: the plan's choice
-    changes      fields of Request"""
+    """A named set of changes.
+
+    precisions   variants to try, best first; empty leaves the choice to the plan
+    changes      values for fields that a Request leaves open
+    """
 
     precisions: tuple[str, ...] = ()
     changes: dict[str, Any] = field(default_factory=dict)

@@ -80,7 +80,7 @@ class Wording:
     def script(self, settings: Settings, prompt: str | None = None) -> Script:
         """Which texts are encoded for which steps: the negative prompt, where it takes part, then the prompt's parts.
 
-        `prompt` is another than the settings'.
+        `prompt` replaces the settings' own.
         """
         made = script(settings.prompt if prompt is None else prompt, settings.negative, max(1, settings.steps_taken))
         if settings.guided and not self.bundle.facts.guidance_width:
@@ -88,7 +88,7 @@ class Wording:
         return replace(made, stages=tuple(replace(stage, texts=stage.texts[1:]) for stage in made.stages))
 
     def count(self, settings: Settings, variant: str) -> int:
-        """Chunks in which prompts are taken: as many as the longest has, but one by a UNet of fixed size."""
+        """Number of chunks: that of the longest prompt; 1 for a UNet of fixed shape."""
         if self.bundle.variant(variant).static:
             return 1
         texts = self.script(settings).texts
@@ -139,8 +139,8 @@ class Wording:
         for name, texts in (("prompt", prompts), ("negative prompt", negatives)):
             for text in dict.fromkeys(texts):
                 chunks = tokenizer.chunks(text, words)
-                heard = {int(id_) for chunk in chunks[:count] for id_ in chunk.ids}
-                unused = {word: ids for word, ids in unused.items() if ids[0] not in heard}
+                used_ids = {int(id_) for chunk in chunks[:count] for id_ in chunk.ids}
+                unused = {word: ids for word, ids in unused.items() if ids[0] not in used_ids}
                 if left := chunks[count:]:
                     room = self.bundle.facts.max_tokens - 2
                     notes.append(

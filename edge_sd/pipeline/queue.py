@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from ..components.base import Component, Shapes
 from ..components.batching import Gathering, Seat
 from ..components.fallback import FAILURES
-from ..errors import EdgeSDError
+from ..errors import EdgeSDError, InvalidRequest
 from ..sampling.samplers import Step
 from .pipeline import Pipeline
 from .request import Request
@@ -48,9 +48,23 @@ class _Waiting:
 
 
 class Queue:
-    """Draws what is submitted, one or several requests at a time, in a thread of its own; `pipeline` is its alone."""
+    """Draws what is submitted, one or several requests at a time, in a thread of its own.
+
+    Args:
+        pipeline: Draws for this queue alone, and stays open when the queue is closed.
+        most: Requests that are drawn together at most, 1 to 4.
+
+    Raises InvalidRequest for another `most`.
+
+    Example:
+        with Pipeline.open("emoji") as pipeline, Queue(pipeline) as queue:
+            drawn = [queue.submit(f"a {each}") for each in ("cat", "dog")]
+            pictures = [each.result().pictures[0] for each in drawn]
+    """
 
     def __init__(self, pipeline: Pipeline, most: int = MOST) -> None:
+        if type(most) is not int or not 1 <= most <= MOST:
+            raise InvalidRequest(f"most {most!r} is not a whole number from 1 to {MOST}")
         self._pipeline, self._most = pipeline, most
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
@@ -65,14 +79,13 @@ class Queue:
         """A picture to come; `on_step` as in `Pipeline.generate`, in the queue's threads. Cancel it while it waits.
 
         `on_start` is called in the queue's thread before anything is loaded for it.
-        Raises InvalidRequest for what the model can't draw, and RuntimeError after `close`; the future raises what
-        drawing raises.
+        Raises InvalidRequest for what the model can't draw, and after `close`; the future raises what drawing raises.
         """
         run = self._pipeline.run(request)
         waiting = _Waiting(run, self._likeness(run), on_step, Future(), on_start)
         with self._changed:
             if self._closed:
-                raise RuntimeError("the queue is closed")
+                raise InvalidRequest("the queue is closed; make another one")
             self._waiting.append(waiting)
             self._changed.notify()
         return waiting.future
@@ -96,10 +109,7 @@ class Queue:
 
     def _work(self) -> None:
         while group := self._next():
-            group = [each for each in group if each.future.set_running_or_notify_cancel()]
-            for each in group:
-                if each.on_start is not None:
-                    each.on_start()
+            group = [each for each in group if each.future.set_running_or_notify_cancel() and _start(each)]
             while group:
                 count = next((n for n in NUMBERS if n <= len(group)), 1)
                 self._draw(group[:count])
@@ -127,9 +137,17 @@ class Queue:
 
     def _draw(self, group: list[_Waiting]) -> None:
         wide = None
-        # What is wrong with the model or its device is said to each by drawing it; the queue has to go on.
-        with suppress(EdgeSDError, *FAILURES):
-            wide = self._wide.of(self._pipeline, group[0].run.settings, len(group)) if len(group) > 1 else None
+        if len(group) > 1:
+            try:
+                wide = self._wide.of(self._pipeline, group[0].run.settings, len(group))
+            except (EdgeSDError, *FAILURES):
+                # What is wrong with the model or its device is said to each by drawing it.
+                pass
+            except Exception as error:
+                # A bug is the error of those who wait for these pictures; the thread goes on.
+                for each in group:
+                    each.future.set_exception(error)
+                return
         if wide is None:
             for each in group:
                 _settle(each, self._pipeline)
@@ -144,15 +162,31 @@ class Queue:
             thread.join()
 
 
+def _start(waiting: _Waiting) -> bool:
+    """Call `on_start`; False where it raised, which is then the picture's error."""
+    if waiting.on_start is None:
+        return True
+    with _errors_of(waiting.future, "on_start"):
+        waiting.on_start()
+        return True
+    return False
+
+
 def _settle(waiting: _Waiting, pipeline: Pipeline) -> None:
-    try:
+    with _errors_of(waiting.future, "on_step"):
         waiting.future.set_result(pipeline.draw(waiting.run, waiting.on_step))
+
+
+@contextmanager
+def _errors_of(future: Future[Result], callback: str) -> Iterator[None]:
+    """Hand an error, a bug's as well, to whoever waits for the picture; the queue's thread goes on."""
+    try:
+        yield
     except Exception as error:
-        # The thread goes on; whoever waits for this picture gets its error, a bug's as well.
-        waiting.future.set_exception(error)
+        future.set_exception(error)
     except BaseException as stop:
         # Only a callback raises those here; whoever waits is not to be stopped by it.
-        waiting.future.set_exception(RuntimeError(f"on_step raised {type(stop).__name__}"))
+        future.set_exception(RuntimeError(f"{callback} raised {type(stop).__name__}"))
 
 
 def _settle_seated(waiting: _Waiting, pipeline: Pipeline, seat: Seat) -> None:

@@ -1,6 +1,6 @@
 """Recorded: what a picture's file says about how it was made, and the request that makes it again.
 
-Read are our own JSON and the records of other programs (programs.py). Those have no exact request: what they name is
+Reads our own JSON and the records of other programs (programs.py). Those have no exact request: what they name is
 taken over, and what is not is said. A picture comes from anyone: it may name settings, models and files by name and
 hash, and no path in it is ever opened.
 """
@@ -51,11 +51,15 @@ class Recorded:
         variant: The UNet's variant, where edge-sd made it.
         device: The UNet's device, where edge-sd made it.
         version: Version of the program.
+        noise: Name of the noise that was handed in, "" where the seed makes it.
         others: Fields of another program that are none of a request's, as written.
         program: What wrote the record, where that was not edge-sd.
         for_image: Settings of other programs that take part once an image is given.
         for_mask: Settings of other programs that take part once a mask is given.
         unmet: What another program's record names and no request can, as notes.
+
+    Example:
+        again = read_recorded("apple.png").request(steps=30)
     """
 
     path: Path
@@ -67,6 +71,7 @@ class Recorded:
     variant: str = ""
     device: str = ""
     version: str = ""
+    noise: str = ""
     others: dict[str, str] = field(default_factory=dict)
     program: str = ""
     for_image: dict[str, Any] = field(default_factory=dict)
@@ -141,7 +146,11 @@ class Recorded:
     def notes(self, given: Mapping[str, Any]) -> list[str]:
         """What of another program's record the request made with `given` does not hold, a line each."""
         if self.exact:
-            return []
+            told = (
+                f"{self.path.name} was drawn with noise of its own ({self.noise}), which no file holds; "
+                "expect another picture"
+            )
+            return [told] if self.noise else []
         awaited = {**self.for_image, **self.for_mask}
         lacking = {name: value for name, value in awaited.items() if name not in {*self._awaited(given), *given}}
         told = ", ".join(f"{TITLES.get(name, name)} {value}" for name, value in lacking.items())
@@ -218,8 +227,17 @@ def _a(name: str) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
-def read_recorded(path: Path) -> Recorded:
-    """What `path` says. Raises InvalidRequest where it is no picture, damaged, or says nothing."""
+def read_recorded(path: str | Path) -> Recorded:
+    """How the picture in a file was made, by its own record.
+
+    Raises InvalidRequest where it is no picture, damaged, or says nothing.
+
+    Example:
+        recorded = read_recorded("apple.png")
+        print(recorded.program or "edge-sd", recorded.settings["prompt"])
+        request = recorded.request(steps=30)
+    """
+    path = Path(path)
     found = read_texts(path)
     for name in ("edge_sd", "ImageDescription"):
         if '"request"' in (document := found.texts.get(name, "")):
@@ -246,7 +264,7 @@ def _ours(path: Path, text: str, parameters: str) -> Recorded:
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise InvalidRequest(f"{path} holds edge-sd parameters that are damaged ({error})") from error
     about: dict[str, Any] = {
-        name: str(document.get(name, "")) for name in ("model", "model_hash", "variant", "device", "version")
+        name: str(document.get(name, "")) for name in ("model", "model_hash", "variant", "device", "version", "noise")
     }
     return Recorded(path, _with_controls(settings), True, parameters, **about)
 

@@ -5,17 +5,18 @@ Nothing heavy is imported before it is needed: the command line reads the fields
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequest
 from ..text.prompt import parse, take_loras
 from ..text.schedule import script
 from .control import Control
-from .options import Choice, Flag, Number, Other, Text, Whole, check, option
+from .options import Choice, Flag, Number, Other, Place, Text, Whole, check, option
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,6 +41,55 @@ DRAWING, STARTING, FOLLOWING, WORDS, SPEED = (
 SIDE, TILE, SEED, SHARE = Whole(8, MAX_SIDE, 8), Whole(64, MAX_SIDE, 8), Whole(0, MAX_SEED), Number(0, 1)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Options that Settings hold in another form: with the model's defaults, or as hashes of files."""
+
+    prompt: str = option(Text(MAX_PROMPT), "What to draw.", group=DRAWING)
+    negative: str = option(Text(MAX_PROMPT), "What to lead away from.", "", group=DRAWING, title="negative prompt")
+    width: int | None = option(SIDE, "Pixels.", group=DRAWING, says="the model's")
+    height: int | None = option(SIDE, "Pixels.", group=DRAWING, says="the model's")
+    steps: int | None = option(Whole(1, MAX_STEPS), "Denoising steps.", group=DRAWING, says="the model's")
+    guidance: float | None = option(
+        Number(0, 100), "How strongly to follow the prompt; 1 is not at all.", group=DRAWING, says="the model's"
+    )
+    seed: int | None = option(SEED, "The same seed makes the same picture.", group=DRAWING, says="random")
+    sampler: str | None = option(
+        Other(), "euler_a, dpmpp_2m, heun, unipc, ddim, lcm, …", group=DRAWING, says="the model's"
+    )
+    sigmas: str | None = option(
+        Other(), "Spacing of noise levels: karras, exponential, beta, sgm-uniform, automatic.", group=DRAWING,
+        says="the model's",
+    )  # fmt: skip
+    image: str | Path | Image | None = option(Place(picture=True), "A picture to start from.", group=STARTING)
+    mask: str | Path | Image | None = option(
+        Place(picture=True), "White where the image is drawn anew; the rest stays.", group=STARTING
+    )
+    extend: Sequence[int] | None = option(
+        Other(), "Pixels to add to the image: left, right, top, bottom.", group=STARTING
+    )
+    controls: Sequence[Control] = option(Other(), "Pictures whose lines are followed.", (), group=FOLLOWING)
+    embeddings: Mapping[str, str | Path] = option(
+        Other(), "Textual inversions, and the word for each.", group=WORDS, factory=dict
+    )
+    loras: Mapping[str | Path, float] = option(
+        Other(), "LoRA, LoHa or LoKr files, and how much of each.", group=WORDS, factory=dict
+    )
+    lora_folder: str | Path | None = option(Place(), "Where the prompt's <lora:NAME:0.8> lie.", group=WORDS)
+    refiner: str | Path | None = option(Place(type=str), "SDXL's refiner, a bundle, for the last steps.", group=WORDS)
+    deep_every: int | None = option(
+        Whole(1, MAX_REUSE), "Compute the UNet's deep features on every n-th step only.", group=SPEED, says="1"
+    )
+    merge_tokens: bool | None = option(
+        Flag(), "Average 2 x 2 positions that the finest self-attention looks at.", group=SPEED, says="no"
+    )
+    decoder: str | None = option(
+        Choice(DECODERS), "Which decoder; tiny is softer, a fraction of the work.", group=SPEED, says="full"
+    )
+    dynamic: bool = option(Flag(), "Prompts are templates: a {red|green} apple.", False, group=WORDS)
+    wildcards: str | Path | None = option(Place(), "The folder that a template's __name__ is in.", group=WORDS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shared:
     """Options that Settings hold as Request does."""
@@ -57,10 +107,12 @@ class Shared:
         SHARE, "How far towards a second noise.", 0.0, group=DRAWING, title="variation strength"
     )
     variation_seed: int | None = option(
-        SEED, "The seed of that one; --count counts it on.", group=DRAWING, title="variation seed"
+        SEED, "Seed of the second noise; counts on with --count.", group=DRAWING, title="variation seed"
     )
-    guidance_start: float = option(Number(0, 1), "Guide from this share of the steps …", 0.0, group=SPEED)
-    guidance_end: float = option(Number(0, 1), "… to this one; others take half the time.", 1.0, group=SPEED)
+    guidance_start: float = option(Number(0, 1), "Guide from this share of the steps.", 0.0, group=SPEED)
+    guidance_end: float = option(
+        Number(0, 1), "Guide up to this share of the steps; others take half the time.", 1.0, group=SPEED
+    )
     strength: float | None = option(
         Number(0, 1, above=True), "How much of the image is drawn anew: the share of the steps that are taken.",
         group=STARTING, says="0.7; with a mask 1",
@@ -79,17 +131,20 @@ class Shared:
     )  # fmt: skip
     colour: bool = option(Flag(), "Colour the image; its light and dark stay.", False, group=STARTING)
     toward: str | None = option(Text(MAX_PROMPT), "A second prompt.", group=WORDS, title="second prompt")
-    toward_share: float = option(SHARE, "How far to go towards it.", 0.0, group=WORDS)
+    toward_share: float = option(SHARE, "How far to go towards the second prompt.", 0.0, group=WORDS)
     clip_skip: int = option(
         Whole(1, MAX_SKIP), "The text encoder's layer from its end, as AUTOMATIC1111 counts.", 1, group=WORDS,
         title="CLIP skip",
     )  # fmt: skip
     tile: int | None = option(TILE, "Draw in overlapping pieces of N pixels a side.", group=SPEED)
     vae_tile: int | None = option(
-        Other(int), "Decode in such pieces; 0 is never.", group=SPEED, says="above 1024 x 1024 pixels"
+        Other(int),
+        "Decode in tiles of N pixels a side; 0: never.",
+        group=SPEED,
+        says="above 1024 x 1024 pixels",
     )
     refiner_start: float | None = option(
-        Other(float), "The share of the steps after which the refiner draws.", group=WORDS, says="0.8"
+        Number(0, 1), "The share of the steps after which the refiner draws.", group=WORDS, says="0.8"
     )
     safety: bool | None = option(
         Flag(), "Black out what the model's checker flags.", group=DRAWING, says="if it has one"
@@ -97,7 +152,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Request(Shared):
+class Request(Shared, Asked):
     """What to draw. None means: the preset's or the model's own default.
 
     Args:
@@ -153,51 +208,10 @@ class Request(Shared):
         Request("a red apple, glossy style", seed=7, steps=20)
     """
 
-    prompt: str = option(Text(MAX_PROMPT), "What to draw.", group=DRAWING)
-    negative: str = option(Text(MAX_PROMPT), "What to lead away from.", "", group=DRAWING, title="negative prompt")
-    width: int | None = option(SIDE, "Pixels.", group=DRAWING, says="the model's")
-    height: int | None = option(SIDE, "Pixels.", group=DRAWING, says="the model's")
-    steps: int | None = option(Whole(1, MAX_STEPS), "Denoising steps.", group=DRAWING, says="the model's")
-    guidance: float | None = option(
-        Number(0, 100), "How strongly to follow the prompt; 1 is not at all.", group=DRAWING, says="the model's"
-    )
-    seed: int | None = option(SEED, "The same seed makes the same picture.", group=DRAWING, says="random")
-    sampler: str | None = option(
-        Other(), "euler_a, dpmpp_2m, heun, unipc, ddim, lcm, …", group=DRAWING, says="the model's"
-    )
-    sigmas: str | None = option(
-        Other(), "Spacing of noise levels: karras, exponential, beta, sgm-uniform, automatic.", group=DRAWING,
-        says="the model's",
-    )  # fmt: skip
-    image: str | Path | Image | None = option(Other(Path), "A picture to start from.", group=STARTING)
-    mask: str | Path | Image | None = option(
-        Other(Path), "White where the image is drawn anew; the rest stays.", group=STARTING
-    )
-    extend: Sequence[int] | None = option(
-        Other(), "Pixels to add to the image: left, right, top, bottom.", group=STARTING
-    )
-    controls: Sequence[Control] = option(Other(), "Pictures whose lines are followed.", (), group=FOLLOWING)
-    embeddings: Mapping[str, str | Path] = option(
-        Other(), "Textual inversions, and the word for each.", group=WORDS, factory=dict
-    )
-    loras: Mapping[str | Path, float] = option(
-        Other(), "LoRA, LoHa or LoKr files, and how much of each.", group=WORDS, factory=dict
-    )
-    lora_folder: str | Path | None = option(Other(Path), "Where the prompt's <lora:NAME:0.8> lie.", group=WORDS)
-    refiner: str | Path | None = option(Other(), "SDXL's refiner, a bundle, for the last steps.", group=WORDS)
-    deep_every: int | None = option(
-        Whole(1, MAX_REUSE), "Compute the UNet's deep features on every n-th step only.", group=SPEED, says="1"
-    )
-    merge_tokens: bool | None = option(
-        Flag(), "Average 2 x 2 positions that the finest self-attention looks at.", group=SPEED, says="no"
-    )
-    decoder: str | None = option(
-        Choice(DECODERS), "Which decoder; tiny is softer, a fraction of the work.", group=SPEED, says="full"
-    )
-    dynamic: bool = option(Flag(), "Prompts are templates: a {red|green} apple.", False, group=WORDS)
-    wildcards: str | Path | None = option(Other(Path), "The folder that a template's __name__ is in.", group=WORDS)
-
     def __post_init__(self) -> None:
+        if self.prompt is None:
+            raise InvalidRequest("there is no prompt; say what to draw")
+        object.__setattr__(self, "controls", _tuple_of_controls(self.controls))
         check(self)
         for text in (self.prompt, self.negative, self.toward or ""):
             parse(text)
@@ -237,10 +251,11 @@ class Request(Shared):
         if self.refiner_start is not None and not 0 < self.refiner_start < 1:
             raise InvalidRequest(f"refiner start {self.refiner_start} is no share of the steps between 0 and 1")
         if self.extend is not None:
-            whole = all(type(side) is int and 0 <= side <= MAX_PADDING for side in self.extend)
-            if not (whole and len(self.extend) == 4 and any(self.extend)):
+            sides = tuple(self.extend) if isinstance(self.extend, Sequence) else (self.extend,)
+            whole = all(type(side) is int and 0 <= side <= MAX_PADDING for side in sides)
+            if not (whole and len(sides) == 4 and any(sides)):
                 raise InvalidRequest(
-                    f"extend {','.join(map(str, self.extend))} is not left,right,top,bottom, such as 0,64,0,0: "
+                    f"extend {','.join(map(str, sides))} is not left,right,top,bottom, such as 0,64,0,0: "
                     f"whole numbers to {MAX_PADDING}, not all 0"
                 )
         if self.vae_tile:
@@ -249,15 +264,16 @@ class Request(Shared):
     def _check_files(self) -> None:
         from ..text.textual_inversion import check_word
 
-        if not all(isinstance(each, Control) for each in self.controls):
-            raise InvalidRequest("controls are Control objects: controls=[Control(image)]")
         for name, rows in (("embeddings", self.embeddings), ("loras", self.loras)):
             if not isinstance(rows, Mapping):
                 raise InvalidRequest(f"{name} is {type(rows).__name__}, not a dict")
+        for name, files in (("embedding", self.embeddings.values()), ("LoRA", self.loras)):
+            for file in files:
+                Place().check(name, file)
         for word in self.embeddings:
-            check_word(word)
+            check_word(Text().check("word of an embedding", word))
         for weight in (*self.loras.values(), *chain(*take_loras(self.prompt)[1].values())):
-            if not isinstance(weight, int | float) or not -MAX_LORA <= weight <= MAX_LORA:
+            if not isinstance(weight, Real) or not -MAX_LORA <= weight <= MAX_LORA:
                 raise InvalidRequest(f"the weight {weight} of a LoRA is not a number from -{MAX_LORA} to {MAX_LORA}")
         if self.lora_folder is not None and not Path(self.lora_folder).is_dir():
             raise InvalidRequest(f"the folder of LoRAs {str(self.lora_folder)!r} does not exist")
@@ -303,3 +319,13 @@ def second_seed(request: Request, seed: int) -> int | None:
     if not request.variation_strength or request.variation_seed is not None:
         return request.variation_seed
     return (seed + 1_000_003) % (MAX_SEED + 1 - request.count)
+
+
+def _tuple_of_controls(given: Any) -> tuple[Control, ...]:
+    """The controls of any iterable, which is gone through once. Raises InvalidRequest for what is none."""
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    if not all(isinstance(each, Control) for each in found):
+        raise InvalidRequest("controls are Control objects: controls=[Control(image)]")
+    if not isinstance(given, Iterable):
+        raise InvalidRequest("controls are a list of Control objects: controls=[Control(image)]")
+    return found

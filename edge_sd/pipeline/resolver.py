@@ -168,7 +168,7 @@ class Resolver:
             raise InvalidRequest(f"{self.bundle.name}: variant {home} has no {part}, which {what} needs{other}")
 
     def artifacts(self, part: str) -> Mapping[str, Artifact]:
-        """Those of the variant that a part is taken of."""
+        """Artifacts of the variant that `part` is loaded from."""
         return self.bundle.variant(self.plan.parts[self._home(part)].variant).artifacts
 
     def _home(self, part: str) -> str:

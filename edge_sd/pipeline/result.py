@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..images.files import encode, save
 from ..images.grids import grid
 from .metadata import parameters_text, request_json
+from .options import Place
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ class Picture:
         device: The UNet's device.
         model_hash: Ten hex digits that name the exact files of the variant.
         flagged: Whether the model's safety checker flagged it; it is black then.
+        noise: Name of the noise that was handed in; "" is torch's, which the seed makes again.
+
+    Example:
+        picture = pipeline.generate("a red apple").pictures[0]
+        picture.save("apple.jpg")
+        print(picture.settings.seed, picture.device)
     """
 
     image: Image
@@ -36,10 +43,11 @@ class Picture:
     device: str
     model_hash: str
     flagged: bool = False
+    noise: str = ""
 
     def save(self, path: str | Path) -> Path:
         """Write PNG, JPEG or WebP by the name's ending, with the parameters inside; all or nothing."""
-        return save(self.image, Path(path), *self.texts())
+        return save(self.image, path, *self.texts())
 
     def encode(self, kind: str = "PNG", quality: int = 95) -> bytes:
         """The bytes of a PNG, JPEG or WEBP file with the parameters inside; `quality`, 1 to 100, is of the last two."""
@@ -48,6 +56,8 @@ class Picture:
     def texts(self) -> tuple[str, str]:
         """What the file says: AUTOMATIC1111's text, and the JSON of the exact request."""
         about = {name: getattr(self, name) for name in ("model", "model_hash", "variant", "device")}
+        if self.noise:
+            about["noise"] = self.noise
         return parameters_text(self.settings, self.model, self.model_hash), request_json(self.settings, about)
 
 
@@ -74,7 +84,7 @@ class Result:
 
     def save(self, path: str | Path) -> list[Path]:
         """Write one picture to `path`, several to `path` with -1, -2, … before the ending."""
-        path = Path(path)
+        path = Path(Place().check("output", path))
         if len(self.pictures) == 1:
             return [self.pictures[0].save(path)]
         return [p.save(path.with_stem(f"{path.stem}-{n}")) for n, p in enumerate(self.pictures, 1)]

@@ -23,13 +23,8 @@ IMAGE_GUIDANCE = 1.5
 
 
 @dataclass(frozen=True)
-class Settings(Shared):
-    """A request with nothing left open: what a model really draws. Fields are Request's, with these differences.
-
-    `image`, `mask` and the controls' images are hashes of pixels, the values of `embeddings` hashes of files, and
-    `loras` are names with the weights for text encoders and UNet, and a hash. `safety` is None where the model has no
-    checker, and False where it was switched off.
-    """
+class Filled:
+    """Options in another form than Request's: nothing is None that the model has a default for."""
 
     prompt: str
     negative: str
@@ -50,6 +45,20 @@ class Settings(Shared):
     deep_every: int = 1
     merge_tokens: bool = False
     decoder: str = "full"
+
+
+@dataclass(frozen=True)
+class Settings(Shared, Filled):
+    """A request with nothing left open: what a model really draws. Fields are Request's, with these differences.
+
+    `image`, `mask` and the controls' images are hashes of pixels, the values of `embeddings` hashes of files, and
+    `loras` are names with the weights for text encoders and UNet, and a hash. `safety` is None where the model has no
+    checker, and False where it was switched off.
+
+    Example:
+        settings = pipeline.resolve(Request("a red apple"))
+        print(settings.seed, settings.sampler, settings.steps_taken)
+    """
 
     @classmethod
     def of(cls, request: Request, defaults: Defaults, seed: int) -> Settings:
@@ -96,11 +105,6 @@ class Settings(Shared):
     def steps_taken(self) -> int:
         """How many of the steps are taken, counted as diffusers does."""
         return self.steps if self.strength is None else int(self.steps * self.strength)
-
-    @property
-    def variation(self) -> tuple[int | None, float]:
-        """The second seed and how far to go towards it."""
-        return self.variation_seed, self.variation_strength
 
     def nth(self, n: int) -> Settings:
         """Those of picture n of the count alone."""

@@ -20,7 +20,7 @@ class Level(NamedTuple):
     via    the sigma that TCD goes down to on its way to this level, before it adds noise
     data   standard deviation of the data, where the network is preconditioned as EDM's are (Karras et al. 2022); else 0
     boundary   what LCM multiplies t by in its boundary condition
-    schedule   what it is a level of, for others in between
+    schedule   its schedule; `at` makes levels between its steps
     steps      of the whole schedule that it is one of
     """
 

@@ -87,18 +87,31 @@ class TorchNoise:
 
 
 class NoiseSource(Protocol):
-    """Where a picture's noise comes from; TorchNoise draws what torch's CPU generator draws."""
+    """Source of a picture's first noise and of what its sampler adds; TorchNoise draws as torch's CPU generator does.
+
+    `generate(noise=)` takes a function that makes one from a picture's seed.
+
+    Example:
+        class Philox:
+            def __init__(self, seed):
+                self.random = np.random.Generator(np.random.Philox(seed))
+
+            def normal(self, shape):
+                return self.random.standard_normal(shape, np.float32)
+
+        pipeline.generate("a red apple", noise=Philox)
+    """
 
     def normal(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """The next standard normal values."""
+        """The next standard normal values, float32 of that shape."""
 
 
 def first_noise(
-    noise: NoiseSource, shape: tuple[int, ...], second_seed: int | None = None, share: float = 0.0
+    noise: NoiseSource, shape: tuple[int, ...], second: NoiseSource | None = None, share: float = 0.0
 ) -> NDArray[np.float32]:
-    """What a picture begins with: the next of `noise`, `share` of the way to the first of another seed."""
+    """What a picture begins with: the next of `noise`, `share` of the way to the next of `second`."""
     eps = noise.normal(shape)
-    return eps if second_seed is None else slerp(share, eps, TorchNoise(second_seed).normal(shape))
+    return eps if second is None else slerp(share, eps, second.normal(shape))
 
 
 def slerp(share: float, low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -222,8 +222,8 @@ def _offered(point: EntryPoint, known: Mapping[str, Sampler]) -> Sampler | str:
         return "there is one of that name"
     try:
         made = point.load()
-    except (ImportError, AttributeError) as error:
-        return str(error)
+    except Exception as error:  # A package of anyone's is imported, which may raise anything.
+        return f"{type(error).__name__}: {error}"
     if not isinstance(made, Sampler) or made.name != point.name:
         return f"it is no Sampler called {point.name!r}"
     return made

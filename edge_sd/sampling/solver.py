@@ -32,12 +32,19 @@ class Step:
         total: Evaluations of the whole picture.
         latents: x at the level reached, float32 [1, C, h, w].
         denoised: The predicted x0, of the same shape, which makes a preview.
+        sigma: The noise level of `latents`: they are x0 + sigma * noise. 0 at the end.
+
+    Example:
+        for step in pipeline.steps("a red apple"):
+            print(f"{step.index + 1} of {step.total}, noise {step.sigma:.2f}")
+            preview = pipeline.decode(step.denoised, "auto", preview=True)
     """
 
     index: int
     total: int
     latents: Latents
     denoised: Latents
+    sigma: float
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def sample_euler(
         x, level = how.churned(x, level, len(levels) - 1, noise)
         x0 = denoise(x, level)
         x = move(x, x0, level.sigma, target.sigma)
-        yield Step(i, len(levels) - 1, x, x0)
+        yield Step(i, len(levels) - 1, x, x0, target.sigma)
 
 
 def sample_dpmpp_2m(
@@ -43,7 +43,7 @@ def sample_dpmpp_2m(
             h_last = h
         x = move(x, D, level.sigma, target.sigma)
         x0_last = x0
-        yield Step(i, len(levels) - 1, x, x0)
+        yield Step(i, len(levels) - 1, x, x0, target.sigma)
 
 
 def sample_heun(
@@ -62,13 +62,13 @@ def sample_heun(
         x0 = denoise(x, level)
         d: Latents = (x - x0) / level.sigma
         x_next = move(x, x0, level.sigma, target.sigma)
-        yield Step(index, total, x_next, x0)
+        yield Step(index, total, x_next, x0, target.sigma)
         index += 1
         if target.sigma > 0:
             x0 = denoise(x_next, target)
             d_next = (x_next - x0) / target.sigma
             x_next = x_next + (d_next - d) * ((target.sigma - level.sigma) / 2)
-            yield Step(index, total, x_next, x0)
+            yield Step(index, total, x_next, x0, target.sigma)
             index += 1
         x = x_next
 
@@ -88,7 +88,7 @@ def sample_lms(
         x = move(x, x0, level.sigma, target.sigma)
         for weight, slope in zip(_adams_weights(past, target.sigma)[1:], history[1:], strict=True):
             x = x + (slope - history[0]) * weight
-        yield Step(i, len(levels) - 1, x, x0)
+        yield Step(i, len(levels) - 1, x, x0, target.sigma)
 
 
 def _adams_weights(past: Sequence[float], target: float) -> list[float]:
@@ -122,7 +122,7 @@ def sample_unipc(
         order = min(2, i + 1, len(levels) - 1 - i)
         x_last = x
         x = _unipc_move(x, history[:order], target.sigma, None)
-        yield Step(i, len(levels) - 1, x, x0)
+        yield Step(i, len(levels) - 1, x, x0, target.sigma)
 
 
 def _unipc_move(
@@ -168,13 +168,13 @@ def sample_pndm(
         history = [(x - x0) / level.sigma, *history[:3]]
         eps = combine(weights[len(history) - 1], history)
         x_next = x + eps * (target.sigma - level.sigma)
-        yield Step(index, total, x_next, x0)
+        yield Step(index, total, x_next, x0, target.sigma)
         index += 1
         if i == 0 and total > 1:
             x0 = denoise(x_next, target)
             eps = combine((1 / 2, 1 / 2), [eps, (x_next - x0) / target.sigma])
             x_next = x + eps * (target.sigma - level.sigma)
-            yield Step(index, total, x_next, x0)
+            yield Step(index, total, x_next, x0, target.sigma)
             index += 1
         x = x_next
 
@@ -208,7 +208,7 @@ def sample_dpmpp_3m(
                 x_next = x_next + d_1 * phi_2 - d_2 * (phi_2 / h - 0.5)
         past = [(x0, h), *past[:1]]
         x = x_next
-        yield Step(i, len(levels) - 1, x, x0)
+        yield Step(i, len(levels) - 1, x, x0, target.sigma)
 
 
 def sample_deis(
@@ -235,4 +235,4 @@ def sample_deis(
             own = integral(target.sigma) - integral(level.sigma)
             x = x + eps * own + eps_last * (target.sigma - level.sigma - own)
         last = eps, level.sigma
-        yield Step(i, len(levels) - 1, x, x0)
+        yield Step(i, len(levels) - 1, x, x0, target.sigma)

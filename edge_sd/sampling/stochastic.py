@@ -39,7 +39,7 @@ def _euler_with_noise(
         x = move(x, x0, level.sigma, down)
         if up > 0:
             x = x + noise(x.shape) * up
-        yield Step(i, len(levels) - 1, x, x0)
+        yield Step(i, len(levels) - 1, x, x0, target.sigma)
 
 
 def sample_dpmpp_2m_sde(
@@ -58,7 +58,7 @@ def sample_tcd(
         x = move(x, x0, level.sigma, target.via)
         if i < len(levels) - 2:
             x = x + noise(x.shape) * math.sqrt(target.sigma**2 - target.via**2)
-        yield Step(i, len(levels) - 1, x, x0)
+        yield Step(i, len(levels) - 1, x, x0, target.sigma)
 
 
 def sample_lcm(
@@ -76,7 +76,7 @@ def sample_lcm(
         c_out = s / math.sqrt(s**2 + sigma_data**2)
         x0 = x0 * c_out + x * (level.alpha * c_skip)
         x = x0 + noise(x.shape) * target.sigma if target.sigma > 0 else x0
-        yield Step(i, len(levels) - 1, x, x0)
+        yield Step(i, len(levels) - 1, x, x0, target.sigma)
 
 
 def sample_dpmpp_2m_sde_heun(
@@ -118,7 +118,7 @@ def _dpmpp_sde(
             if eta and h:
                 x = x + noise(x.shape) * (target.sigma * math.sqrt(-math.expm1(-2 * eta * h)))
         past = [(x0, h), *past[:1]]
-        yield Step(i, len(levels) - 1, x, x0)
+        yield Step(i, len(levels) - 1, x, x0, target.sigma)
 
 
 def _corrected(x0: Latents, past: Sequence[tuple[Latents, float]], h: float, H: float, midpoint: bool) -> Latents:
@@ -151,19 +151,19 @@ def sample_dpmpp_sde(
         x0 = denoise(x, level)
         if target.sigma == 0:
             x = move(x, x0, level.sigma, 0.0)
-            yield Step(index, total, x, x0)
+            yield Step(index, total, x, x0, target.sigma)
             break
         middle = level.at(math.sqrt(level.sigma * target.sigma))
         first, second = noise(x.shape), noise(x.shape)
         down, up = ancestral(level.sigma, middle.sigma, eta)
         x_middle = move(x, x0, level.sigma, down) + first * up
-        yield Step(index, total, x_middle, x0)
+        yield Step(index, total, x_middle, x0, middle.sigma)
         x0 = denoise(x_middle, middle)
         down, up = ancestral(level.sigma, target.sigma, eta)
         parts = math.sqrt(level.sigma - middle.sigma), math.sqrt(middle.sigma - target.sigma)
         whole = (first * parts[0] + second * parts[1]) / np.float32(math.sqrt(level.sigma - target.sigma))
         x = move(x, x0, level.sigma, down) + whole * up
-        yield Step(index + 1, total, x, x0)
+        yield Step(index + 1, total, x, x0, target.sigma)
         index += 2
 
 
@@ -202,14 +202,14 @@ def _through_the_middle(
         else:
             middle = level.at(math.sqrt(level.sigma * down))
             x_middle = move(x, x0, level.sigma, middle.sigma)
-            yield Step(index, total, x_middle, x0)
+            yield Step(index, total, x_middle, x0, middle.sigma)
             index += 1
             x0 = denoise(x_middle, middle)
             slope = (x_middle - x0) / np.float32(middle.sigma)
             x = move(x, x0, level.sigma, down) if of_x0 else x + slope * (down - level.sigma)
         if up > 0:
             x = x + how.scaled(noise)(x.shape) * up
-        yield Step(index, total, x, x0)
+        yield Step(index, total, x, x0, target.sigma)
         index += 1
 
 
@@ -228,13 +228,13 @@ def sample_restart(
             x = x + how.scaled(noise)(x.shape) * math.sqrt(level.sigma**2 - reached.sigma**2)
         x0 = denoise(x, level)
         x_next = move(x, x0, level.sigma, target.sigma)
-        yield Step(index, total, x_next, x0)
+        yield Step(index, total, x_next, x0, target.sigma)
         index += 1
         if target.sigma > 0:
             slope = (x - x0) / np.float32(level.sigma)
             x0 = denoise(x_next, target)
             x_next = x_next + ((x_next - x0) / np.float32(target.sigma) - slope) * ((target.sigma - level.sigma) / 2)
-            yield Step(index, total, x_next, x0)
+            yield Step(index, total, x_next, x0, target.sigma)
             index += 1
         x, reached = x_next, target
 

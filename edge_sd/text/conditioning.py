@@ -24,8 +24,8 @@ AESTHETIC, NEGATIVE_AESTHETIC = 6.0, 2.5
 def states_of(text: TextPart, clip_skip: int = 1) -> str:
     """The output of a text encoder that the denoiser attends to, `clip_skip` - 1 layers before the one of its training.
 
-    Encoders whose last state is taken stop earlier by an edit (edits.py); of others another output is read. T5 has
-    nothing to skip.
+    Encoders whose last state is taken stop earlier by an edit (components/edits.py); of others another output is read.
+    T5 has nothing to skip.
     """
     if not text.states.startswith(HIDDEN):
         return text.states

@@ -5,7 +5,7 @@ r"""The language of prompts, AUTOMATIC1111's: how much attention each word gets,
     [word]        1.1 times less
     \( \) \[ \]   the character itself; \\ is a backslash, and a lone one before other characters is left out
     BREAK         what follows begins a new chunk of tokens
-    <lora:NAME:0.8>   a file of differences of the weights, and how much of it (see lora.py); no part of the text
+    <lora:NAME:0.8>   a file of differences of the weights, and how much of it (components/lora.py); not text
     <lora:NAME:1:0>   the same for the text encoders and for the UNet, also as te=1 and unet=0; <lyco:…> is the same
 
 Brackets that are never closed count to the end, and closing ones that were never opened are text, as there. What

@@ -8,7 +8,7 @@ A word has one or several vectors, each in the place of a token's embedding. Fil
     TOKEN [n, C] or [C]                     diffusers: the key is the word
 
 The vectors are no part of the vocabulary: their ids begin at FIRST, beyond any, and a backend gives its text encoder a
-second table for those (see edits.py).
+second table for those (components/edits.py).
 """
 
 from __future__ import annotations

@@ -7,12 +7,15 @@ fruit.txt in a folder of wildcards (also .yaml and .json, as that package reads 
 from __future__ import annotations
 
 import difflib
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InvalidRequest, MissingExtra, choices
 
-# Variables that a template may name, ${…}: those that are made of others multiply, and 32 in all stay below a second.
+# Limit of ${…} variables. Nested ones multiply; 32 expand in under a second.
 MAX_VARIABLES = 32
 # Names of wildcards in a message.
 SHOWN = 12
@@ -23,8 +26,6 @@ def expand(template: str, seed: int, wildcards: Path | None = None) -> str:
 
     Raises MissingExtra, or InvalidRequest for what is no template, no folder, or a wildcard that is not in it.
     """
-    import logging
-
     try:
         from dynamicprompts.generators import RandomPromptGenerator
         from dynamicprompts.wildcards import WildcardManager
@@ -39,16 +40,15 @@ def expand(template: str, seed: int, wildcards: Path | None = None) -> str:
         raise InvalidRequest(
             f"a template names variables {template.count('${')} times; at most {MAX_VARIABLES} are read"
         )
-    # The package logs a missing wildcard and goes on; here that is an error.
-    logging.getLogger("dynamicprompts").setLevel(logging.CRITICAL)
     manager = WildcardManager(path=wildcards)
     try:
-        found = RandomPromptGenerator(wildcard_manager=manager, seed=seed).generate(template, num_images=1)
+        with _without_logs():
+            found = RandomPromptGenerator(wildcard_manager=manager, seed=seed).generate(template, num_images=1)
     except KeyError as error:
         raise InvalidRequest(f"{template[:60]!r} is no template: {str(error.args[0])[:120]}") from error
     except (ValueError, RecursionError, OSError) as error:
         raise InvalidRequest(f"{template[:60]!r} is no template: {_first(error)}") from error
-    except Exception as error:
+    except Exception as error:  # The package's parsers have error classes of their own without a common base.
         if type(error).__module__.split(".")[0] not in ("pyparsing", "dynamicprompts", "jinja2"):
             raise
         raise InvalidRequest(f"{template[:60]!r} is no template: {_first(error)}") from error
@@ -69,3 +69,16 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _first(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """The package logs a missing wildcard and goes on; here that is an error of ours."""
+    # Loggers of the package's modules take its level, where they have none.
+    logger = logging.getLogger("dynamicprompts")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -43,6 +43,15 @@ def test_every_field_of_a_public_dataclass_is_documented(name: str) -> None:
     assert sorted(documented) == sorted(each.name for each in dataclasses.fields(found))
 
 
+@pytest.mark.parametrize("name", sorted({*edge_sd.__all__} - {"__version__"}))
+def test_a_public_name_has_an_example(name: str) -> None:
+    found = getattr(edge_sd, name)
+    if inspect.isclass(found) and issubclass(found, edge_sd.EdgeSDError):
+        # They are caught as their base is.
+        found = edge_sd.EdgeSDError
+    assert "Example:" in (inspect.getdoc(found) or "")
+
+
 def test_importing_the_package_loads_nothing_heavy() -> None:
     script = "import edge_sd, sys; print(' '.join({'numpy', 'PIL', 'torch', 'openvino'} & {*sys.modules}))"
     assert not subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()

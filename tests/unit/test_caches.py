@@ -69,20 +69,30 @@ def test_what_lay_beside_the_models_is_moved_once(home: Path, name: str) -> None
 
 def test_a_persons_own_files_beside_the_models_stay(home: Path) -> None:
     fill(home / "data/openvino", "openvino")
-    for own in ("openvino/model.xml", "bench/press.txt", "bench/source/a.py"):
+    mine = ["bench/press.txt", "bench/source/a.py", "compiled/.git-old/config", "compiled/.my-notes",
+            "measured/.a.partial", "openvino/model.xml"]  # fmt: skip
+    for own in mine:
         (home / "data" / own).parent.mkdir(parents=True, exist_ok=True)
         (home / "data" / own).write_text("mine")
     for each in CACHES:
         each.folder()
     CliRunner().invoke(app, ["cache", "clear"])
     left = sorted(path.relative_to(home / "data").as_posix() for path in (home / "data").rglob("*") if path.is_file())
-    assert left == ["bench/press.txt", "bench/source/a.py", "openvino/model.xml"]
+    assert left == mine
 
 
 def test_a_folder_that_was_chosen_takes_nothing_along(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = fill(home / "data/openvino", "openvino")
     monkeypatch.setenv("EDGE_SD_CACHE", str(home / "own"))
     assert not (cache_folder("openvino") / before.name).exists()
+    assert "of an earlier version" not in CliRunner().invoke(app, ["cache", "show"]).stdout
+    CliRunner().invoke(app, ["cache", "clear", "openvino"])
+    assert before.exists()
+
+
+def test_what_could_not_be_moved_is_shown_and_cleared(home: Path) -> None:
+    cache_folder("openvino").mkdir(parents=True)
+    before = fill(home / "data/openvino", "openvino")
     shown = CliRunner().invoke(app, ["cache", "show"]).stdout
     assert f"1 entry, 0.0 MB  graphs compiled by OpenVINO; in {before.parent}, of an earlier version" in shown
     CliRunner().invoke(app, ["cache", "clear", "openvino"])
@@ -97,7 +107,7 @@ def shown() -> dict[str, Any]:
 def test_show_counts_and_clear_removes_what_is_named(home: Path) -> None:
     for name in ENTRIES:
         fill(cache_folder(name), name)
-    beside = cache_folder("openvino") / f".{KEY}01234567.99.partial"
+    beside = cache_folder("openvino") / f".{KEY}01234567.blob.99.partial"
     beside.write_bytes(b"12")
     models_home().mkdir(parents=True)
     assert shown() == {name: (2, 9) if name == "openvino" else (1, 7) for name in ENTRIES}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edge_sd import Pipeline, Request
+from edge_sd import Pipeline, Request, read_recorded
 from edge_sd.backends.fake import FakeBackend, fake_bundle
 from edge_sd.devices.choose import choose
 from edge_sd.devices.plan import DevicePlan
@@ -151,3 +153,54 @@ def test_noise_on_the_way_is_an_option_of_the_samplers_that_have_it() -> None:
     with pytest.raises(InvalidRequest, match=r"dpmpp_2m has no eta; it belongs to: ddim, dpm2_a"):
         refuse_idle(SAMPLERS["dpmpp_2m"], Stochasticity(eta=0.5))
     refuse_idle(SAMPLERS["euler"], Stochasticity(s_churn=3.0, s_noise=1.1))
+
+
+class Ones:
+    """Noise of one's own."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.random.default_rng(self.seed).standard_normal(shape).astype(np.float32)
+
+
+def test_noise_of_ones_own_is_that_of_the_variation_too_and_is_said(tmp_path: Path) -> None:
+    varied = Request("a cat", seed=1, steps=2, variation_seed=2, variation_strength=1.0)
+    with pipeline() as opened:
+        whole = opened.generate(varied, noise=Ones)
+        second = opened.generate(Request("a cat", seed=2, steps=2), noise=Ones)
+        assert np.array_equal(np.asarray(whole.pictures[0].image), np.asarray(second.pictures[0].image))
+        assert any("noise was handed in" in note for note in whole.notes)
+        assert not opened.generate(varied).notes
+        (path,) = second.save(tmp_path / "x.png")
+    assert "noise of its own (Ones)" in read_recorded(path).notes({})[0]
+
+
+@pytest.mark.parametrize("noise", [np.zeros(3), lambda seed: None, 5])
+def test_noise_that_is_none_is_refused(noise: Any) -> None:
+    with pipeline() as opened, pytest.raises(InvalidRequest, match="noise"):
+        opened.generate("a cat", noise=noise)
+
+
+@pytest.mark.parametrize("given", [{"decoder": "fulll"}, {"latents": np.zeros((1, 3, 8, 8))}, {"latents": 5}])
+def test_what_can_not_be_decoded_is_refused(given: dict[str, Any]) -> None:
+    with pipeline() as opened, pytest.raises(InvalidRequest):
+        opened.decode(**{"latents": np.zeros((1, 4, 8, 8), np.float32), **given})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"model": 5}, {"model": None}, {"device": 5}, {"device": ["cpu"]}, {"plan": "x"}, {"plan": {}}],
+)
+def test_a_pipeline_of_no_such_thing_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        Pipeline.open(**{"model": "emoji", **given})
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_steps_say_the_noise_that_is_left(sampler: str) -> None:
+    with pipeline() as opened:
+        sigmas = [step.sigma for step in opened.steps(Request("a cat", seed=1, steps=5, sampler=sampler))]
+    assert sigmas[-1] < 0.05, "DEIS ends at the least noise that a model knows"
+    assert all(sigma > 0 for sigma in sigmas[:-1])

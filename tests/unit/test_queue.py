@@ -141,6 +141,36 @@ def test_one_that_fails_does_not_hold_the_others(pipeline: Pipeline, together: l
     assert together == [2]
 
 
+@pytest.mark.parametrize("raised", [ValueError("mine"), KeyboardInterrupt()])
+def test_a_start_that_fails_is_that_pictures_error(pipeline: Pipeline, raised: BaseException) -> None:
+    def start() -> None:
+        raise raised
+
+    with Queue(pipeline) as queue:
+        with pytest.raises((ValueError, RuntimeError), match=r"mine|on_start raised KeyboardInterrupt"):
+            queue.submit(REQUESTS[0], on_start=start).result(60)
+        assert queue.submit(REQUESTS[0]).result(60).pictures
+
+
+def test_a_bug_where_several_are_drawn_is_told_to_all(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Queue(pipeline) as queue:
+        free = held(queue)
+        monkeypatch.setattr(pipeline, "prepare", lambda settings: 1 / 0)
+        futures = [queue.submit(request) for request in REQUESTS[:2]]
+        free.set()
+        for future in futures:
+            with pytest.raises(ZeroDivisionError):
+                future.result(60)
+        monkeypatch.undo()
+        assert queue.submit(REQUESTS[0]).result(60).pictures
+
+
+@pytest.mark.parametrize("most", [0, 5, "2", None])
+def test_how_many_are_drawn_together_is_checked(pipeline: Pipeline, most: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"most .* is not a whole number from 1 to 4"):
+        Queue(pipeline, most)
+
+
 def test_what_waits_is_cancelled(pipeline: Pipeline) -> None:
     queue = Queue(pipeline)
     free = held(queue)
@@ -153,7 +183,7 @@ def test_what_waits_is_cancelled(pipeline: Pipeline) -> None:
     for future in (cancelled, waits):
         with pytest.raises(CancelledError):
             future.result()
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(InvalidRequest, match="closed"):
         queue.submit(REQUESTS[0])
 
 

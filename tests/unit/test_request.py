@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import asdict, fields
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_sd import Pipeline
+from edge_sd import Control, Pipeline
 from edge_sd.backends.fake import fake_bundle
 from edge_sd.errors import InvalidRequest
 from edge_sd.pipeline.presets import preset_named
@@ -106,3 +107,32 @@ def test_noise_can_be_handed_in() -> None:
     with pipeline() as opened:
         first, second = (opened.generate(Request("a cat", seed=n), noise=lambda seed: Still()) for n in (1, 2))
     assert first.pictures[0].image.tobytes() == second.pictures[0].image.tobytes()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": None}, {"controls": None}, {"controls": Control("a.png")}, {"controls": ["a.png"]}, {"extend": 5},
+        {"refiner_start": "a"}, {"lora_folder": 5}, {"embeddings": {1: "a"}}, {"embeddings": {"a": 2}}, {"image": 5},
+        {"image": b"png"}, {"image": np.zeros((8, 8, 3))}, {"mask": 5}, {"loras": {5: 1}}, {"refiner": 5},
+        {"wildcards": 5}, {"decoder": ["tiny"]}, {"steps": np.float32(20)}, {"steps": True},
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_at_once(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        Request(**{"prompt": "a cat", **fields})
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    request = Request("a cat", steps=np.int64(20), guidance=np.float32(7))  # type: ignore[arg-type]
+    assert (request.steps, request.guidance) == (20, 7.0)
+    assert {type(request.steps), type(request.guidance)} == {int, float}, "as JSON takes them"
+
+
+def test_controls_of_an_iterable_are_kept() -> None:
+    assert len(Request("a cat", controls=(Control(name) for name in ("a.png", "b.png"))).controls) == 2  # type: ignore[arg-type]
+
+
+def test_what_is_asked_for_comes_first() -> None:
+    assert [each.name for each in dataclasses.fields(Request)][:3] == ["prompt", "negative", "width"]
+    assert [each.name for each in dataclasses.fields(Settings)][:3] == ["prompt", "negative", "width"]

@@ -204,7 +204,7 @@ class CompiledProgram:
         return kept
 
     def placements(self) -> Counter[str]:
-        """Which engine runs how many of its operations (coreml_plan.py)."""
+        """Which engine runs how many of its operations (plan.py)."""
         return placements(self.compiled, self.units, self.function)
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:

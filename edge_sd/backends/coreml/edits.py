@@ -228,7 +228,7 @@ def _query_scale(function: Function, constant: str) -> float:
 
 
 def known_ids(ids: Array, rows: int) -> Array:
-    """Ids from embeddings.FIRST on, as the rows after a table's `rows`."""
+    """Ids from text.textual_inversion.FIRST on, as the rows after a table's `rows`."""
     return np.where(ids >= FIRST, ids - FIRST + rows, ids)
 
 

@@ -137,7 +137,7 @@ def _value(node: Any) -> NDArray[np.float32]:
 
 
 def _changed(port: Any, changes: Sequence[Change], module: str) -> tuple[NDArray[Any], ...]:
-    """The weight that a port reads, changed: as it is stored, or 8-bit numbers, perhaps a zero point, and the scale."""
+    """The changed weight of a port: in its stored type, or 8-bit values, an optional zero point, and the scale."""
     source = port.get_source_output()
     weight = _value(source.get_node())
     reader = port.get_node()
@@ -158,7 +158,7 @@ def _changed(port: Any, changes: Sequence[Change], module: str) -> tuple[NDArray
     axis = 1 if turned else 0
     if any(each.get_type_name() == "Subtract" for each in made_of):
         return _quantized(weight, axis)
-    # Beside rounded activations the plugin wants no zero point; for the seven bits see converters/quantize.py.
+    # Beside rounded activations the plugin wants no zero point; for the seven bits see converters/openvino/quantize.py.
     numbers = next(each for each in stored if not each.get_element_type().is_real())
     return _symmetric(weight, axis, 63 if np.abs(_value(numbers)).max() <= 64 else 127)
 

@@ -100,7 +100,7 @@ def split_deep(model: Any, depth: int = 1) -> Any:
 def merge_tokens(model: Any) -> int:
     """Average keys and values over 2 x 2 tokens where self-attention has most of them; returns in how many layers.
 
-    Neighbours are much alike there, and attention takes a quarter of the time. The positions that ask stay as they are.
+    Neighbours are much alike there, and attention takes a quarter of the time. Queries keep their full resolution.
     """
     from openvino import opset13 as ops
 

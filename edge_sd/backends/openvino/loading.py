@@ -26,9 +26,9 @@ from .streaming import constants, stream
 INVARIANT = ("encoder_hidden_states", "controlnet_cond", "timestep")
 # Instruction sets with which the plugin multiplies matrices of 8 bits fast.
 INTEGER_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8", "I8MM", "DOTPROD"})
-# Instruction sets with which it is as fast where both matrices are inputs. Not known for Arm.
+# Instruction sets for which 8-bit products of two inputs are as fast as products with constants. Not known for Arm.
 PACKING_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8"})
-# One with which it multiplies matrices of 16 bits in tiles.
+# Instruction set with tiles for 16-bit products.
 TILES = "AMX-BF16"
 # Positions from which a batch of two is no faster than two of one: 512 x 512 pixels.
 LARGE_LATENTS = 64 * 64
