@@ -51,7 +51,8 @@ def _opened(source: str | Path | Image, what: str) -> Image:
         if Path(source).exists() and not Path(source).is_file():
             # A pipe would be waited for without end.
             raise InvalidRequest(f"{name} is no file")
-        with Image.open(source, formats=READABLE) as image:
+        with Image.open(source, formats=READABLE) as file:
+            image: Image.Image = file
             _check_pixels(image, name)
             image.load()
             # In place: a copy of the largest picture would be 150 MB.

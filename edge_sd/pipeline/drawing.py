@@ -98,7 +98,7 @@ class Drawing:
         if run.facts.inpainting:
             return self._begin_masked(canvas, denoise)
         if run.facts.instructed:
-            x = run.sampler.start(first_noise(self.noise, shape, *run.settings.variation), run.levels, run.schedule)
+            x = run.sampler.start(self._eps(shape), run.levels, run.schedule)
             seen = encode_mean(self.components.fitted("vae_encoder", shape), canvas.pixels)
             return replace(denoise, unet=Instructed(denoise.unet, seen)), x
         encoder, mask = self.components.fitted("vae_encoder", shape), canvas.latent_mask(run.facts.latents.factor)
