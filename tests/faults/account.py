@@ -105,8 +105,8 @@ _PAGE = pytest.StashKey[Page]()
 class _Reports:
     """In the process that collects reports: pytest's own, or the one that has xdist's workers."""
 
-    def __init__(self, page: Page) -> None:
-        self.page = page
+    def __init__(self, page: Page, path: Path | None) -> None:
+        self.page, self.path = page, path
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not (report.when == "call" or (report.when == "setup" and not report.passed)):
@@ -120,19 +120,24 @@ class _Reports:
                 if report.skipped and report.when == "call":
                     tried = 0
                 self.page.add(Line(row, what, tried, lost, let_in, report.duration, why))
+                if self.path is not None:
+                    # Hours of faults are not lost with the last of them.
+                    self.write(self.path)
+
+    def write(self, path: Path) -> None:
+        """The page of this run's lines and of those that were run before."""
+        whole = Page.read(KEPT)
+        whole.lines |= self.page.lines
+        whole.keep(KEPT)
+        path.write_text(whole.markdown(), "utf-8")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):
-        session.config.pluginmanager.register(_Reports(session.config.stash[_PAGE]))
+        config = session.config
+        config.pluginmanager.register(_Reports(config.stash[_PAGE], config.getoption("--faults-page")))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    page = config.stash[_PAGE]
-    if path := config.getoption("--faults-page"):
-        whole = Page.read(KEPT)
-        whole.lines |= page.lines
-        whole.keep(KEPT)
-        path.write_text(whole.markdown(), "utf-8")
     if config.getoption("--all-faults"):
-        terminalreporter.write_line(page.table())
+        terminalreporter.write_line(config.stash[_PAGE].table())
