@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest
@@ -41,8 +42,20 @@ from .upscale import upscale
 if TYPE_CHECKING:
     from edge_sd.bundle.bundle import ModelBundle
 
+
+class Commands(TyperGroup):
+    """The commands; what breaks a pipe inside them is said by `main`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise streams.BrokenPipe from error
+
+
 app = typer.Typer(
     name="edge-sd",
+    cls=Commands,
     invoke_without_command=True,
     epilog=SHORT,
     pretty_exceptions_enable=False,
@@ -63,7 +76,9 @@ def main() -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("stopped; nothing more was written", 130)
-    except BrokenPipeError:
+    except (BrokenPipeError, streams.BrokenPipe):
+        if not streams.reader_is_gone():
+            _fail("a connection to another program broke off")
         streams.give_up_stdout()
         sys.exit(141)
     except OSError as error:

@@ -83,6 +83,8 @@ class Manifest:
             self._read()
             for debris in filter(is_partial, folder.iterdir()):
                 debris.unlink(missing_ok=True)
+        except InvalidRequest:
+            raise  # It is a ValueError too.
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise OutputError(f"{folder} cannot hold a batch ({reason})") from error
@@ -125,13 +127,16 @@ class Manifest:
     def left(self, jobs: list[Job]) -> list[Job]:
         """Those that are still to be drawn. Pictures without a line get theirs; lines without a picture count for none.
 
+        A line's file is looked for in the folder by its key alone: a manifest of a stranger names no other file.
+
         Raises InvalidRequest where a picture's name is taken by another file.
         """
         there = {path.stem[-DIGITS:]: path for path in self.folder.iterdir() if path.suffix in FORMATS}
         for job in jobs:
-            if job.key in there and job.key not in self.done:
+            known = self.done.get(job.key)
+            if job.key in there and (known is None or known.file != there[job.key].name):
                 self.add(self._found(job, there[job.key]))
-            elif job.key in self.done and job.key not in there:
+            elif known is not None and job.key not in there:
                 del self.done[job.key]
         return [job for job in jobs if job.key not in self.done]
 

@@ -266,6 +266,26 @@ def test_rows_hold_every_option_of_a_request(tmp_path: Path, monkeypatch: pytest
     assert (second.request.steps, second.request.extend, second.request.seed) == (3, (0, 8, 0, 0), None)
 
 
+def test_a_manifest_names_no_file_but_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("a cat")
+    (row,) = drawn(capsys, "p.txt", *SMALL)["pictures"]
+    whole = Path("p", manifest.NAME).read_text()
+    Path("p", manifest.NAME).write_text(whole.replace(row["file"], "../elsewhere.png"))
+    report = drawn(capsys, "p.txt", *SMALL, "--contact-sheet")
+    assert report["pictures"] == [row]
+    # A picture that was given another name, up to its key, keeps that.
+    Path("p", row["file"]).rename(f"p/best-{row['key']}.png")
+    (again,) = drawn(capsys, "p.txt", *SMALL)["pictures"]
+    assert again == {**row, "file": f"best-{row['key']}.png"}
+    for damaged in ('{"edge_sd_batch": 2, "seed": 1}\n', "[]\n", '{"edge_sd_batch": 1, "seed": 1}\n{"key": 1}\n'):
+        Path("p", manifest.NAME).write_text(damaged)
+        with pytest.raises(InvalidRequest, match=r"batch\.jsonl is (damaged|of format 2)"):
+            cli.app(["batch", "p.txt", *SMALL], standalone_mode=False)
+
+
 def test_another_file_under_the_same_name_is_another_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("p.jsonl").write_text('{"prompt": "a cat", "image": "a.png"}')

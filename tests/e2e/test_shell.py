@@ -102,3 +102,21 @@ def test_the_pages_say_the_exit_codes_that_the_manual_says() -> None:
     for code, meaning in EXIT_CODES.items():
         assert f"| {code} | {meaning} |" in page
     assert all(re.search(rf"\b{code}\b", SHORT) for code in EXIT_CODES if code != 141)
+
+
+def test_a_broken_pipe_is_the_readers_of_stdout_or_it_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edge_sd", "models", "catalogue"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (141, b"")
+    broken = (
+        "import edge_sd.apps.models as models, edge_sd.bundle.catalogue as catalogue\n"
+        "class Catalogue:\n    def __iter__(self): raise BrokenPipeError(32, 'Broken pipe')\n"
+        "catalogue.CATALOGUE = Catalogue()\n"
+        "import sys; sys.argv[1:] = ['models', 'catalogue']\n"
+        "from edge_sd.apps.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "edge-sd: a connection to another program broke off\n")
