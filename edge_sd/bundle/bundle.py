@@ -26,6 +26,7 @@ from .apple_resources import is_resources, read_resources
 from .diffusers import diffusers_facts, exported_variants, torch_variants
 from .facts import Defaults, Facts, LatentSpace, TextPart
 from .library import MANIFEST, find_model
+from .seen import Seen
 from .variants import Artifact, Parity, Variant
 
 T = TypeVar("T")
@@ -102,12 +103,22 @@ class ModelBundle:
         """The place of a path out of the manifest; InvalidModel if it would lead out of the folder."""
         return inside(self.root, relative)
 
-    def check(self, variant: str) -> None:
-        """Refuse files that are missing or cut short, and, in a small variant, any changed byte."""
+    def check(self, variant: str) -> list[str]:
+        """Refuse files that are missing, cut short or damaged; which files without a hash were replaced, as notes.
+
+        A small variant is hashed. A large one, and another program's export, is hashed at first use here, and then
+        compared by its size and a sample (seen.py).
+        """
         records = {**self.files, **self.variant(variant).files}
         thorough = sum(record.bytes for record in records.values()) <= ALWAYS_HASHED
-        for problem in self._problems(records, thorough):
+        problems, notes = list(self._problems(records, thorough)), []
+        sampled = {name: record for name, record in records.items() if not (thorough and record.sha256)}
+        if sampled and not problems:
+            found = Seen.of(self.root).open(sampled)
+            problems, notes = found.problems, found.notes
+        for problem in problems:
             raise InvalidModel(f"{self.name}: {problem}; install or convert the model again")
+        return notes
 
     def verify(self, variant: str | None = None) -> list[str]:
         """Every difference between the files and the manifest, one line each; empty when all is well."""

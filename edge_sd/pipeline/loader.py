@@ -30,6 +30,8 @@ class Components:
         self._loaded: dict[str, tuple[Shapes, Component]] = {}
         self._edits: dict[str, Edits] = {}
         self._planning = Lock()
+        # Files of models without hashes that were replaced since they were last used.
+        self.changed: list[str] = []
 
     def __contains__(self, part: str) -> bool:
         return part in self._loaded
@@ -61,7 +63,7 @@ class Components:
             loading = {part: pool.submit(self._load, part, wanted[part]) for part in missing}
             # The check names a damaged file before a backend fails on it.
             for check in checked:
-                check.result()
+                self.changed += check.result()
             for part, loaded in loading.items():
                 self._loaded[part] = (wanted[part], loaded.result())
 
@@ -107,7 +109,7 @@ class Components:
             with self._planning:
                 plan = self.plan.fall_back(planned, why, numerical)
                 if plan is not None:
-                    self.bundle.check(plan.parts[planned].variant)
+                    self.changed += self.bundle.check(plan.parts[planned].variant)
                     self.plan = plan
             return plan is not None
 

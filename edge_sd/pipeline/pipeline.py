@@ -347,6 +347,8 @@ class Pipeline:
     def _notes(self, run: Run, pictures: list[Picture], planned: int) -> list[str]:
         """What a person should know of the pictures: changes of the plan, and what had no effect."""
         notes = [*self.plan.reasons[planned:], *(run.source.canvas.notes if run.source.canvas else ())]
+        notes += self.components.changed
+        self.components.changed.clear()
         notes += self._beyond(run.settings)
         if run.settings.safety is False:
             notes.append("the model's safety checker is switched off")
