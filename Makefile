@@ -14,10 +14,10 @@ run: $(VENV)/.runtime
 	@$(BIN)/edge-sd generate "$(PROMPT)" $(OPTIONS)
 
 test: check
-	$(PYTEST)
+	$(PYTEST) -m "not long"
 
 quick: $(VENV)/.dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long"
 
 check: lint types
 
@@ -33,9 +33,10 @@ types: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m edge_sd.apps.bench
 
-# Every fault in full numbers (tests/faults/account.py): half an hour on two cores. Writes the page with the table.
+# Every fault in full numbers (tests/faults/account.py), and the tests that are too long for `make test`: an hour on two
+# cores. Writes the page with the table.
 faults: $(VENV)/.dev
-	$(PYTEST) -m fault --all-faults --faults-page docs/faults.md
+	$(PYTEST) -m "fault or long" --all-faults --faults-page docs/faults.md
 
 # The pages of docs/ and the reference, in build/site.
 docs: $(VENV)/.docs

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.paths import embedded_models
@@ -17,6 +18,9 @@ from edge_sd.paths import embedded_models
 os.environ["HF_HUB_OFFLINE"] = "1"
 warnings.filterwarnings("ignore")
 pytest_plugins = ["tests.faults.account"]
+# A shared machine may stand still for a second.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -384,11 +384,3 @@ def test_a_killed_conversion_lists_nothing_and_goes_on(miniature: Path, tmp_path
     assert "openvino-fp16: text_encoder" not in said
     assert bundle.verify() == []
     assert not [name for name in os.listdir(target) if name.startswith(".")]
-
-
-@pytest.mark.slow
-def test_two_conversions_at_once_make_one_valid_variant(miniature: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edge_sd", "convert", str(miniature), str(tmp_path / "b"), "--quiet"]
-    processes = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
-    assert ModelBundle.open(tmp_path / "b").verify() == []

@@ -68,7 +68,7 @@ def test_it_is_small_and_asks_no_other_host(browser: Browser, server: tuple[str,
     context = browser.new_context()
     opened = context.new_page()
     answers: list[Response] = []
-    opened.on("response", answers.append)
+    opened.on("response", lambda answer: answers.append(answer))
     opened.goto(server[0])
     expect(opened.locator("#gallery li")).to_have_count(2)
     hosts = {urlsplit(each.url).netloc for each in answers}

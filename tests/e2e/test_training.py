@@ -81,6 +81,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):  # fmt: skip
         for key, value in smaller.items():
             monkeypatch.setitem(config, key, value)
+    for module in (autoencoder, controlnet, distill, evaluator, taesd, unet, widen):
+        monkeypatch.setattr(module, "BATCH", 4)
     monkeypatch.setattr(publish, "SHARD", "1MB")
     monkeypatch.setattr(codes, "COLOURED", [("rocket", "flat"), ("cat face", "glossy")])
     monkeypatch.setattr(wordnet, "install", lambda: NOUNS)
@@ -98,7 +100,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_recipe_runs_from_artwork_to_a_graded_picture(work: Path, tmp_path: Path) -> None:
     for stage in (autoencoder.train, unet.train, widen.train):
         stage(work, Budget(steps=2))

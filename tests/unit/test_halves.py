@@ -28,11 +28,13 @@ def test_they_compute_what_float32_does(emoji: Path, monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_large_model_is_converted_and_measured(emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = build(emoji, tmp_path / "plain", "openvino", RECIPES["fp16"], lambda what, share: None)
+def test_a_large_model_is_converted_and_measured(
+    plain_emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = build(plain_emoji, tmp_path / "plain", "openvino", RECIPES["fp16"], lambda what, share: None)
     monkeypatch.setattr(sources, "LARGE", 0)
     monkeypatch.setattr(openvino, "LARGE", 0)
-    large = build(emoji, tmp_path / "large", "openvino", RECIPES["fp16"], lambda what, share: None)
+    large = build(plain_emoji, tmp_path / "large", "openvino", RECIPES["fp16"], lambda what, share: None)
     for part, artifact in plain.variant("openvino-fp16").artifacts.items():
         found = large.variant("openvino-fp16").artifacts[part]
         assert found.parity is not None
