@@ -83,7 +83,7 @@ def tune(
 
     def told(row: Row, measured: Measured) -> None:
         if not as_json:
-            print(f"{' '.join(row):60} {_figures(measured)}")
+            print(f"{' '.join(row)}\n  {_figures(measured)}")
 
     found = tuning.tune(bundle, here.devices, here.machine, rows, seconds, told)
     plan = _plan(bundle, here, "auto", None, prefer)
@@ -97,7 +97,7 @@ def tune(
         say_json(report)
         return
     for row in found.left:
-        print(f"{' '.join(row):60} not reached in {seconds:g} s; it stays an estimate")
+        print(f"{' '.join(row)}\n  not reached in {seconds:g} s; it stays an estimate")
     say(f"\n{bundle.name}: {plan.summary()}")
 
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,28 @@ def wrapped(text: str) -> str:
     return textwrap.fill(
         text, shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
     )
+
+
+def columns(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, no wider than the terminal, or 80 columns where there is none.
+
+    What does not fit goes on below, beside the first column again. Figures are set to the right.
+    """
+    limit = shutil.get_terminal_size().columns
+    rows = [titles, *lines]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(titles))]
+    blocks: list[list[int]] = [[]]
+    for n in range(1, len(titles)):
+        if blocks[-1] and widths[0] + sum(2 + widths[each] for each in (*blocks[-1], n)) > limit:
+            blocks.append([])
+        blocks[-1].append(n)
+    shown: list[str] = []
+    for block in blocks:
+        shown += [""] * bool(shown)
+        for row in rows:
+            cells = [row[0].ljust(widths[0]), *(row[n].rjust(widths[n]) for n in block)]
+            shown.append("  ".join(cells).rstrip())
+    return shown
 
 
 def say_json(document: Any) -> None:

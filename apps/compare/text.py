@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..terminal import columns
 from .tables import failures, floors, plots, sizes, swaps, table, where
 
 
 def text(report: dict[str, Any]) -> str:
     """The table for a terminal, what failed, and the recommendation."""
     titles, lines = table(report)
-    widths = [max(len(line[n]) for line in [titles, *lines]) for n in range(len(titles))]
-    shown = []
-    for line in [titles, *lines]:
-        first, *rest = (cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(line, widths)))  # noqa: B905
-        shown.append("  ".join([first, *rest]).rstrip())
+    shown = columns(titles, lines)
     for floor in floors(report):
         shown.append(f"noise floor, {floor[0]}: latent PSNR {floor[1]}, PSNR {floor[2]}, SSIM {floor[3]}")
     shown += [f"{name} failed: {why}" for name, why in failures(report)]

@@ -137,6 +137,10 @@ that were held out for a concept are guesses. It knows no scenes, no counts, no 
 no text, and few words beyond its captions'. Larger sizes than 128x128 repeat or distort shapes. It is no model for
 judging what Stable Diffusion can do; it is one for judging whether a machine runs it right.
 
+Apple's ml-stable-diffusion can't draw it. That Swift package takes every model for one of epsilon-prediction with betas
+to 0.012 and latents scaled by 0.18215; this one predicts v, and its betas go to 0.02. diffusers, optimum-intel,
+openvino.genai and edge-sd read that in its configs.
+
 {control}{evaluation}
 ## Data and licences
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -195,6 +196,15 @@ def test_elsewhere_there_is_the_reference_alone(monkeypatch: pytest.MonkeyPatch)
     assert [device.name for device in CoreMLBackend().devices()] == ["coreml-reference"]
     monkeypatch.setattr("edge_sd.backends.coreml.backend.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"edge-sd\[convert\]"):
+        CoreMLBackend()
+
+
+def test_a_coremltools_without_its_library_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed here has none, as on a Mac with a Python for which there is no wheel."""
+    if find_spec("coremltools") is None:
+        pytest.skip("coremltools is not installed")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(DeviceError, match=r"no native library for Python 3\.\d+: take Python 3\.10 to 3.*openvino"):
         CoreMLBackend()
 
 

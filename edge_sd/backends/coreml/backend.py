@@ -24,7 +24,7 @@ from ...bundle.mlpackage.compiled import COMPILED, interface
 from ...bundle.variants import Artifact, Variant
 from ...caches import cache_folder
 from ...components.base import Array, last_rows
-from ...errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError
+from ...errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError, install_line
 from ...files import hash_file, scratch
 from ..base import Device, LoadRequest
 from .edits import edited, known_ids, table_rows
@@ -34,6 +34,8 @@ REFERENCE = "coreml-reference"
 UNITS = {"ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
 # Entry point for a program that runs .mlpackages: our executor, which the runtime may not import.
 EXECUTORS = "edge_sd.executors"
+# The part of coremltools that is not Python.
+NATIVE = "libcoremlpython"
 # Name of the function in a package of one function.
 MAIN = "main"
 
@@ -47,6 +49,13 @@ class CoreMLBackend:
         wanted, extra = ("coremltools", "coreml") if sys.platform == "darwin" else ("torch", "convert")
         if not find_spec(wanted):
             raise MissingExtra("running Core ML packages", extra)
+        # Where coremltools has no wheel for this Python it installs without its library, and fails at the first model.
+        if sys.platform == "darwin" and not _has_native_library():
+            version = ".".join(map(str, sys.version_info[:2]))
+            raise DeviceError(
+                f"coremltools has no native library for Python {version}: take Python 3.10 to 3.13, or draw with "
+                f"OpenVINO, which runs on macOS: {install_line('openvino')}"
+            )
 
     def devices(self) -> list[Device]:
         if sys.platform != "darwin":
@@ -148,6 +157,13 @@ class CoreMLComponent:
 class InputPort:
     dtype: str
     shape: tuple[int, ...]
+
+
+def _has_native_library() -> bool:
+    """Whether coremltools came with its library, by its files: importing it takes seconds."""
+    spec = find_spec("coremltools")
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return not places or any(True for place in places for _ in Path(place).glob(f"{NATIVE}*"))
 
 
 class CompiledProgram:
