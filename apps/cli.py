@@ -41,6 +41,8 @@ from .upscale import upscale
 
 if TYPE_CHECKING:
     from edge_sd.bundle.bundle import ModelBundle
+    from edge_sd.pipeline.recorded import Recorded
+    from edge_sd.pipeline.request import Request
 
 
 class Commands(TyperGroup):
@@ -177,21 +179,13 @@ def generate(
         batches.draw_batch(prompts, wishes, place, output, batches.How(as_json=as_json, quiet=quiet))
         return
     from edge_sd.pipeline.pipeline import Pipeline
-    from edge_sd.pipeline.presets import preset_named
     from edge_sd.pipeline.recorded import read_recorded
     from edge_sd.pipeline.reproduce import open_recorded
-    from edge_sd.pipeline.request import Request
 
     placed = parse_device(device)
     recorded = None if from_ is None else read_recorded(from_)
     given = fields_of(wishes, recorded) | ({} if prompt is None else {"prompt": prompt})
-    if recorded is None and prompt is None:
-        raise InvalidRequest("there is no prompt: say what to draw, or give a picture to make again with --from")
-    if recorded is None:
-        request = Request(**given)
-    else:
-        # A preset's changes go before what was recorded, as options do.
-        request = recorded.request(**{**(preset_named(preset).changes if preset else {}), **given})
+    request = _request(given, recorded, preset)
     silent = quiet or as_json
     saver = Saver(output, request.prompt, request.count or 1, grid=grid, overwrite=overwrite, say=not silent)
     saver.check()
@@ -211,6 +205,19 @@ def generate(
         with saver, step_progress(request, silent) as on_step:
             result = pipeline.draw(run, on_step, saver.save)
     deliver(result, saver, as_json, quiet)
+
+
+def _request(given: dict[str, Any], recorded: Recorded | None, preset: str | None) -> Request:
+    """What is asked for: what was given, and of a recorded picture the rest."""
+    from edge_sd.pipeline.presets import preset_named
+    from edge_sd.pipeline.request import Request
+
+    if recorded is not None:
+        # A preset's changes go before what was recorded, as options do.
+        return recorded.request(**{**(preset_named(preset).changes if preset else {}), **given})
+    if "prompt" not in given:
+        raise InvalidRequest("there is no prompt: say what to draw, or give a picture to make again with --from")
+    return Request(**given)
 
 
 def convert(

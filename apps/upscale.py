@@ -53,7 +53,6 @@ def upscale(
     from edge_sd.bundle.bundle import ModelBundle
     from edge_sd.images.opening import open_picture
     from edge_sd.pipeline.pipeline import Pipeline
-    from edge_sd.pipeline.recorded import read_recorded
     from edge_sd.pipeline.request import Request
 
     if not 1 < scale <= 8:
@@ -73,24 +72,29 @@ def upscale(
         _resample(opened, scale, path, why, overwrite, as_json, quiet)
         return
     tell = messages(silent)
-    if prompt is None:
-        try:
-            prompt = str(read_recorded(image).settings["prompt"])
-        except InvalidRequest:
-            prompt = ANYTHING
     with Pipeline.open(model, parse_device(device), variant, prefer, tell, measure=True) as pipeline:
         factor = pipeline.bundle.facts.latents.factor
         width, height = (max(1, round(side * scale / factor)) * factor for side in opened.size)
         side = tile or pipeline.bundle.defaults_of(pipeline.plan.variant).width
         request = Request(
-            prompt, width=width, height=height, steps=steps, seed=seed, image=opened, strength=strength or STRENGTH,
-            tile=side,
+            prompt or _prompt_of(image), width=width, height=height, steps=steps, seed=seed, image=opened,
+            strength=strength or STRENGTH, tile=side,
         )  # fmt: skip
         pipeline.resolve(request)  # Report mistakes before anything is printed.
         tell(pipeline.plan.summary())
         with saver, step_progress(request, silent) as on_step:
             result = pipeline.generate(request, on_step, saver.save)
     deliver(result, saver, as_json, quiet)
+
+
+def _prompt_of(image: Path) -> str:
+    """What a picture was drawn by, where its file says."""
+    from edge_sd.pipeline.recorded import read_recorded
+
+    try:
+        return str(read_recorded(image).settings["prompt"])
+    except InvalidRequest:
+        return ANYTHING
 
 
 def _resample(opened: Image, scale: float, path: Path, why: str, overwrite: bool, as_json: bool, quiet: bool) -> None:

@@ -139,20 +139,30 @@ class Recorded(BaseModel):
 def router(service: Service) -> APIRouter:
     """The routes under /api."""
     routes = APIRouter(prefix="/api", tags=["jobs"], responses=problems(Problem))
+    _route_jobs(routes, service)
+    _route_pictures(routes, service)
+    _route_models(routes, service)
+    return routes
 
-    def view(job: Job) -> JobView:
-        return JobView(**job.view(), place=service.place(job))
 
-    def known(id_: str) -> Job:
-        job = service.get(id_)
-        if job is None:
-            raise HTTPException(404, "no such job")
-        return job
+def _view(service: Service, job: Job) -> JobView:
+    return JobView(**job.view(), place=service.place(job))
+
+
+def _known(service: Service, id_: str) -> Job:
+    job = service.get(id_)
+    if job is None:
+        raise HTTPException(404, "no such job")
+    return job
+
+
+def _route_jobs(routes: APIRouter, service: Service) -> None:
+    """The queue, the history, their pictures and events."""
 
     @routes.post("/jobs", status_code=202)
     def submit(wish: Wish) -> JobView:
         """Put a wish into the queue. It is drawn after a restart of the server too."""
-        return view(service.submit(wish))
+        return _view(service, service.submit(wish))
 
     @routes.get("/jobs")
     def jobs(
@@ -168,35 +178,39 @@ def router(service: Service) -> APIRouter:
             if job.keep and not job.deleted and not (before and job.id >= before)
             and not (open_only and job.ended.done()) and all(word in job.wish.prompt.lower() for word in words)
         ]  # fmt: skip
-        return JobList(jobs=[view(job) for job in found[:limit]], more=len(found) > limit)
+        return JobList(jobs=[_view(service, job) for job in found[:limit]], more=len(found) > limit)
 
     @routes.get("/jobs/{id_}")
     def job(id_: Id) -> JobView:
         """One job."""
-        return view(known(id_))
+        return _view(service, _known(service, id_))
 
     @routes.post("/jobs/{id_}/cancel")
     def cancel(id_: Id) -> JobView:
         """Stop a job: at once where it waits, within one step where it is drawn."""
-        service.cancel(known(id_))
-        return view(known(id_))
+        service.cancel(_known(service, id_))
+        return _view(service, _known(service, id_))
 
     @routes.delete("/jobs/{id_}")
     def delete(id_: Id) -> JobView:
         """Take a job and its pictures out of the history; for a day it can be restored."""
-        service.delete(known(id_))
-        return view(known(id_))
+        service.delete(_known(service, id_))
+        return _view(service, _known(service, id_))
 
     @routes.post("/jobs/{id_}/restore")
     def restore(id_: Id) -> JobView:
         """Undo a deletion."""
-        service.restore(known(id_))
-        return view(known(id_))
+        service.restore(_known(service, id_))
+        return _view(service, _known(service, id_))
+
+
+def _route_pictures(routes: APIRouter, service: Service) -> None:
+    """Pictures of the history, and what happens while they are drawn."""
 
     @routes.get("/jobs/{id_}/pictures/{n}", response_class=FileResponse, responses=_PNG)
     def picture(id_: Id, n: Annotated[int, Path(ge=0, le=999)], download: bool = False) -> Response:
         """A picture, with its parameters inside."""
-        path = service.store.picture(known(id_), n)
+        path = service.store.picture(_known(service, id_), n)
         if path is None:
             raise HTTPException(404, "no such picture")
         name = f"edge-sd-{id_}-{n}.png" if download else None
@@ -207,7 +221,11 @@ def router(service: Service) -> APIRouter:
     @routes.get("/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
     async def events(previews: bool = False) -> Response:
         """Server-sent events of all jobs: state, step, picture, gone, and preview with a JPEG in base64."""
-        return StreamingResponse(_events(service, view, previews), media_type="text/event-stream")
+        return StreamingResponse(_events(service, previews), media_type="text/event-stream")
+
+
+def _route_models(routes: APIRouter, service: Service) -> None:
+    """What can be drawn and where, and what pictures say; the page's session."""
 
     @routes.get("/offer")
     def offer() -> Offer:
@@ -247,15 +265,13 @@ def router(service: Service) -> APIRouter:
         """Read the parameters inside a picture."""
         return Recorded(**recall(decode_base64(picture.image, "image")))
 
-    return routes
-
 
 _PNG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
 
 
-async def _events(service: Service, view: Any, previews: bool) -> AsyncIterator[bytes]:
+async def _events(service: Service, previews: bool) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Event | None] = asyncio.Queue()
 
@@ -277,7 +293,7 @@ async def _events(service: Service, view: Any, previews: bool) -> AsyncIterator[
                 if previews:
                     yield sse({"id": event.job.id, "n": event.index, "jpeg": as_base64(event.image)}, "preview")
             else:
-                yield sse({"n": event.index, "job": view(event.job).model_dump()}, event.kind)
+                yield sse({"n": event.index, "job": _view(service, event.job).model_dump()}, event.kind)
 
 
 def _offer(service: Service) -> Offer:

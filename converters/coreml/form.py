@@ -174,11 +174,7 @@ class CoreMLForm:
             # Programs look for ControlNets in a folder of their own.
             place = "controlnet/" if part == "controlnet" else ""
             graphs.append(f"{place}{component.name}{f'Chunk{n}' if len(packages) > 1 else ''}.mlpackage")
-            (joined, *others) = functions.values()
-            if others:
-                joined = making / f"{component.name}{n}.mlpackage"
-                convert.join(functions, joined)
-            model = convert.opened(joined)
+            model = convert.opened(_joined(functions, making / f"{component.name}{n}.mlpackage"))
             _describe(model, source, "float32" if float32 else recipe.name, self.compute)
             shutil.rmtree(staging / graphs[-1], ignore_errors=True)
             convert.save(model, staging / graphs[-1])
@@ -257,6 +253,16 @@ def _overflow(part: str, made: Made, staging: Path, recording: Recording) -> Any
         if run.overflow is not None:
             return run.overflow
     return None
+
+
+def _joined(functions: dict[str, Path], package: Path) -> Path:
+    """The one package there is, or `package`, in which several are functions."""
+    from . import convert
+
+    if len(functions) > 1:
+        convert.join(functions, package)
+        return package
+    return next(iter(functions.values()))
 
 
 def _choose_bits(package: Path, layout: Layout, recipe: QuantRecipe, recording: Recording, report: Report) -> BitRecipe:

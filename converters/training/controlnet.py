@@ -166,15 +166,8 @@ def train(work: Path, budget: Budget, *, device: str = "cpu", seed: int = 0) -> 
     copy = load(work).to(memory_format=torch.channels_last) if finished else build(locked)
     copy = plain_attention(copy, device).to(device)
     zero = (*copy.controlnet_down_blocks, copy.controlnet_mid_block, copy.controlnet_cond_embedding)
-    run = Run(
-        "controlnet",
-        work,
-        {"controlnet": copy},
-        budget,
-        peak=GOING_ON if finished else PEAK,
-        ema_decay=0.998,
-        eager=zero,
-    )
+    peak = GOING_ON if finished else PEAK
+    run = Run("controlnet", work, {"controlnet": copy}, budget, peak=peak, ema_decay=0.998, eager=zero)
     rng = run.rng(seed)
     abar = alphas_cumprod().to(device)
 
