@@ -8,7 +8,7 @@ OPTIONS ?= --seed 7
 # A file's tests stay together, since they share what was converted; each process computes on one core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: run test quick check types lint bench faults docs clean
+.PHONY: run test quick check types lint bench faults fuzz docs clean
 
 run: $(VENV)/.runtime
 	@$(BIN)/edge-sd generate "$(PROMPT)" $(OPTIONS)
@@ -37,6 +37,11 @@ bench: $(VENV)/.dev
 # cores. Writes the page with the table.
 faults: $(VENV)/.dev
 	$(PYTEST) -m "fault or long" --all-faults --faults-page docs/faults.md
+
+# Every reader of strangers' bytes for five minutes (tests/faults/fuzz.py); what is found becomes a test.
+SECONDS ?= 300
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.fuzz --seconds $(SECONDS)
 
 # The pages of docs/ and the reference, in build/site.
 docs: $(VENV)/.docs

@@ -306,10 +306,22 @@ def inside(root: Path, relative: str) -> Path:
     return root / pure
 
 
+def parse_json(text: str, **options: Any) -> Any:
+    """The value of a JSON text; `options` are those of json.loads.
+
+    Raises ValueError for what is none, halves of characters too, which can't be hashed, shown or made a name of, and
+    RecursionError.
+    """
+    document = json.loads(text, **options)
+    if "\\ud" in text.lower():
+        json.dumps(document, ensure_ascii=False).encode()
+    return document
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from disk, or InvalidModel saying what is wrong with the file."""
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = parse_json(path.read_text("utf-8"))
     except OSError as error:
         raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InvalidModel, VariantNotFound, choices
-from ..files import FileRecord, hash_file, inside, refuse_pointer, write_atomically
+from ..files import FileRecord, hash_file, inside, parse_json, refuse_pointer, write_atomically
 from ..sampling.schedule import NoiseSchedule
 from .apple_resources import is_resources, read_resources
 from .diffusers import diffusers_facts, exported_variants, torch_variants
@@ -209,7 +209,7 @@ def read_manifest(root: Path) -> ModelBundle:
     try:
         if path.stat().st_size > MANIFEST_LIMIT:
             raise InvalidModel(f"{path} is larger than {MANIFEST_LIMIT >> 20} MB, which is no manifest")
-        document = json.loads(path.read_text("utf-8"))
+        document = parse_json(path.read_text("utf-8"))
     except OSError as error:
         raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidModel
-from ..files import FileRecord
+from ..files import FileRecord, parse_json
 from .facts import Defaults, Facts
 from .library import HUB_RECORD
 
@@ -16,9 +15,9 @@ from .library import HUB_RECORD
 def recorded(folder: Path) -> dict[str, Any]:
     """What `pull` recorded in a folder; empty where it did not."""
     try:
-        found = json.loads((folder / HUB_RECORD).read_text("utf-8"))
+        found = parse_json((folder / HUB_RECORD).read_text("utf-8"))
         return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

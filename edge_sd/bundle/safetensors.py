@@ -7,7 +7,6 @@ two different models in it.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections import Counter
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidModel, InvalidRequest, choices
-from ..files import refuse_pointer
+from ..files import parse_json, refuse_pointer
 
 HEADER_LIMIT = 64 << 20
 Bytes = NDArray[np.uint8]
@@ -94,7 +93,7 @@ def _header(data: Bytes) -> tuple[dict[str, Any], Bytes]:
     (length,) = struct.unpack("<Q", data[:8].tobytes())
     if length > min(HEADER_LIMIT, len(data) - 8):
         raise ValueError(f"a header of {length} bytes in a file of {len(data)}")
-    header = json.loads(data[8 : 8 + length].tobytes(), object_pairs_hook=_once)
+    header = parse_json(data[8 : 8 + length].tobytes().decode(), object_pairs_hook=_once)
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     return header, data[8 + length :]

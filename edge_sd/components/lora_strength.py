@@ -9,7 +9,6 @@ alpha_pattern and rank_pattern give some modules others.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidModel
+from ..files import parse_json
 
 HEADER_KEY = "lora_adapter_metadata"
 CONFIG_FILE = "adapter_config.json"
@@ -169,7 +169,7 @@ def _is_made_of(pieces: list[str], text: str) -> bool:
 
 def _json(text: str, origin: str) -> dict[str, Any]:
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise InvalidModel(f"{origin} is not valid JSON: {error}") from error
     if not isinstance(document, dict):

@@ -7,11 +7,11 @@ are read too. Each node is visited once. What stands on the way and is not under
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..files import parse_json
 from .infotext import Infotext
 
 MAX_NODES = 10_000
@@ -88,7 +88,7 @@ class _Graph:
 def read_comfyui(text: str) -> Infotext | None:
     """What a graph in JSON says, or None where no sampler is in it. Raises ValueError for one that is too tangled."""
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(document, dict) or len(document) > MAX_NODES:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+from ..files import parse_json
 from ..images.metadata import XMP, Texts
 from .comfyui import read_comfyui
 from .infotext import Infotext, is_infotext, parse_infotext
@@ -224,7 +225,7 @@ def _json(text: str | None) -> dict[str, Any] | None:
     if not text or not text.lstrip().startswith("{"):
         return None
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

@@ -7,7 +7,6 @@ hash, and no path in it is ever opened.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle.library import installed_models
 from ..errors import InvalidRequest
+from ..files import parse_json
 from ..images.metadata import Texts, read_texts
 from .control import Control, controls_of
 from .infotext import Infotext, take
@@ -257,7 +257,7 @@ def read_recorded(path: str | Path) -> Recorded:
 
 def _ours(path: Path, text: str, parameters: str) -> Recorded:
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         settings = document["request"]
         if not isinstance(settings, dict) or not isinstance(settings.get("prompt"), str):
             raise TypeError("no prompt")

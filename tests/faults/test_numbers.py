@@ -220,7 +220,7 @@ print(json.dumps(rows))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.fault(15, "generations in one process: memory, open files and temporary files after the first 50")
+@pytest.mark.fault(15, "generations in one process: median growth of memory in 100, open and temporary files")
 def test_many_pictures_take_no_more_memory(tmp_path: Path, tally: Tally) -> None:
     count = tally.count(1000)
     (tmp_path / "tmp").mkdir()
@@ -230,11 +230,11 @@ def test_many_pictures_take_no_more_memory(tmp_path: Path, tally: Tally) -> None
     states: list[Any] = json.loads(done.stdout)
     tally.held(count)
     memory = np.array([row[0] for row in states], float)
-    # A leak is in every interval. The C library's pool for one more thread, up to 64 MB, is taken once.
+    # A leak is in every interval. The C library's pools for threads, up to 64 MB each, grow until all are warm.
     growth = float(np.median(np.diff(memory))) / (count / 1000)
     with tally.trial(f"{growth / 1e6:.2f} MB more in 100"):
         assert growth < 1e6, memory
     with tally.trial("in all"):
-        assert memory[-1] - memory[0] < 64e6, memory
+        assert memory[-1] - memory[0] < 128e6, memory
     with tally.trial("files"):
         assert len({tuple(row[1:]) for row in states}) == 1, states

@@ -8,7 +8,6 @@ Unet.mlpackage/Data/com.apple.CoreML/weights/weight.bin     blobs: a 64-byte hea
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InvalidModel
-from ...files import inside
+from ...files import inside, parse_json
 from .wire import WireError, decode
 
 # MIL.proto's DataType -> (our name, what numpy reads); types of fewer than 8 bits are packed, lowest bits first.
@@ -112,7 +111,7 @@ def root_model(path: Path) -> Path:
     """The file of a package that holds its graph. Raises InvalidModel."""
     manifest = path / "Manifest.json"
     try:
-        document = json.loads(manifest.read_text("utf-8"))
+        document = parse_json(manifest.read_text("utf-8"))
         relative = document["itemInfoEntries"][document["rootModelIdentifier"]]["path"]
         return inside(path, f"Data/{relative}")
     except OSError as error:
