@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 
 from edge_sd import Pipeline, Request, machine
 from edge_sd.apps import cli
-from edge_sd.apps.batch import commands, manifest
+from edge_sd.apps.batch import commands, drawing, manifest
 from edge_sd.apps.batch.place import Place
 from edge_sd.apps.batch.rows import read_rows
 from edge_sd.errors import InvalidRequest
@@ -84,6 +85,12 @@ def check_complete(folder: Path, rows: int) -> None:
     assert {path.name for path in folder.iterdir()} == {*found, manifest.NAME}
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each picture alone: measuring whether several go faster together compiles two more UNets."""
+    monkeypatch.setattr(drawing, "Queue", partial(drawing.Queue, most=1))
+
+
 def drawn(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     """What --json says of the same in this process."""
     cli.app(["batch", *words, "--json"], standalone_mode=False)
@@ -124,6 +131,7 @@ def test_each_row_is_the_picture_that_the_pipeline_draws(
             cli.app(["generate", *words], standalone_mode=False)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_file_that_grew_draws_what_is_new_and_a_picture_that_is_gone_is_drawn_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +274,7 @@ def test_rows_hold_every_option_of_a_request(tmp_path: Path, monkeypatch: pytest
     assert (second.request.steps, second.request.extend, second.request.seed) == (3, (0, 8, 0, 0), None)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_manifest_names_no_file_but_its_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,6 +307,7 @@ def test_another_file_under_the_same_name_is_another_picture(tmp_path: Path, mon
     assert len(keys) == 2
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_row_that_fails_is_said_and_tried_again_and_the_others_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +347,7 @@ def test_a_model_that_is_not_here_is_not_pulled_unless_that_is_allowed(tmp_path:
     assert os.listdir(tmp_path) == ["p.txt"]
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_pictures_of_jpeg_batches_carry_their_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
