@@ -29,6 +29,7 @@ from edge_sd.pipeline.settings import IMAGE_GUIDANCE, Settings
 from edge_sd.sampling.noise import TorchNoise
 from edge_sd.sampling.samplers import SAMPLERS
 from edge_sd.text.conditioning import conditions
+from edge_sd.text.tokenizer import encode as encode_text
 from edge_sd.text.whole import PromptTokenizer
 
 PROMPT = "a red apple, glossy style"
@@ -114,24 +115,24 @@ def record(
 def _record_text(part: str, component: TorchComponent, facts: Facts, tokenizer: PromptTokenizer, prompt: str) -> Arrays:
     """The states of the prompt, after those of the empty one where there is guidance."""
     texts = [prompt] if facts.guidance_width else ["", prompt]
-    encoded = component(input_ids=np.concatenate([tokenizer(text).ids for text in texts]))
-    wanted = {text.states for text in facts.encoders if text.part == part} | {"text_embeds"}
-    return {name: value for name, value in encoded.items() if name in wanted}
+    (states,) = [text.states for text in facts.encoders if text.part == part]
+    encoded = encode_text(component, [tokenizer.chunks(text)[:1] for text in texts], states)
+    return {name: value for name, value in encoded.items() if name in (states, "text_embeds")}
 
 
 def _record_denoiser(
     component: TorchComponent, facts: Facts, before: Mapping[str, Arrays], latents: tuple[int, int], steps: int
 ) -> Arrays:
     """The latents at which the sampler ends."""
-    component.bind(**_told(before, facts, latents))
+    form = form_of(facts, facts.denoiser)
+    whole: Component = component if form is None else form(component)
+    whole.bind(**_told(before, facts, latents))
     sampler, noise = SAMPLERS[SAMPLER], TorchNoise(SEED)
     height, width = (side * facts.latents.factor for side in latents)
     levels = sampler.levels(facts.schedule_for(facts.schedule, width, height, steps), steps)
     x = sampler.start(noise.normal((1, facts.latents.channels, *latents)), levels, facts.schedule)
     guidance = 1.0 if facts.guidance_width else facts.defaults.guidance
     edited = IMAGE_GUIDANCE if facts.instructed else None
-    form = form_of(facts, facts.denoiser)
-    whole: Component = component if form is None else form(component)
     denoiser = Denoiser(_sees(whole, facts, latents), facts.schedule.prediction_type, guidance, image_guidance=edited)
     *_, last = sampler.run(denoiser, x, levels, noise.normal)
     return {"latents": last.latents}

@@ -61,3 +61,70 @@ def _t5(width: int) -> Any:
         T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
                  feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False)
     )  # fmt: skip
+
+
+# What Qwen3's own does with one turn of a user.
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def save_klein(folder: Path, *, distilled: bool = True) -> Path:
+    """A diffusers folder of FLUX.2 klein; its text encoder has the layers that are read, and one more."""
+    import torch
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+
+    torch.manual_seed(0)
+    transformer = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=48, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+    )  # fmt: skip
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 16, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=4, layers_per_block=1,
+    )  # fmt: skip
+    with torch.no_grad():
+        # Of random weights the prompt would hardly matter.
+        for attention in (transformer.transformer_blocks[0].attn, transformer.single_transformer_blocks[0].attn):
+            for norm in ("norm_q", "norm_k", "norm_added_k"):
+                if hasattr(attention, norm):
+                    getattr(attention, norm).weight.mul_(5)
+        transformer.transformer_blocks[0].attn.to_out[0].weight.mul_(20)
+    # As they are made, the statistics are 0 and 1.
+    vae.bn.running_mean.uniform_(-0.5, 0.5)
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    tokenizer = qwen_tokenizer()
+    Flux2KleinPipeline(
+        transformer=transformer, vae=vae, tokenizer=tokenizer, text_encoder=_qwen(len(tokenizer), 28),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True), is_distilled=distilled,
+    ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+    return folder
+
+
+def qwen_tokenizer() -> Any:
+    """Bytes without merges, the marks of a chat, and the template that Qwen3 has."""
+    from tokenizers import pre_tokenizers
+    from transformers import Qwen2Tokenizer
+
+    letters = {letter: n for n, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Qwen2Tokenizer(vocab=letters, merges=[], model_max_length=1024)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def _qwen(size: int, layers: int) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(
+        Qwen3Config(vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, head_dim=8,
+                    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=1024)
+    )  # fmt: skip

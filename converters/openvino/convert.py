@@ -119,7 +119,7 @@ def _name_ports(model: Any, wrapped: Wrapped) -> None:
         port.get_node().set_partial_shape(ov.PartialShape(shape))
         port.get_tensor().set_names({name})
         # Those of transformers lie between integers, and their exports say so.
-        if name == "input_ids" or (name == "timestep" and wrapped.part != "transformer"):
+        if name in ("input_ids", "attention_mask") or (name == "timestep" and wrapped.part != "transformer"):
             port.get_node().set_element_type(ov.Type.i64)
     for port, name in zip(model.outputs, wrapped.outputs, strict=True):
         port.get_tensor().set_names({name})

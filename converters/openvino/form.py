@@ -6,10 +6,11 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_sd.bundle.diffusers import GRAPH
 from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.transformers import statistics
 from edge_sd.bundle.variants import Parity
 from edge_sd.files import read_json
 
@@ -64,7 +65,7 @@ class OpenVINOForm:
             # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
             recipe = RECIPES["fp16"]
         openvino.convert(wrapped, recipe, folder, source.facts, recording, report)
-        (folder / "config.json").write_text(json.dumps(source.config(part), indent=2), "utf-8")
+        (folder / "config.json").write_text(json.dumps(_config(source, part), indent=2), "utf-8")
         weights = [f"{part}/{Path(GRAPH).stem}.bin"]
         if part == "controlled_unet":
             weights = [f"unet/{weights[0].split('/')[1]}", f"{part}/{Path(GRAPH).stem}.constants"]
@@ -90,3 +91,16 @@ class OpenVINOForm:
         (staging / "model_index.json").write_text(json.dumps(index, indent=2), "utf-8")
         for folder in tokenizers:
             openvino.convert_tokenizer(source.folder / folder, staging / folder)
+
+
+def _config(source: Source, part: str) -> dict[str, Any]:
+    """A component's config as optimum-intel writes it: of a language model that was cut, and with FLUX.2's numbers."""
+    config, facts = source.config(part), source.facts
+    layers = next((text.layers for text in facts.encoders if text.part == part), None)
+    if layers is not None:
+        config |= {"num_hidden_layers": layers}
+    if part == "vae_decoder" and facts.latents.fold > 1:
+        mean, variance = statistics(source.folder, config)
+        config |= {"bn_running_mean_data": mean.tolist(), "bn_running_var_data": variance.tolist()}
+        config |= {"bn_eps": config.get("batch_norm_eps", 1e-4)}
+    return config

@@ -119,9 +119,10 @@ class Source:
             # Families of transformers have classes of their own, and projections where others have none.
             library, name, _ = class_of(self.config(part), folder)
         kind = getattr(importlib.import_module(library), name)
+        layers = next((text.layers for text in self.facts.encoders if text.part == part), None)
         if halves and self.is_large(part) and in_halves(self.weights(part)[0]):
-            return compute_in_float32(load_module(kind, self.folder / folder, stem, torch.float16, True))
-        return load_module(kind, self.folder / folder, stem)
+            return compute_in_float32(load_module(kind, self.folder / folder, stem, torch.float16, True, layers))
+        return load_module(kind, self.folder / folder, stem, layers=layers)
 
     def is_large(self, part: str) -> bool:
         return sum(path.stat().st_size for path in self.weights(part)[0]) >= LARGE

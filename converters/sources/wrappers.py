@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import SAFETY_CHECKER, TEXT_ENCODERS, TINY
 from edge_sd.components.shapes import shapes_of_conditions
+from edge_sd.components.transformer import Flux2 as Form
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,36 @@ class T5Encoder(nn.Module):
         seen = torch.ones(1, 1, input_ids.shape[1], input_ids.shape[1], dtype=torch.bool, device=input_ids.device)
         states: Tensor = self.model(input_ids, attention_mask=seen)[0]
         return states
+
+
+class LanguageModel(nn.Module):
+    """Every layer's states of a language model that was cut behind the last one that is needed."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        seen = causal_mask(input_ids) & attention_mask.bool()[:, None, None, :]
+        out = self.model(input_ids, attention_mask=seen, output_hidden_states=True, use_cache=False)
+        # The last state is the last of these.
+        return tuple(out.hidden_states)
+
+
+class Flux2(nn.Module):
+    """FLUX.2's transformer; positions and latents are rows of tokens."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor, img_ids: Tensor, txt_ids: Tensor
+    ) -> Tensor:
+        output: Tensor = self.model(
+            hidden_states, encoder_hidden_states, timestep, img_ids, txt_ids, return_dict=False
+        )[0]
+        return output
 
 
 class MMDiT(nn.Module):
@@ -216,7 +247,7 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
             part, VAEEncoder(model), {"sample": _pixels(facts)}, {"sample": (0, 2, 3)}, ("latent_parameters",)
         )
     decoder = {"vae_decoder": VAEDecoder, TINY: TinyDecoder}[part](model)
-    latents = torch.zeros(1, facts.latents.channels, SIDE, SIDE)
+    latents = torch.zeros(1, facts.latents.channels // facts.latents.fold**2, SIDE, SIDE)
     return Wrapped(part, decoder, {"latent_sample": latents}, {"latent_sample": (0, 2, 3)}, ("sample",))
 
 
@@ -230,18 +261,25 @@ def _text(part: str, model: Any, facts: Facts) -> Wrapped:
     ids = torch.ones(1, text.tokens or facts.max_tokens, dtype=torch.int64)
     if text.kind == "t5":
         return Wrapped(part, T5Encoder(model), {"input_ids": ids}, {"input_ids": (0, 1)}, ("last_hidden_state",))
+    if text.kind == "qwen3":
+        states = tuple(f"hidden_states.{n}" for n in range(model.config.num_hidden_layers + 1))
+        dynamic: dict[str, tuple[int, ...]] = {"input_ids": (0, 1), "attention_mask": (0, 1)}
+        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return Wrapped(part, LanguageModel(model), example, dynamic, states)
     module, first = (
         (TextEncoder2(model), ("text_embeds", "last_hidden_state"))
         if part == "text_encoder_2" or facts.conditioning == "joint"
         else (TextEncoder(model), ("last_hidden_state", "pooler_output"))
     )
-    states = (f"hidden_states.{n}" for n in range(model.config.num_hidden_layers + 1))
+    states = tuple(f"hidden_states.{n}" for n in range(model.config.num_hidden_layers + 1))
     return Wrapped(part, module, {"input_ids": ids}, {"input_ids": (0, 1)}, (*first, *states))
 
 
 def _transformer(model: Any, facts: Facts) -> Wrapped:
-    """SD 3's transformer, with its inputs in the order of optimum-intel."""
+    """A transformer, with its inputs in the order of optimum-intel."""
     conditions = shapes_of_conditions(facts, 1)
+    if facts.family == "flux2":
+        return _flux2(model, facts)
     example = {
         "hidden_states": torch.zeros(1, facts.sample_channels, SIDE, SIDE),
         **{name: torch.zeros(shape) for name, shape in conditions.items()},
@@ -251,6 +289,15 @@ def _transformer(model: Any, facts: Facts) -> Wrapped:
         "hidden_states": (0, 2, 3), "encoder_hidden_states": (0, 1), "pooled_projections": (0,), "timestep": (0,),
     }  # fmt: skip
     return Wrapped("transformer", MMDiT(model), example, dynamic, ("out_sample",))
+
+
+def _flux2(model: Any, facts: Facts) -> Wrapped:
+    sample = (1, facts.sample_channels, SIDE, SIDE)
+    shapes = Form.shapes({"sample": sample, "timestep": (1,), **shapes_of_conditions(facts, 1)})
+    names = ("hidden_states", "encoder_hidden_states", "timestep", "img_ids", "txt_ids")
+    dynamic: dict[str, tuple[int, ...]] = {**dict.fromkeys(names, (0, 1)), "timestep": (0,)}
+    example = {name: torch.zeros(shapes[name]) for name in names}
+    return Wrapped("transformer", Flux2(model), example, dynamic, ("out_sample",))
 
 
 def _denoising(part: str, model: Any, facts: Facts) -> Wrapped:

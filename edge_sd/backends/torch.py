@@ -37,6 +37,8 @@ _LOADING = Lock()
 # What a UNet takes by other names than the component has.
 CONDITIONS = ("text_embeds", "time_ids")
 RESIDUAL = "additional_residual_"
+# Inputs that stay float32.
+EXACT = ("timestep", "time_ids", "img_ids", "txt_ids")
 
 
 class TorchBackend:
@@ -71,13 +73,16 @@ class TorchBackend:
         library, kind, stem = class_of(read_json(config), config.parent.name)
         where = device.name.removeprefix("torch-").replace(".", ":")
         # Text steers every step and takes 1 % of the time, and these decoders overflow: they stay as they were.
-        # T5 is no small one; its class keeps what overflows in float32 by itself.
-        text = part.startswith("text_encoder") and kind != "T5EncoderModel"
+        # T5 and language models are no small ones; T5's class keeps what overflows in float32 by itself.
+        text = kind.startswith("CLIPText")
         exact = text or part == SAFETY_CHECKER or bool(read_json(config).get("force_upcast"))
         dtype = torch.float32 if exact else getattr(torch, DTYPES[request.variant.precision])
         try:
             with _LOADING, _quiet():
-                module = load_module(getattr(importlib.import_module(library), kind), config.parent, stem, dtype)
+                layers = next((text.layers for text in request.bundle.facts.encoders if text.part == part), None)
+                module = load_module(
+                    getattr(importlib.import_module(library), kind), config.parent, stem, dtype, layers=layers
+                )
             if part in ("vae_encoder", "vae_decoder", TINY):
                 delattr(module, "decoder" if part == "vae_encoder" else "encoder")
             if edits.loras:
@@ -153,7 +158,7 @@ class TorchComponent:
     def __init__(self, part: str, module: Any, where: str, dtype: Any, edits: Edits, name: str) -> None:
         self.part, self.module, self.where, self.dtype, self.edits, self.name = part, module, where, dtype, edits, name
         self._bound: dict[str, Any] = {}
-        if part.startswith("text_encoder") and module.config.model_type != "t5":
+        if part.startswith("text_encoder") and module.config.model_type.startswith("clip"):
             last = int(module.config.num_hidden_layers)
             if not 1 <= edits.clip_skip <= last:
                 raise InvalidRequest(
@@ -188,12 +193,15 @@ class TorchComponent:
         import torch
 
         tensor = torch.from_numpy(np.ascontiguousarray(value))
-        if name == "input_ids":
+        if name in ("input_ids", "attention_mask"):
             return tensor.to(self.where, torch.int64)
-        # float16 would round the timestep.
-        return tensor.to(self.where, torch.float32 if name in ("timestep", "time_ids") else self.dtype)
+        # float16 would round the timestep, and bfloat16 positions.
+        return tensor.to(self.where, torch.float32 if name in EXACT else self.dtype)
 
     def _run(self, given: dict[str, Any]) -> dict[str, Any]:
+        if "attention_mask" in given:
+            out = self.module(**given, output_hidden_states=True, use_cache=False)
+            return {f"hidden_states.{n}": state for n, state in enumerate(out.hidden_states)}
         if self.part.startswith("text_encoder"):
             return self._encode_text(given["input_ids"])
         if self.part == "vae_decoder":

@@ -251,6 +251,7 @@ _DIFFUSERS, _TRANSFORMERS = ("diffusers", "diffusion_pytorch_model"), ("transfor
 TORCH_CLASSES = {
     "CLIPTextModel": _TRANSFORMERS, "CLIPTextModelWithProjection": _TRANSFORMERS, "T5EncoderModel": _TRANSFORMERS,
     "UNet2DConditionModel": _DIFFUSERS, "SD3Transformer2DModel": _DIFFUSERS,
+    "Qwen3ForCausalLM": _TRANSFORMERS, "Flux2Transformer2DModel": _DIFFUSERS, "AutoencoderKLFlux2": _DIFFUSERS,
     "AutoencoderKL": _DIFFUSERS, "AutoencoderTiny": _DIFFUSERS, "ControlNetModel": _DIFFUSERS,
     "StableDiffusionSafetyChecker": ("diffusers.pipelines.stable_diffusion.safety_checker", "model"),
 }  # fmt: skip

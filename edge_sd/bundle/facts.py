@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..sampling.schedule import NoiseSchedule
 
-Family = Literal["sd1", "sd2", "sdxl", "sd3"]
+Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux2"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class LatentSpace:
     """z = (encode(x) - shift) * scale, with `channels` values for each `factor` x `factor` pixels.
 
     mean, std   of each channel, for models of normalized latents: z = (encode(x) - mean - shift) * scale / std
+    fold        the autoencoder's latents a side that are one latent here, side by side in its channels (FLUX.2)
 
     Raises ValueError where there are not `channels` of them.
     """
@@ -40,8 +41,11 @@ class LatentSpace:
     shift: float = 0.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    fold: int = 1
 
     def __post_init__(self) -> None:
+        if self.fold < 1 or self.channels % self.fold**2 or self.factor % self.fold:
+            raise ValueError(f"fold {self.fold} of {self.channels} channels, {self.factor} pixels a side")
         counts = {len(self.mean), len(self.std)}
         if counts not in ({0}, {self.channels}) or not all(0 < abs(value) < 1e6 for value in self.std):
             raise ValueError(
@@ -49,14 +53,40 @@ class LatentSpace:
             )
 
     def normalized(self, encoded: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What an encoder returns, [B, C, h, w], as the UNet has it."""
+        """What an encoder returns, [B, C / fold^2, h fold, w fold], as the denoiser has it, [B, C, h, w]."""
         mean, std = self._of_channels()
-        return np.asarray((encoded - mean) * (np.float32(self.scale) / std), np.float32)
+        return np.asarray((self._folded(encoded) - mean) * (np.float32(self.scale) / std), np.float32)
 
     def restored(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Latents as the UNet has them, [B, C, h, w], as a decoder takes them."""
+        """Latents as the denoiser has them, [B, C, h, w], as a decoder takes them, [B, C / fold^2, h fold, w fold]."""
         mean, std = self._of_channels()
-        return np.asarray(latents / (np.float32(self.scale) / std) + mean, np.float32)
+        return self.unfolded(np.asarray(latents / (np.float32(self.scale) / std) + mean, np.float32))
+
+    @property
+    def own_factor(self) -> int:
+        """Pixels a side of one of the autoencoder's latents."""
+        return self.factor // self.fold
+
+    def own_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """[B, C, h, w] here as the autoencoder has it."""
+        rows, channels, height, width = shape
+        return rows, channels // self.fold**2, height * self.fold, width * self.fold
+
+    def unfolded(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[B, C, h, w] as the autoencoder's latents lie: channels are (c, dy, dx)."""
+        if self.fold == 1:
+            return latents
+        rows, _, height, width = latents.shape
+        parts = latents.reshape(rows, -1, self.fold, self.fold, height, width).transpose(0, 1, 4, 2, 5, 3)
+        return np.ascontiguousarray(parts.reshape(self.own_shape(latents.shape)))
+
+    def _folded(self, own: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.fold == 1:
+            return own
+        rows, channels, height, width = own.shape
+        h, w = height // self.fold, width // self.fold
+        parts = own.reshape(rows, channels, h, self.fold, w, self.fold).transpose(0, 1, 3, 5, 2, 4)
+        return np.ascontiguousarray(parts.reshape(rows, channels * self.fold**2, h, w))
 
     def _of_channels(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         mean, std = (
@@ -69,7 +99,10 @@ class LatentSpace:
 class TextPart:
     """One text encoder: its component, the folder of its tokenizer, and the output that the denoiser attends to.
 
-    kind     how text becomes tokens: "clip", in as many chunks as a prompt needs, or "t5", in one of `tokens`
+    states   one output, or several with "," between them, which then stand side by side
+    kind     how text becomes tokens: "clip", in as many chunks as a prompt needs, or whole, in one of `tokens`, by
+             "t5" or the language model "qwen3", which also takes a mask of what is no padding
+    before, after   the template around a prompt
     tokens   that it takes at once; 0 is Facts.max_tokens
     width    of its states; 0 where the model has one encoder, or several that stand side by side in Facts.text_width
     """
@@ -77,9 +110,18 @@ class TextPart:
     part: str = "text_encoder"
     tokenizer: str = "tokenizer"
     states: str = "last_hidden_state"
-    kind: Literal["clip", "t5"] = "clip"
+    kind: Literal["clip", "t5", "qwen3"] = "clip"
     tokens: int = 0
     width: int = 0
+    before: str = ""
+    after: str = ""
+
+    @property
+    def layers(self) -> int | None:
+        """How many layers of a language model are needed; None for other encoders, which are whole."""
+        if self.kind != "qwen3":
+            return None
+        return max(int(each.rpartition(".")[2]) for each in self.states.split(","))
 
 
 @dataclass(frozen=True)
@@ -93,6 +135,7 @@ class Facts:
     conditioning    what the denoiser takes beside the states: the numbers of SDXL's UNet, "size", or "aesthetic" for
                     the refiner; "joint" is the pooled text of SD 3, whose encoders' states also stand one after another
     pooled_width    width of the pooled text that goes with it
+    text_only       pictures are drawn from text; it was not trained to go on from one
     blank_rows      rows of zeros in place of the states of a T5 that is left out: 256 is diffusers' way, 77
                     openvino.genai's, 0 Core AI's; each makes another picture
     zero_negative   an empty negative prompt is zeros, not the states of no words
@@ -124,6 +167,7 @@ class Facts:
     denoiser: Literal["unet", "transformer"] = "unet"
     patch: int = 1
     blank_rows: int = 0
+    text_only: bool = False
 
     @property
     def grain(self) -> int:
@@ -138,6 +182,15 @@ class Facts:
     def single_rows(self) -> int:
         """Rows of the states that follow the chunks of CLIP, however many those are."""
         return self.blank_rows + sum(text.tokens for text in self.encoders if text.kind != "clip")
+
+    @property
+    def chunked(self) -> bool:
+        """Whether prompts are taken in chunks, as many as they need."""
+        return any(text.kind == "clip" for text in self.encoders)
+
+    def text_rows(self, chunks: int) -> int:
+        """Rows of the states of a prompt of so many chunks."""
+        return (self.max_tokens * chunks if self.chunked else 0) + self.single_rows
 
     @property
     def word_width(self) -> int:

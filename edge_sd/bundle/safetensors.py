@@ -70,6 +70,17 @@ def read(path: Path) -> Stored:
         raise InvalidModel(f"{path.name} does not fit into memory") from error
 
 
+def pick(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Some tensors of a file, of which nothing else is read but the header. Raises InvalidModel."""
+    try:
+        header, body = _header(np.memmap(path, np.uint8, "r"))
+        return {name: np.array(_tensor(body, header[name])) for name in names}
+    except KeyError as error:
+        raise InvalidModel(f"{path.name} has no {error}") from error
+    except (OSError, struct.error, ValueError, TypeError) as error:
+        raise InvalidModel(f"{path.name} is damaged or no safetensors file: {error}") from error
+
+
 def check_readable(path: Path) -> None:
     """Refuse, before anything is read, what is no file of weights at all.
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InvalidModel
 from ..files import read_json
@@ -13,9 +18,15 @@ from ..sampling.schedule import NoiseSchedule
 from .facts import Defaults, Facts, LatentSpace, TextPart
 from .library import model_name
 from .parts import TEXT_ENCODERS
+from .safetensors import pick
+from .weights import weight_files
 
 # Rows of zeros that diffusers puts in place of a T5 that is left out, and tokens that it gives to one.
 T5_TOKENS = 256
+# Layers of Qwen3 that FLUX.2 klein attends to, and tokens that it reads.
+KLEIN_LAYERS, KLEIN_TOKENS = (9, 18, 27), 512
+# Qwen3's template around a prompt, where it is not to think.
+TURN = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
 # Largest side in pixels that is drawn at once, where a table of positions allows more.
 MOST_PIXELS = 2048
 
@@ -75,6 +86,61 @@ def _text_parts(folder: Path, index: dict[str, Any]) -> tuple[TextPart, ...]:
     return tuple(parts)
 
 
+def _flux2_klein(folder: Path, index: dict[str, Any]) -> Facts:
+    """FLUX.2 klein: states of three layers of Qwen3, and latents whose 2 x 2 blocks are normalized by statistics."""
+    transformer, vae = read_json(folder / "transformer/config.json"), read_json(vae_folder(folder) / "config.json")
+    scheduler, text = read_json(folder / "scheduler/scheduler_config.json"), folder / "text_encoder/config.json"
+    width = int(read_json(text)["hidden_size"]) if text.is_file() else 0
+    attended, channels, fold = int(transformer["joint_attention_dim"]), int(transformer["in_channels"]), 2
+    if len(KLEIN_LAYERS) * width != attended:
+        raise InvalidModel(
+            f"{folder}: its transformer attends to {attended} numbers, {len(KLEIN_LAYERS)} layers of its text encoder "
+            f"have {len(KLEIN_LAYERS) * width}"
+        )
+    if transformer.get("guidance_embeds"):
+        raise InvalidModel(f"{folder}: its transformer takes a guidance scale, as FLUX.2 dev's, which is not offered")
+    mean, variance = statistics(folder, vae)
+    factor, eps = fold * 2 ** (len(vae["block_out_channels"]) - 1), float(vae.get("batch_norm_eps", 1e-4))
+    std = np.sqrt(variance.astype(np.float32) + np.float32(eps))
+    few = bool(index.get("is_distilled", False))
+    late = _names_are_late(folder / "text_encoder", int(read_json(text)["num_hidden_layers"]))
+    states = ",".join(f"hidden_states.{layer - late}" for layer in KLEIN_LAYERS)
+    return Facts(
+        model_name(folder),
+        "flux2",
+        replace(NoiseSchedule.from_config(scheduler), flow_grid="even", flow_mu="flux2"),
+        LatentSpace(channels, factor, 1.0, 0.0, tuple(mean.tolist()), tuple(std.tolist()), fold),
+        Defaults(1024, 1024, 4 if few else 50, 1.0 if few else 4.0, sampler_of_config(scheduler), MOST_PIXELS),
+        max_tokens=KLEIN_TOKENS,
+        text_width=attended,
+        texts=(TextPart(states=states, kind="qwen3", tokens=KLEIN_TOKENS, before=TURN[0], after=TURN[1]),),
+        denoiser="transformer",
+        text_only=True,
+    )
+
+
+def _names_are_late(export: Path, layers: int) -> bool:
+    """Whether the states of an exported language model have names that are one too small.
+
+    optimum-intel 2.2 names them in order, from last_hidden_state on, which of this class are the embeddings: what it
+    calls hidden_states.9 is layer 10's. Its last name is then one below the number of layers.
+    """
+    graph = export / "openvino_model.xml"
+    if not graph.is_file():
+        return False
+    named = re.findall(r'output_names="[^"]*hidden_states\.(\d+)', graph.read_text("utf-8"))
+    return max(map(int, named), default=0) == layers - 1
+
+
+def statistics(folder: Path, vae: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Mean and variance of each channel: of the weights, or, in an export, of the decoder's config."""
+    if "bn_running_mean_data" in vae:
+        return np.array(vae["bn_running_mean_data"]), np.array(vae["bn_running_var_data"])
+    files, _ = weight_files(folder / "vae", "diffusion_pytorch_model")
+    found = pick(files[0], ("bn.running_mean", "bn.running_var"))
+    return found["bn.running_mean"], found["bn.running_var"]
+
+
 def _published(transformer: dict[str, Any]) -> tuple[int, float]:
     """Steps and guidance that the models' cards name: 3.5 medium has a second attention, 3.5 large norms alone."""
     if transformer.get("dual_attention_layers"):
@@ -89,6 +155,7 @@ def vae_folder(folder: Path) -> Path:
 
 # Class of a pipeline -> what reads the facts of such a folder.
 READERS: dict[str, Callable[[Path, dict[str, Any]], Facts]] = {
+    "Flux2KleinPipeline": _flux2_klein,
     "StableDiffusion3Pipeline": _stable_diffusion_3,
     "StableDiffusion3Img2ImgPipeline": _stable_diffusion_3,
     "StableDiffusion3InpaintPipeline": _stable_diffusion_3,

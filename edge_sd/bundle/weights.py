@@ -49,10 +49,13 @@ def _weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
     raise InvalidModel(f"{folder} has no {stem}.safetensors")
 
 
-def load_module(kind: Any, folder: Path, stem: str, dtype: Any = None, mapped: bool = False) -> Any:
+def load_module(
+    kind: Any, folder: Path, stem: str, dtype: Any = None, mapped: bool = False, layers: int | None = None
+) -> Any:
     """The torch module of class `kind` in `folder`, in evaluation mode; `dtype` is float32 by default.
 
-    With `mapped` weights that have that type are read where their files are.
+    With `mapped` weights that have that type are read where their files are. With `layers` it is the first so many of a
+    language model, without the last norm and the head: what it returns are states as layers leave them.
     Raises InvalidModel for anything that is missing, of another shape, or not finite.
     """
     import torch
@@ -61,6 +64,8 @@ def load_module(kind: Any, folder: Path, stem: str, dtype: Any = None, mapped: b
     path = paths[0]
     always = kind.__module__.startswith("transformers")
     extra: dict[str, Any] = {} if always else {"low_cpu_mem_usage": mapped}
+    if layers is not None:
+        extra["num_hidden_layers"] = layers
     try:
         module, info = kind.from_pretrained(
             folder,
@@ -83,6 +88,9 @@ def load_module(kind: Any, folder: Path, stem: str, dtype: Any = None, mapped: b
         # The maximum is NaN if any number is.
         if tensor.is_floating_point() and not all(map(torch.isfinite, torch.aminmax(tensor))):
             raise InvalidModel(f"{path} is damaged: {key} holds NaN or infinity")
+    if layers is not None:
+        module = module.model
+        module.norm = torch.nn.Identity()
     return module.eval().requires_grad_(False)
 
 

@@ -27,7 +27,7 @@ def encode(
     if hidden is not None:
         sample[:, :, hidden] = 0
     mean, log_variance = np.split(encoder(sample=sample)["latent_parameters"], 2, axis=1)
-    z = mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * eps
+    z = mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * space.unfolded(eps)
     if not np.isfinite(z).all():
         raise NumericalError("the encoder returned NaN or infinity; try a variant in fp32")
     return space.normalized(z)

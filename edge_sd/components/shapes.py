@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..bundle.facts import Facts
+from ..bundle.facts import Facts, TextPart
 from .base import Shapes
 
 
 def shapes_of_conditions(facts: Facts, batch: int, chunks: int = 1) -> dict[str, tuple[int, ...]]:
     """The shapes of what `conditions` returns, for prompts of so many chunks."""
-    rows = facts.max_tokens * chunks + facts.single_rows
+    rows = facts.text_rows(chunks)
     shapes: dict[str, tuple[int, ...]] = {"encoder_hidden_states": (batch, rows, facts.text_width)}
     if facts.conditioning == "joint":
         return {**shapes, "pooled_projections": (batch, facts.pooled_width)}
@@ -19,9 +19,14 @@ def shapes_of_conditions(facts: Facts, batch: int, chunks: int = 1) -> dict[str,
     return shapes
 
 
+def _text_inputs(text: TextPart, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    masked = {"attention_mask": shape} if text.kind == "qwen3" else {}
+    return {"input_ids": shape, **masked}
+
+
 def chunks_of(facts: Facts, shapes: Shapes) -> int:
     """The chunks of prompts that a denoiser's inputs of these shapes are for."""
-    return (shapes["encoder_hidden_states"][1] - facts.single_rows) // facts.max_tokens
+    return (shapes["encoder_hidden_states"][1] - facts.single_rows) // facts.max_tokens if facts.chunked else 1
 
 
 def shapes_of(facts: Facts, width: int, height: int, batch: int, chunks: int = 1) -> dict[str, Shapes]:
@@ -33,11 +38,11 @@ def shapes_of(facts: Facts, width: int, height: int, batch: int, chunks: int = 1
     h, w = height // space.factor, width // space.factor
     rows = batch + 1 if facts.instructed and batch > 1 else batch
     return {
-        **{text.part: {"input_ids": (batch, text.tokens or facts.max_tokens)} for text in facts.encoders},
+        **{text.part: _text_inputs(text, (batch, text.tokens or facts.max_tokens)) for text in facts.encoders},
         facts.denoiser: {
             "sample": (rows, facts.sample_channels, h, w),
             "timestep": (1,),
             **shapes_of_conditions(facts, rows, chunks),
         },
-        "vae_decoder": {"latent_sample": (1, space.channels, h, w)},
+        "vae_decoder": {"latent_sample": space.own_shape((1, space.channels, h, w))},
     }

@@ -3,12 +3,16 @@
 Exports of transformers name and lay out their inputs in ways of their own. They end here, so that samplers, guidance,
 tiles and batches know one form. What a backend runs has the names and shapes of optimum-intel's exports:
 
-    sd3   hidden_states [B, C, h, w], timestep [1] in 0..1000, encoder_hidden_states, pooled_projections
+    sd3     hidden_states [B, C, h, w], timestep [1] in 0..1000, encoder_hidden_states, pooled_projections
+    flux2   hidden_states [B, h w, C], timestep [1] in 0..1, encoder_hidden_states, and the positions of tokens, img_ids
+            [1, h w, 4] of (0, y, x, 0) and txt_ids [1, S, 4] of (0, 0, 0, place)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..bundle.facts import Facts
 from .base import Array, Changeable, Component, Resting, Shapes
@@ -43,8 +47,43 @@ class Transformer:
         self.component.close()
 
 
+class Flux2(Transformer):
+    """FLUX.2's, which takes latents as a row of tokens."""
+
+    @staticmethod
+    def shapes(shapes: Shapes) -> Shapes:
+        batch, channels, height, width = shapes["sample"]
+        tokens, text = height * width, shapes["encoder_hidden_states"]
+        return {
+            "hidden_states": (batch, tokens, channels),
+            "encoder_hidden_states": text,
+            "timestep": shapes["timestep"],
+            "img_ids": (1, tokens, 4),
+            "txt_ids": (1, text[1], 4),
+        }
+
+    def bind(self, **constants: Array) -> None:
+        if (text := constants.get("encoder_hidden_states")) is not None:
+            places = np.zeros((1, text.shape[1], 4), np.float32)
+            places[0, :, 3] = np.arange(text.shape[1])
+            constants = {**constants, "txt_ids": places}
+        self.component.bind(**constants)
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        batch, channels, height, width = inputs["sample"].shape
+        rows, columns = np.indices((height, width), np.float32)
+        places = np.zeros((1, height * width, 4), np.float32)
+        places[0, :, 1], places[0, :, 2] = rows.ravel(), columns.ravel()
+        tokens = inputs["sample"].reshape(batch, channels, -1).transpose(0, 2, 1)
+        more = {name: value for name, value in inputs.items() if name not in ("sample", "timestep")}
+        s = np.asarray(inputs["timestep"] / 1000, np.float32)
+        found = self.component(hidden_states=np.ascontiguousarray(tokens), timestep=s, img_ids=places, **more)
+        latents = found["out_sample"].transpose(0, 2, 1).reshape(batch, channels, height, width)
+        return {"out_sample": np.ascontiguousarray(latents)}
+
+
 # Family -> its form.
-FORMS: dict[str, type[Transformer]] = {"sd3": Transformer}
+FORMS: dict[str, type[Transformer]] = {"sd3": Transformer, "flux2": Flux2}
 
 
 def form_of(facts: Facts, part: str) -> type[Transformer] | None:

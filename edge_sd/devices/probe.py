@@ -26,6 +26,7 @@ from ..errors import InvalidRequest
 from ..images.metrics import finite, psnr
 from ..sampling.noise import TorchNoise
 from ..text.conditioning import conditions
+from ..text.tokenizer import inputs_of, states_in
 from ..text.whole import open_tokenizer
 from .measurements import Measured, place_of
 
@@ -92,7 +93,7 @@ class Probe:
         facts, space = self.bundle.facts, self.bundle.facts.latents
         for text in (each for each in facts.encoders if each.part == part):
             tokenizer = open_tokenizer(self.bundle.path(text.tokenizer), text, facts)
-            return {}, {"input_ids": np.concatenate([tokenizer(text).ids for text in ("", PROMPT)[-self.batch :]])}
+            return {}, inputs_of([tokenizer.chunks(text)[0] for text in ("", PROMPT)[-self.batch :]])
         shape = self.shapes["vae_decoder"]["latent_sample"]
         noise = TorchNoise(0).normal(shape)
         if part == "vae_decoder":
@@ -109,7 +110,11 @@ class Probe:
             _, inputs = self._inputs(part, variant, device)
             with closing(self._load(part, variant, cpus[0] if cpus else device)) as encoder:
                 self.references[part] = encoder(**inputs)
-        return conditions(facts, self.references, defaults.width, defaults.height, defaults.guidance)
+        encoded = {
+            text.part: {**self.references[text.part], text.states: states_in(self.references[text.part], text.states)}
+            for text in facts.encoders
+        }
+        return conditions(facts, encoded, defaults.width, defaults.height, defaults.guidance)
 
 
 def _timed(component: Component, inputs: Arrays) -> tuple[float, Arrays]:

@@ -12,7 +12,7 @@ from threading import Lock
 
 from ..backends import Backend, Component, LoadRequest
 from ..bundle.bundle import ModelBundle
-from ..bundle.parts import home_of
+from ..bundle.parts import TINY, home_of
 from ..components.base import Changeable, Resting, Shapes
 from ..components.edits import NONE, Edits
 from ..components.fallback import FAILURES, Guarded, reason
@@ -45,8 +45,10 @@ class Components:
 
     def fitted(self, part: str, latents: tuple[int, ...]) -> Component:
         """A component as one for latents of this shape: in tiles where it was loaded for less."""
-        shapes, component = self._loaded[part]
-        return fitted(component, part, shapes, latents, self.bundle.facts.latents.factor)
+        (shapes, component), space = self._loaded[part], self.bundle.facts.latents
+        if part.startswith("vae") or part == TINY:
+            return fitted(component, part, shapes, space.own_shape(latents), space.own_factor)
+        return fitted(component, part, shapes, latents, space.factor)
 
     def prepare(self, wanted: Mapping[str, Shapes], edits: Mapping[str, Edits]) -> None:
         """Check the files and load what of `wanted` is not there with these `edits`, together."""

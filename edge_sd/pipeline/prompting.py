@@ -88,8 +88,8 @@ class Wording:
         return replace(made, stages=tuple(replace(stage, texts=stage.texts[1:]) for stage in made.stages))
 
     def count(self, settings: Settings, variant: str) -> int:
-        """Number of chunks: that of the longest prompt; 1 for a UNet of fixed shape."""
-        if self.bundle.variant(variant).static:
+        """Number of chunks: that of the longest prompt; 1 for a UNet of fixed shape, and where prompts are whole."""
+        if self.bundle.variant(variant).static or not self.bundle.facts.chunked:
             return 1
         texts = self.script(settings).texts
         if settings.toward is not None:
@@ -141,7 +141,8 @@ class Wording:
                 chunks = tokenizer.chunks(text, words)
                 used_ids = {int(id_) for chunk in chunks[:count] for id_ in chunk.ids}
                 unused = {word: ids for word, ids in unused.items() if ids[0] not in used_ids}
-                if left := chunks[count:]:
+                left = chunks[count:] if self.bundle.facts.chunked else []
+                if left:
                     room = self.bundle.facts.max_tokens - 2
                     notes.append(
                         f"the {name} is longer than the {room} tokens that {variant} takes; "

@@ -82,7 +82,9 @@ class Resolver:
                 raise InvalidRequest(f"tile {piece} is not a multiple of {multiple}, as this model needs")
 
     def _check_task(self, request: Request) -> None:
-        """Refuse a request without the pictures that this model can't do without."""
+        """Refuse a request without the pictures that this model can't do without, or with one that it can't take."""
+        if self.bundle.facts.text_only and request.image is not None:
+            raise InvalidRequest(f"{self.bundle.name} draws from text alone: it takes no image to go on from")
         if self.bundle.facts.conditioning == "aesthetic" and request.image is None:
             raise InvalidRequest(
                 f"{self.bundle.name} is a refiner: it goes on from an image, or from a base model that it is given to"

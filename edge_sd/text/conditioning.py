@@ -25,9 +25,9 @@ def states_of(text: TextPart, clip_skip: int = 1) -> str:
     """The output of a text encoder that the denoiser attends to, `clip_skip` - 1 layers before the one of its training.
 
     Encoders whose last state is taken stop earlier by an edit (components/edits.py); of others another output is read.
-    T5 has nothing to skip.
+    Others than CLIP have nothing to skip.
     """
-    if not text.states.startswith(HIDDEN):
+    if not text.states.startswith(HIDDEN) or text.kind != "clip":
         return text.states
     layer = int(text.states.removeprefix(HIDDEN)) - (clip_skip - 1)
     if layer < 0:

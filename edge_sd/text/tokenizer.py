@@ -36,10 +36,19 @@ MOST_RESCALED = 10.0
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a text encoder takes at once: ids int64 [S], and the weight of each, float32 [S]."""
+    """What a text encoder takes at once: ids int64 [S], and the weight of each, float32 [S].
+
+    count   of ids that are no padding; 0 where the encoder takes no mask
+    """
 
     ids: NDArray[np.int64]
     weights: NDArray[np.float32]
+    count: int = 0
+
+    @property
+    def mask(self) -> NDArray[np.int64]:
+        """1 for what is no padding, int64 [S]."""
+        return (np.arange(len(self.ids)) < self.count).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -146,15 +155,28 @@ class TextTokenizer:
         return Chunk(np.array(ids, np.int64), np.array(weights, np.float32))
 
 
+def inputs_of(chunks: Sequence[Chunk]) -> dict[str, Array]:
+    """What a text encoder takes for a chunk of each of several prompts."""
+    masks = {"attention_mask": np.stack([chunk.mask for chunk in chunks])} if chunks[0].count else {}
+    return {"input_ids": np.stack([chunk.ids for chunk in chunks]), **masks}
+
+
+def states_in(outputs: Mapping[str, Array], hidden: str) -> Array:
+    """The states of a text encoder that a denoiser attends to, [B, S, C]: one output, or several side by side."""
+    names = hidden.split(",")
+    return outputs[hidden] if len(names) == 1 else np.concatenate([outputs[name] for name in names], axis=2)
+
+
 def encode(encoder: Component, rows: Sequence[Sequence[Chunk]], hidden: str = "last_hidden_state") -> dict[str, Array]:
     """A text encoder's outputs for prompts of n chunks each; `hidden`, one of them, is [B, n S, C], weighted.
 
-    The chunks are encoded one by one and stand side by side; the other outputs are those of the first.
+    The chunks are encoded one by one and stand side by side; the other outputs are those of the first. Several outputs,
+    with "," between their names, are one of all their channels.
     """
     runs, contexts = [], []
     for column in zip(*rows, strict=True):
-        runs.append(encoder(input_ids=np.stack([chunk.ids for chunk in column])))
-        contexts.append(weighted(runs[-1][hidden], np.stack([chunk.weights for chunk in column])))
+        runs.append(encoder(**inputs_of(column)))
+        contexts.append(weighted(states_in(runs[-1], hidden), np.stack([chunk.weights for chunk in column])))
     return {**runs[0], hidden: np.concatenate(contexts, axis=1)}
 
 

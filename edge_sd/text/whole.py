@@ -1,4 +1,6 @@
-"""Tokenizers that take a prompt whole: T5's, out of a tokenizer.json. A prompt is one chunk, and what is beyond is cut.
+"""Tokenizers that take a prompt whole, out of a tokenizer.json: those of T5 and of language models.
+
+A prompt, with its template, is one chunk, and what is beyond is cut.
 
 The language of prompts (prompt.py) holds all the same: weights go to the tokens of their words, BREAK is a space.
 """
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,7 +19,17 @@ from .prompt import parse
 from .tokenizer import Chunk, TextTokenizer, Tokens
 
 FILE = "tokenizer.json"
-END, PAD = "</s>", "<pad>"
+
+
+class Marks(NamedTuple):
+    """What a kind of encoder has after a text and in place of one, and whether it takes a mask of the latter."""
+
+    end: tuple[str, ...]
+    pad: str
+    masked: bool
+
+
+MARKS = {"t5": Marks(("</s>",), "<pad>", False), "qwen3": Marks((), "<|endoftext|>", True)}
 
 
 class PromptTokenizer(Protocol):
@@ -37,12 +49,12 @@ class PromptTokenizer(Protocol):
 
 
 class WholeTokenizer:
-    """T5's tokenizer out of a folder; sequences are filled up to `length` as diffusers does."""
+    """The tokenizer of `text`, out of its folder; sequences are filled up to its length as diffusers does."""
 
-    def __init__(self, folder: Path, length: int) -> None:
+    def __init__(self, folder: Path, text: TextPart) -> None:
         from tokenizers import Tokenizer
 
-        self.length = length
+        self.text, self.length = text, text.tokens
         check(folder)
         try:
             self._model = Tokenizer.from_file(str(folder / FILE))
@@ -51,7 +63,8 @@ class WholeTokenizer:
         # A file may carry those of the last call before it was saved.
         self._model.no_truncation()
         self._model.no_padding()
-        self._end, self._pad = self._id(END, folder), self._id(PAD, folder)
+        marks = MARKS[text.kind]
+        self._end, self._pad = [self._id(each, folder) for each in marks.end], self._id(marks.pad, folder)
 
     def _id(self, token: str, folder: Path) -> int:
         number = self._model.token_to_id(token)
@@ -60,9 +73,8 @@ class WholeTokenizer:
         return int(number)
 
     def __call__(self, prompt: str) -> Tokens:
-        ids = [int(id_) for id_ in self._model.encode(prompt, add_special_tokens=False).ids]
-        room = self.length - 1
-        return Tokens(self._chunk(ids[:room]).ids[None], self.words([_rest(ids[room:])]))
+        first, *rest = self._cut(prompt, [1.0] * len(prompt))
+        return Tokens(first.ids[None], self.words(rest))
 
     def chunks(self, prompt: str, words: Mapping[str, tuple[int, ...]] | None = None) -> list[Chunk]:
         """One chunk; a second, of any length, where the prompt is longer: it is not for an encoder.
@@ -74,26 +86,34 @@ class WholeTokenizer:
             for n, span in enumerate(part):
                 piece = f" {span.text}" if text and n == 0 else span.text
                 text, weights = text + piece, [*weights, *[span.weight] * len(piece)]
-        encoding = self._model.encode(text, add_special_tokens=False)
-        ids = [int(id_) for id_ in encoding.ids]
-        # A token may begin with the space before its word.
-        own = [weights[max(0, end - 1)] for _, end in encoding.offsets]
-        room = self.length - 1
-        first = self._chunk(ids[:room], own[:room])
-        return [first] if len(ids) <= room else [first, _rest(ids[room:])]
+        return self._cut(text, weights)
 
     def filled(self, chunks: Sequence[Chunk], count: int) -> list[Chunk]:
         """`chunks` and as many empty ones as make `count`."""
-        return [*chunks, *[self._chunk([])] * (count - len(chunks))]
+        return [*chunks, *self._cut("", []) * (count - len(chunks))]
 
     def words(self, chunks: Sequence[Chunk]) -> str:
         """The text of chunks."""
         return str(self._model.decode([int(n) for chunk in chunks for n in chunk.ids])).strip()
 
-    def _chunk(self, ids: Sequence[int], weights: Sequence[float] = ()) -> Chunk:
-        pads = self.length - 1 - len(ids)
-        weighed = [*(weights or [1.0] * len(ids)), *[1.0] * (pads + 1)]
-        return Chunk(np.array([*ids, self._end, *[self._pad] * pads], np.int64), np.array(weighed, np.float32))
+    def _cut(self, text: str, weights: Sequence[float]) -> list[Chunk]:
+        """The chunk of a text whose characters have these weights, and what it has no room for."""
+        before, after = self.text.before, self.text.after
+        encoding = self._model.encode(f"{before}{text}{after}", add_special_tokens=False)
+        of_characters = [*[1.0] * len(before), *weights, *[1.0] * len(after)]
+        ids = [int(id_) for id_ in encoding.ids]
+        # A token may begin with the space before its word.
+        own = [of_characters[max(0, end - 1)] for _, end in encoding.offsets]
+        room = self.length - len(self._end)
+        first = self._chunk(ids[:room], own[:room])
+        return [first] if len(ids) <= room else [first, _rest(ids[room:])]
+
+    def _chunk(self, ids: Sequence[int], weights: Sequence[float]) -> Chunk:
+        whole = [*ids, *self._end]
+        pads = self.length - len(whole)
+        weighed = [*weights, *[1.0] * (self.length - len(ids))]
+        count = len(whole) if MARKS[self.text.kind].masked else 0
+        return Chunk(np.array([*whole, *[self._pad] * pads], np.int64), np.array(weighed, np.float32), count)
 
 
 def _rest(ids: Sequence[int]) -> Chunk:
@@ -113,4 +133,4 @@ def open_tokenizer(folder: Path, text: TextPart, facts: Facts) -> PromptTokenize
     """The tokenizer of one of a model's text encoders, in `folder`. Raises InvalidModel."""
     if text.kind == "clip":
         return TextTokenizer(folder, text.tokens or facts.max_tokens)
-    return WholeTokenizer(folder, text.tokens)
+    return WholeTokenizer(folder, text)

@@ -114,7 +114,8 @@ class Loading:
         rows, shortcuts = self.rows, self.request.edits.shortcuts
         sample = next((self.request.shapes[name] for name in SAMPLES if name in self.request.shapes), None)
         if sample is not None:
-            large = sample[2] * sample[3] >= LARGE_LATENTS
+            # Latents [B, C, h, w], or the row of a transformer's tokens [B, S, C].
+            large = (sample[2] * sample[3] if len(sample) == 4 else sample[1]) >= LARGE_LATENTS
             rows = 1 if shortcuts.apart or shortcuts.lean or large else sample[0]
         return {name: (min(shape[0], rows), *shape[1:]) for name, shape in self.request.shapes.items()}
 

@@ -37,7 +37,7 @@ def reshape(model: Any, shapes: Shapes, graph: str, factor: int) -> None:
         model.reshape(dict(shapes))
     except RuntimeError as error:
         name = next((each for each in (*SAMPLES, "latent_sample") if each in shapes), "")
-        if not name:
+        if not name or len(shapes[name]) != 4:
             raise InvalidModel(f"{graph} does not take the inputs of this model: {first_line(error)}") from error
         scale = 1 if shapes[name][1] == 3 else factor
         (port,) = [each for each in model.inputs if name in each.names]
