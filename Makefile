@@ -8,7 +8,7 @@ OPTIONS ?= --seed 7
 # A file's tests stay together, since they share what was converted; each process computes on one core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: run test quick check types lint bench faults fuzz docs clean
+.PHONY: run test quick check types lint bench faults fuzz licences audit docs clean
 
 run: $(VENV)/.runtime
 	@$(BIN)/edge-sd generate "$(PROMPT)" $(OPTIONS)
@@ -43,6 +43,13 @@ SECONDS ?= 300
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.fuzz --seconds $(SECONDS)
 
+# Licences of all that is installed for development, and what is known against the pinned versions (asks OSV's server).
+licences: $(VENV)/.supply
+	$(BIN)/pip-licenses --from=mixed --order=license --format=markdown
+
+audit: $(VENV)/.supply
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 # The pages of docs/ and the reference, in build/site.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -68,6 +75,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps optimum optimum-intel open_clip_torch k-diffusion
 	@$(SHOW_EDITORS)
 	touch $@ $(VENV)/.runtime
+
+$(VENV)/.supply: pyproject.toml constraints.txt | $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[supply]"
+	touch $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.runtime
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 import venv
@@ -38,6 +40,12 @@ def test_a_plain_install_draws_without_a_converters_library(tmp_path: Path) -> N
     (site,) = (tmp_path / "venv").rglob("site-packages/edge_sd")
     templates = {path.name for path in (site / "apps/macos/quick_action").iterdir()}
     assert templates == {"Info.plist", "document.wflow"}
+    # The list of parts (PEP 770) names what is required, and the model inside with the hash of its manifest.
+    (listed,) = site.parent.glob("edge_sd-*.dist-info/sboms/*.cdx.json")
+    parts = {each["name"]: each for each in json.loads(listed.read_text())["components"]}
+    assert set(parts) >= {"numpy", "pillow", "tokenizers", "huggingface_hub", "emoji"}
+    manifest = hashlib.sha256((site / "models/emoji/edge_sd.json").read_bytes()).hexdigest()
+    assert parts["emoji"]["hashes"] == [{"alg": "SHA-256", "content": manifest}]
     refused = subprocess.run(
         [python, "-m", "edge_sd", "convert", "emoji", "b"], cwd=tmp_path, capture_output=True, text=True
     )

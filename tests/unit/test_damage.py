@@ -59,9 +59,12 @@ def copy(emoji: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.fault(5, "single bits of a manifest flipped")
 def test_every_bit_of_a_manifest_counts(copy: Path, tally: Tally) -> None:
-    for place in flipped(copy / "edge_sd.json", tally.count(4000)):
+    path = copy / "edge_sd.json"
+    whole = json.loads(path.read_bytes())
+    for place in flipped(path, tally.count(4000)):
         with tally.trial(place, refused=True):
-            assert refusal(lambda: read_manifest(copy))
+            # The 17th digit of a number may be another one of the same value.
+            assert refusal(lambda: read_manifest(copy)) or json.loads(path.read_bytes()) == whole
     read_manifest(copy)
 
 
