@@ -1,8 +1,9 @@
 """Cluster: the jobs of a batch on the workers of a Dask cluster that is there already.
 
 Each worker opens the model by name with its own devices, so that a Mac draws by Core ML and the laptop beside it by
-OpenVINO. It is given few jobs ahead, so that a slow one holds up few, and those of one that is lost go to others. What
-comes back is compared with its hash, and kept once.
+OpenVINO. It is given few jobs ahead, so that a slow one holds up few, and those of one that is lost go to others. At
+the end idle workers draw what others still have, and the first picture counts. What comes back is compared with its
+hash, and kept once.
 """
 
 from __future__ import annotations
@@ -145,7 +146,9 @@ class _Crew:
                 has = sum(each == address for _, each in self._flying.values())
                 for _ in range(min(AHEAD * threads - has, len(self._waiting))):
                     self._send(self._waiting.popleft(), address)
-            done = len(jobs) - len(self._waiting) - len(self._flying)
+            if not self._waiting:
+                self._help()
+            done = len(jobs) - len(self._waiting) - len({job.key for job, _ in self._flying.values()})
             report(f"picture {min(done + 1, len(jobs))} of {len(jobs)}, {len(self._able)} workers", done / len(jobs))
             futures = [*self._flying, *(each for each in self._asked.values() if not each.done())]
             try:
@@ -164,7 +167,7 @@ class _Crew:
             if self._able.pop(address, None):
                 self.tell(f"{address} is gone; others draw what it had")
             for future in [each for each, (_, home) in self._flying.items() if home == address]:
-                self._waiting.appendleft(self._flying.pop(future)[0])
+                self._take_back(self._flying.pop(future)[0])
                 future.cancel()
         for address in there:
             if address not in self._asked:
@@ -217,19 +220,39 @@ class _Crew:
         job, address = self._flying.pop(future)
         if future.status != "finished":
             if address not in self.client.scheduler_info(n_workers=-1)["workers"]:
-                self._waiting.appendleft(job)
+                self._take_back(job)
                 return
-            reason = future.exception() if future.status == "error" else future.status
-            self.keeper.fail(job, DeviceError(f"{address} failed: {reason}"))
-            return
-        found = future.result()
+            found = f"{address} failed: {future.exception() if future.status == 'error' else future.status}"
+        else:
+            found = future.result()
         if isinstance(found, str):
-            self.keeper.fail(job, DeviceError(found))
+            if not self._copies(job):
+                self.keeper.fail(job, DeviceError(found))
         elif hashlib.sha256(found.data).hexdigest() != found.sha256:
             self.tell(f"{found.worker}: a picture arrived damaged; it is drawn again")
-            self._waiting.appendleft(job)
+            self._take_back(job)
         else:
             self.keeper.keep_encoded(job, found)
+            for other in self._copies(job):
+                del self._flying[other]
+                other.cancel()
+
+    def _help(self) -> None:
+        """Give idle workers jobs that others still have: a slow one, or one that went to sleep, is not waited for."""
+        busy = {address for _, address in self._flying.values()}
+        for address in self._able.keys() - busy:
+            late = next((job for job, _ in self._flying.values() if len(self._copies(job)) == 1), None)
+            if late is not None:
+                self._send(late, address)
+
+    def _copies(self, job: Job) -> list[Any]:
+        """The futures that draw a job."""
+        return [future for future, (each, _) in self._flying.items() if each.key == job.key]
+
+    def _take_back(self, job: Job) -> None:
+        """Let a job wait again, unless another worker draws it anyway."""
+        if not self._copies(job):
+            self._waiting.appendleft(job)
 
 
 def _pause() -> list[Any]:

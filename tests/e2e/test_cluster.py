@@ -1,4 +1,4 @@
-"""`edge-sd batch --dask` on a real cluster of processes: one worker is killed, one is slow."""
+"""`edge-sd batch --dask` on a real cluster of processes: one worker is killed, one falls asleep."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ import time
 from edge_sd.pipeline.pipeline import Pipeline
 def slow(draw):
     def slowly(*given, **named):
-        time.sleep(2)
+        time.sleep(600)
         return draw(*given, **named)
     return slowly
 if Pipeline.draw.__name__ == "draw":
@@ -72,7 +72,7 @@ def scheduler(folder: Path) -> Iterator[str]:
         pytest.fail((folder / "scheduler.log").read_text("utf-8"))
 
 
-def test_a_worker_that_is_killed_and_one_that_is_slow_lose_nothing(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_and_one_that_sleeps_lose_nothing_and_hold_nothing_up(tmp_path: Path) -> None:
     rows = [{"prompt": f"{n} cats", "seed": n, "steps": 2, "size": 64} for n in range(ROWS)]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "slow.py").write_text(SLOW)
@@ -95,9 +95,7 @@ def test_a_worker_that_is_killed_and_one_that_is_slow_lose_nothing(tmp_path: Pat
     check_complete(tmp_path / "p", ROWS)
     assert said.count("openvino-fp16 on cpu") == 3, "each worker says which variant it takes"
     assert said.count("is gone; others draw what it had") == 1
-    by = [line["worker"] for line in lines(tmp_path / "p")]
-    assert 2 <= len({*by}) <= 3
-    assert max(map(by.count, by)) > ROWS // 2, "the quick one drew most"
+    assert len({line["worker"] for line in lines(tmp_path / "p")}) == 1, "one worker drew, also what the others had"
     with Pipeline.open("emoji") as pipeline:
         for line in lines(tmp_path / "p"):
             n = line["row"] - 1
