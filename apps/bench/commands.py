@@ -12,7 +12,18 @@ import typer
 from edge_sd.errors import InvalidRequest, MissingExtra, choices
 
 # "conversion" prints Core ML's, too.
-TABLES = ("embedded", "together", "quality", "large", "lora", "profile", "conversion", "coreai", "serving")
+TABLES = (
+    "embedded",
+    "together",
+    "quality",
+    "large",
+    "lora",
+    "profile",
+    "conversion",
+    "coreai",
+    "serving",
+    "determinism",
+)
 
 
 def bench(
@@ -74,6 +85,10 @@ def _beside(names: list[str] | tuple[str, ...], rounds: int, pictures: int, home
             from . import serving
 
             yield serving.table(rounds)
+        elif name == "determinism":
+            from . import determinism
+
+            yield determinism.table()
         elif name == "quality":
             yield quality.table(quality.measure(pictures))
         elif name == "large":
