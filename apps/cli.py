@@ -247,6 +247,9 @@ def convert(
     tiny_vae: Annotated[
         str | None, typer.Option(help="A tiny autoencoder (TAESD) to add: folder, or ORG/NAME.")
     ] = None,
+    upscaler: Annotated[
+        Path | None, typer.Option(help="OpenVINO: an upscaler of ESRGAN's class to add, a .safetensors file.")
+    ] = None,
     controlnet: Annotated[str | None, typer.Option(help="A ControlNet to add: its folder, or ORG/NAME.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -264,7 +267,7 @@ def convert(
     require_extra()
     hush_libraries()
     checkpoint = unpacked(source, bundle, tokenizer=tokenizer, prediction=prediction)
-    parts = {"vae": vae, "vae_tiny": tiny_vae, "controlnet": controlnet}
+    parts = {"vae": vae, "vae_tiny": tiny_vae, "controlnet": controlnet, "upscaler": upscaler}
     with (
         progress(quiet or as_json, "reading") as report,
         checkpoint as folder,

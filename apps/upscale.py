@@ -48,9 +48,14 @@ def upscale(
 ) -> None:
     """Make a picture larger: each piece drawn anew a little, the overlaps blended at every step.
 
-    A model of few pixels would put things of its own there: the picture is then resampled, unless a strength is given.
+    Without a strength, a model that has an upscaler takes that. One of few pixels, which would put things of its own
+    there, resamples.
     """
+    import numpy as np
+    from PIL import Image
+
     from edge_sd.bundle.bundle import ModelBundle
+    from edge_sd.bundle.parts import UPSCALER
     from edge_sd.images.opening import open_picture
     from edge_sd.pipeline.pipeline import Pipeline
     from edge_sd.pipeline.request import Request
@@ -64,12 +69,19 @@ def upscale(
     saver.check()
     bundle = ModelBundle.open(model)
     defaults = bundle.defaults
+    if strength is None and any(UPSCALER in each.artifacts for each in bundle.variants.values()):
+        with Pipeline.open(model, parse_device(device), variant, prefer, messages(silent)) as pipeline:
+            if pipeline.upscales:
+                large = Image.fromarray(pipeline.enlarge(np.asarray(opened.convert("RGB"))))
+                why = f"enlarged by the upscaler of {bundle.name} to {large.width}x{large.height}, then to its size"
+                _write(_resized(large, opened, scale), path, why, overwrite, as_json, quiet)
+                return
     if strength is None and defaults.width * defaults.height < LEAST_PIXELS:
         why = (
             f"{bundle.name} draws {defaults.width}x{defaults.height} pixels and would put things of its own into a "
             f"larger picture: it was resampled (Lanczos); a larger --model, or --strength {STRENGTH}, draws it anew"
         )
-        _resample(opened, scale, path, why, overwrite, as_json, quiet)
+        _write(_resized(opened, opened, scale), path, why, overwrite, as_json, quiet)
         return
     tell = messages(silent)
     with Pipeline.open(model, parse_device(device), variant, prefer, tell, measure=True) as pipeline:
@@ -97,17 +109,21 @@ def _prompt_of(image: Path) -> str:
         return ANYTHING
 
 
-def _resample(opened: Image, scale: float, path: Path, why: str, overwrite: bool, as_json: bool, quiet: bool) -> None:
-    """Write the picture enlarged by Lanczos' filter, and say why it was not drawn."""
+def _resized(image: Image, original: Image, scale: float) -> Image:
+    """`image` as `scale` times the size of `original`, by Lanczos' filter."""
     from PIL.Image import Resampling
 
+    width, height = (max(1, round(side * scale)) for side in original.size)
+    return image.resize((width, height), Resampling.LANCZOS)
+
+
+def _write(large: Image, path: Path, why: str, overwrite: bool, as_json: bool, quiet: bool) -> None:
+    """Save a picture that was not drawn, and say why."""
     from edge_sd.images.files import FORMATS, encode, write
 
-    width, height = (max(1, round(side * scale)) for side in opened.size)
-    large = opened.resize((width, height), Resampling.LANCZOS)
     write(encode(large, FORMATS[path.suffix.lower()]), path, new=not overwrite)
     if as_json:
-        say_json({"pictures": [{"path": str(path), "width": width, "height": height}], "notes": [why]})
+        say_json({"pictures": [{"path": str(path), "width": large.width, "height": large.height}], "notes": [why]})
     elif not quiet:
         say(path)
         say(f"note: {why}", error=True)

@@ -32,7 +32,7 @@ from edge_sd.text.whole import PromptTokenizer, open_tokenizer
 from .form import Form, Made, Report
 from .parity import CALIBRATION_STEPS, PROMPTS, STEPS, Arrays
 from .recipes import QuantRecipe
-from .sources.source import CONTROL, Source
+from .sources.source import Source
 from .targets import form_named
 
 
@@ -59,6 +59,8 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
     require_extra()
     opened = Source.open(source)
     form.check(opened, recipe)
+    if homeless := [part for part in opened.parts if part not in form.parts]:
+        raise InvalidRequest(f"{form.name} has no {', '.join(homeless)}; leave it out, or convert to openvino")
     name = variant_name(form, recipe)
     with _translate_os_errors(target), _locked(target):
         fingerprint = opened.fingerprint()
@@ -70,9 +72,7 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
             return bundle
         staging = target / f".{name}.partial"
         with _hidden_if_fresh(target, staging):
-            # The UNet that takes control shares the plain UNet's weights, which W8A8 changes.
-            parts = tuple(part for part in opened.parts
-                          if part in form.parts and not (recipe.activations and part in CONTROL))  # fmt: skip
+            parts = tuple(part for part in opened.parts if part in form.parts)
             _check_space(opened, parts, recipe, target)
             # Writing to the disk goes on while the next component is made.
             with ThreadPoolExecutor(1) as disk:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
 from edge_sd.bundle.variants import Parity
 from edge_sd.components import safety_checker as safety
 from edge_sd.components.autoencoder import to_pixels
@@ -42,6 +42,8 @@ STEPS, SEED, SAMPLER = 4, 0, "euler"
 # A different number of steps for each prompt, so that calibration sees many timesteps.
 CALIBRATION_STEPS = (4, 5, 6, 7, 8, 9, 10, 11)
 
+# Pixels a side on which an upscaler is measured.
+UPSCALED = 32
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], Arrays]
 
@@ -107,6 +109,10 @@ def record(
         return component(sample=before["vae_decoder"]["picture"])
     if part == TINY:
         return component(latent_sample=before[facts.denoiser]["latents"])
+    if part == UPSCALER:
+        # What it was made for: a picture's middle, in [0, 1].
+        small = before["vae_decoder"]["picture"][:, :, :UPSCALED, :UPSCALED] / 2 + 0.5
+        return component(image=np.ascontiguousarray(small, np.float32))
     if part == SAFETY_CHECKER:
         return _record_checker(component, before["vae_decoder"]["picture"][0])
     return _record_controlled(part, component, facts, before, latents)

@@ -14,7 +14,7 @@ from edge_sd.backends.coreai.runtime import Arrays, Asset, Loop, array, check_fi
 from edge_sd.bundle.apple_layout import Layout
 from edge_sd.bundle.coreai_layout import layout_of, outputs_of, pick, runs
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
 from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, NumericalError, choices
 from edge_sd.text.conditioning import HIDDEN
@@ -56,7 +56,7 @@ class CoreAIForm:
     backend: str = "coreai"
     lowest: str = "macOS27"
     halves: bool = False
-    parts: tuple[str, ...] = tuple(PARTS)
+    parts: tuple[str, ...] = tuple(part for part in PARTS if part != UPSCALER)
     recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "int4", "int4g64", "p8", "p6", "p4", "mixed", "mixed4")
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sd.bundle.apple_layout import Arrays, Chain, Layout, call, layout_of, pick
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
 from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, choices
 from edge_sd.text.conditioning import HIDDEN
@@ -60,7 +60,7 @@ class CoreMLForm:
     chunks: bool = False
     backend: str = "coreml"
     halves: bool = False
-    parts: tuple[str, ...] = tuple(PARTS)
+    parts: tuple[str, ...] = tuple(part for part in PARTS if part != UPSCALER)
     recipes: tuple[str, ...] = ("fp16", "int8", "w8a8", "p8", "p6", "p4", "p4g16", "p2", "p1", "mixed")
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ class CoreMLForm:
                 layout = _layout(part, (*component.example, *component.outputs), recording)
                 chosen = _choose_bits(whole, layout, recipe, recording, report)
                 bits = chosen.bits
-            if recipe.activations and not part.startswith("text_encoder"):
+            if recipe.activations and not part.startswith("text_encoder") and part not in CONTROL:
                 layout = _layout(part, (*component.example, *component.outputs), recording)
                 whole = _round_activations(whole, layout, recipe, recording)
             pieces = convert.bisect(whole, folder) if self.chunks and part in CHUNKED else [whole]

@@ -24,6 +24,7 @@ from edge_sd.errors import ConversionError
 from ..form import Report
 from ..parity import Arrays, Recording, measure
 from ..recipes import QuantRecipe
+from ..sources.source import CONTROL
 from ..sources.wrappers import Wrapped
 
 # Lives while a graph is quantized.
@@ -97,8 +98,9 @@ def _in_integers(recipe: QuantRecipe, part: str) -> bool:
     """Whether the inputs of this component's layers are rounded too."""
     if recipe.hybrid:
         return part in DENOISERS
-    # Text takes 1 % of the time and steers every step: its activations are left alone.
-    return recipe.activations and not part.startswith("text_encoder")
+    # Text takes 1 % of the time and steers every step, and what follows lines is added to every skip of the UNet: their
+    # activations are left alone, and their weights take 8 bits.
+    return recipe.activations and not part.startswith("text_encoder") and part not in CONTROL
 
 
 def _in_float16(model: Any, folder: Path) -> Any:

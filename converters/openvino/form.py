@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sd.bundle.diffusers import GRAPH
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
 from edge_sd.bundle.transformers import statistics
 from edge_sd.bundle.variants import Parity
 from edge_sd.files import read_json
@@ -61,13 +61,15 @@ class OpenVINOForm:
         folder = staging / part
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        if part in (SAFETY_CHECKER, TINY) and recipe.bits < 16:
-            # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
+        if part in (SAFETY_CHECKER, TINY, UPSCALER) and recipe.bits < 16:
+            # The safety checker's verdict must be the same in every variant; the tiny decoder is too small to gain, and
+            # an upscaler is there for its detail.
             recipe = RECIPES["fp16"]
         openvino.convert(wrapped, recipe, folder, source.facts, recording, report)
         (folder / "config.json").write_text(json.dumps(_config(source, part), indent=2), "utf-8")
         weights = [f"{part}/{Path(GRAPH).stem}.bin"]
-        if part == "controlled_unet":
+        # Rounded activations change the plain UNet's weights, so there is nothing to share.
+        if part == "controlled_unet" and not recipe.activations:
             weights = [f"unet/{weights[0].split('/')[1]}", f"{part}/{Path(GRAPH).stem}.constants"]
             share_weights(folder / GRAPH, staging / "unet" / GRAPH, staging / weights[1])
         return Made((part,), f"{part}/{GRAPH}", tuple(weights), tuple(wrapped.example), wrapped.outputs)

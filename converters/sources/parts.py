@@ -14,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edge_sd.bundle.library import MANIFEST, find_model, find_pulled, model_name
+from edge_sd.bundle.parts import UPSCALER
 from edge_sd.errors import ConversionError, InvalidModel, InvalidRequest, ModelNotFound
 from edge_sd.files import read_json
 
 # Folder of a source -> the class of what goes there.
 CLASSES = {"vae": "AutoencoderKL", "controlnet": "ControlNetModel", "vae_tiny": "AutoencoderTiny"}
+# What is published as one file of safetensors, and unpacked into its folder.
+SINGLE = UPSCALER
 
 
 @contextmanager
@@ -28,7 +31,11 @@ def composed(source: str | Path, beside: Path, parts: Mapping[str, str | Path | 
     `parts` are folder -> a part's folder, a model that has one, or ORG/NAME. Raises InvalidRequest, InvalidModel,
     ModelNotFound or ConversionError.
     """
-    given = {name: find_part(name, place) for name, place in parts.items() if place is not None}
+    given = {
+        name: Path(place) if name == SINGLE else find_part(name, place)
+        for name, place in parts.items()
+        if place is not None
+    }
     if not given:
         yield source
         return
@@ -45,7 +52,12 @@ def composed(source: str | Path, beside: Path, parts: Mapping[str, str | Path | 
                 if each.name not in given and (each.name != MANIFEST or "vae" not in given):
                     _link(each, made / each.name)
             for name, place in given.items():
-                _link(place, made / name)
+                if name == SINGLE:
+                    from .upscaler import unpack
+
+                    unpack(place, made / name)
+                else:
+                    _link(place, made / name)
         except OSError as error:
             raise ConversionError(f"{parent}: {error.strerror or error}; nothing was made") from error
         yield made

@@ -11,7 +11,7 @@ from edge_sd.bundle.bundle import read_manifest
 from edge_sd.bundle.diffusers import class_of, diffusers_facts, has_checker
 from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.library import MANIFEST, find_model
-from edge_sd.bundle.parts import DENOISERS, SAFETY_CHECKER, TINY
+from edge_sd.bundle.parts import DENOISERS, SAFETY_CHECKER, TINY, UPSCALER
 from edge_sd.bundle.weights import load_module, weight_files
 from edge_sd.errors import InvalidModel
 from edge_sd.files import hash_file, read_json
@@ -35,6 +35,7 @@ PARTS = {
         SAFETY_CHECKER,
         "model",
     ),
+    UPSCALER: ("edge_sd.converters.sources.upscaler", "RRDBNet", UPSCALER, "diffusion_pytorch_model"),
     # The UNet that takes a ControlNet's residuals; its weights are the UNet's.
     "controlled_unet": ("diffusers", "UNet2DConditionModel", "unet", "diffusion_pytorch_model"),
 }
@@ -76,6 +77,7 @@ class Source:
         controlled = (self.folder / "controlnet/config.json").is_file() and self.facts.denoiser == "unet"
         checked = has_checker(self.folder)
         tiny = (self.folder / "vae_tiny/config.json").is_file()
+        enlarging = (self.folder / UPSCALER / "config.json").is_file()
         texts = [text.part for text in self.facts.encoders]
         return tuple(
             part
@@ -84,6 +86,7 @@ class Source:
             and (part in texts or not part.startswith("text_encoder"))
             and (checked or part != SAFETY_CHECKER)
             and (tiny or part != TINY)
+            and (enlarging or part != UPSCALER)
             and (part == self.facts.denoiser or part not in DENOISERS)
         )
 
@@ -115,6 +118,10 @@ class Source:
         from .half_weights import compute_in_float32, in_halves
 
         library, name, folder, stem = PARTS[part]
+        if part == UPSCALER:
+            from . import upscaler
+
+            return upscaler.load(self.folder / folder)
         if self.facts.denoiser == "transformer":
             # Families of transformers have classes of their own, and projections where others have none.
             library, name, _ = class_of(self.config(part), folder)

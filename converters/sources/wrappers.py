@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import SAFETY_CHECKER, TEXT_ENCODERS, TINY
+from edge_sd.bundle.parts import SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER
 from edge_sd.components.shapes import shapes_of_conditions
 from edge_sd.components.transformer import Flux2 as Form
 
@@ -246,6 +246,8 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
         return Wrapped(
             part, VAEEncoder(model), {"sample": _pixels(facts)}, {"sample": (0, 2, 3)}, ("latent_parameters",)
         )
+    if part == UPSCALER:
+        return Wrapped(part, model, {"image": torch.zeros(1, 3, 32, 32)}, {"image": (0, 2, 3)}, ("sample",))
     decoder = {"vae_decoder": VAEDecoder, TINY: TinyDecoder}[part](model)
     latents = torch.zeros(1, facts.latents.channels // facts.latents.fold**2, SIDE, SIDE)
     return Wrapped(part, decoder, {"latent_sample": latents}, {"latent_sample": (0, 2, 3)}, ("sample",))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # Decodes at a fraction of the work (AutoencoderTiny), where a model has one.
 TINY = "tiny_decoder"
+# Makes finished pictures larger (ESRGAN's class), where a model was given one.
+UPSCALER = "upscaler"
 # Looks at finished pictures, in models that come with one.
 SAFETY_CHECKER = "safety_checker"
 # A ControlNet; others of the same variant are called controlnet_NAME.
@@ -15,9 +17,10 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # Request.decoder -> the component.
 DECODER = {"full": "vae_decoder", "tiny": TINY}
 # Component -> the component whose device it shares.
-HOMES = {"vae_encoder": "vae_decoder", TINY: "vae_decoder", "controlled_unet": "unet", "text_encoder_2": "text_encoder",
-         "text_encoder_3": "text_encoder",
-         SAFETY_CHECKER: "text_encoder"}  # fmt: skip
+HOMES = {
+    "vae_encoder": "vae_decoder", TINY: "vae_decoder", UPSCALER: "vae_decoder", "controlled_unet": "unet",
+    "text_encoder_2": "text_encoder", "text_encoder_3": "text_encoder", SAFETY_CHECKER: "text_encoder",
+}  # fmt: skip
 
 
 def home_of(part: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.bundle import ModelBundle
-from ..bundle.parts import DECODER, SAFETY_CHECKER, TINY
+from ..bundle.parts import DECODER, SAFETY_CHECKER, TINY, UPSCALER
 from ..components import safety_checker as safety
 from ..components.autoencoder import decode
 from ..components.base import Component, Shapes
@@ -23,6 +23,7 @@ from ..components.edits import NONE
 from ..components.fallback import reason
 from ..components.offload import Turns
 from ..components.shapes import shapes_of
+from ..components.upscaler import enlarge, window_of
 from ..devices.discovery import discover
 from ..devices.plan import DevicePlan
 from ..devices.planning import check_plan, plan_here
@@ -279,6 +280,21 @@ class Pipeline:
         if not preview:
             self.components.rest()
         return pixels
+
+    @property
+    def upscales(self) -> bool:
+        """Whether the variant that is drawn with has an upscaler."""
+        return UPSCALER in self._resolver.artifacts(UPSCALER)
+
+    def enlarge(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Pixels [H, W, 3] made larger by the model's upscaler, two or four times as its weights are.
+
+        Raises InvalidRequest where the model has none.
+        """
+        if not self.upscales:
+            raise InvalidRequest(f"{self.bundle.name} has no upscaler; convert a source with --upscaler FILE")
+        self.components.prepare({UPSCALER: {"image": (1, 3, *window_of(*pixels.shape[:2]))}}, {})
+        return enlarge(self.components[UPSCALER], pixels)
 
     def generate(
         self,

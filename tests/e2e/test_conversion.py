@@ -13,13 +13,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.converters.openvino import convert as openvino
+from edge_sd.converters.parity import psnr
 from edge_sd.converters.recipes import RECIPES, QuantRecipe
 from edge_sd.converters.sources.source import Source
 from edge_sd.errors import ConversionError, EdgeSDError, InvalidModel, InvalidRequest, ParityError
+from edge_sd.pipeline.control import Control
 
 from ..conftest import convert
 
@@ -82,12 +86,12 @@ def test_w8a8_is_calibrated_measured_and_drawn_with(miniature: Path, tmp_path: P
     assert graph.count('type="FakeQuantize"') > 10
     assert attention_in_integers(bundle.path(artifacts["unet"].graph)) == []
     assert 'element_type="i8"' in graph
-    assert {"controlnet", "controlled_unet"}.isdisjoint(artifacts)
     assert not list(bundle.root.rglob("float.*"))
     assert all(artifact.parity is not None and artifact.parity.psnr > 28 for artifact in artifacts.values())
     with Pipeline.open(tmp_path / "b", "cpu", preset="balanced") as pipeline:
         picture = pipeline.generate(Request("a cat", seed=1, steps=2, deep_every=2)).pictures[0]
     assert picture.variant == "openvino-w8a8"
+    check_control(bundle, "openvino-w8a8", miniature)
     assert found_by_loras(bundle.path(artifacts["unet"].graph)) == layers_of(miniature)
 
 
@@ -114,6 +118,23 @@ def test_hybrid_rounds_the_activations_of_the_unets_convolutions_and_all_weights
     with Pipeline.open(tmp_path / "b", "cpu") as pipeline:
         picture = pipeline.generate(Request("a cat", seed=1, steps=2, deep_every=2)).pictures[0]
     assert picture.variant == "openvino-hybrid"
+    check_control(bundle, "openvino-hybrid", miniature)
+
+
+def check_control(bundle: ModelBundle, variant: str, source: Path) -> None:
+    """The ControlNet and its UNet have 8-bit weights, floating-point activations, and draw as torch's."""
+    for part in ("controlnet", "controlled_unet"):
+        graph = bundle.path(bundle.variant(variant).artifacts[part].graph).read_text("utf-8")
+        assert 'type="FakeQuantize"' not in graph
+        assert 'element_type="u8"' in graph
+    lines = Image.new("RGB", (64, 64))
+    ImageDraw.Draw(lines).ellipse((12, 12, 50, 50), outline="white")
+    request = Request("a cat", seed=1, steps=4, width=64, height=64, controls=[Control(lines)])
+    drawn = []
+    for opened in (Pipeline.open(bundle.root, "cpu", variant), Pipeline.open(source, "torch-cpu")):
+        with opened as pipeline:
+            drawn.append(np.asarray(pipeline.generate(request).pictures[0].image))
+    assert psnr(*drawn, peak=255) >= 25
 
 
 def attention_in_integers(graph: Path) -> list[str]:
