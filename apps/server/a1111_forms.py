@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "enable_hr": (False, None), "restore_faces": (False, None), "tiling": (False, None), "styles": ([], None),
     "script_name": (None, ""), "infotext": (None, ""), "refiner_checkpoint": (None, "", "None"),
-    "seed_resize_from_h": (-1, 0, None), "seed_resize_from_w": (-1, 0, None), "s_churn": (0, None),
-    "s_noise": (1, None), "s_tmin": (0, None), "s_min_uncond": (0, None), "initial_noise_multiplier": (1, None),
+    "seed_resize_from_h": (-1, 0, None), "seed_resize_from_w": (-1, 0, None), "s_tmin": (0, None),
+    "s_min_uncond": (0, None), "initial_noise_multiplier": (1, None),
     "latent_mask": (None,), "hr_checkpoint_name": (None, ""), "firstpass_image": (None,),
 }  # fmt: skip
 # Fields without effect where those above are neutral, or whose effect is not on the picture.
@@ -37,6 +37,8 @@ IDLE = {
 READINGS = {"none": "auto", "canny": "canny", "invert": "scribble", "lineart": "auto", "scribble": "scribble",
             "tile": "tile"}  # fmt: skip
 AUTOMATIC = ("", "automatic")
+# How much noise a sampler adds on its way, and what is none of it: looked at by samplers that have it alone.
+STOCHASTIC: dict[str, tuple[Any, ...]] = {"eta": (None,), "s_churn": (None, 0), "s_noise": (None, 1)}
 # What the ControlNet of a model is called.
 CONTROLNET = "controlnet"
 # Options that clients send although they have one value here.
@@ -103,6 +105,8 @@ class Body(BaseModel):
     width: Annotated[int, Field(ge=8, le=4096)] | None = None
     height: Annotated[int, Field(ge=8, le=4096)] | None = None
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    s_churn: Annotated[float, Field(ge=0, le=100)] | None = None
+    s_noise: Annotated[float, Field(ge=0, le=2)] | None = None
     clip_skip: Annotated[int, Field(ge=0, le=48)] | None = None
     override_settings: Annotated[dict[str, Any], Field(max_length=64)] | None = None
     override_settings_restore_afterwards: bool | None = True
@@ -125,6 +129,7 @@ class Body(BaseModel):
             "steps": self.steps, "guidance": self.cfg_scale, "seed": _given(self.seed), "sampler": sampler,
             "sigmas": scheduler, "width": self.width, "height": self.height,
             "variation_seed": _given(self.subseed) if strength else None, **self._pictures(), **self._control(),
+            **{name: getattr(self, name) for name in self._stochastic()[0]},
         }  # fmt: skip
         return Wish(
             prompt=self.prompt or " ", negative=self.negative_prompt or "", model=model, variant=variant or None,
@@ -136,9 +141,20 @@ class Body(BaseModel):
         """What had no effect, by name."""
         unknown = {*(self.model_extra or {})} - {*NEUTRAL, *IDLE}
         told = [f"{name[:80]} is not known here and had no effect" for name in sorted(unknown)]
-        if self.eta is not None:
-            told.append("eta had no effect: samplers have their own")
-        return told
+        _, idle = self._stochastic()
+        sampler = self.sampler_name or self.sampler_index
+        why = f"the sampler {sampler[:80]!r} has none" if sampler else "it belongs to a sampler, and none is named"
+        return [*told, *(f"{name} had no effect: {why}" for name in idle)]
+
+    def _stochastic(self) -> tuple[list[str], list[str]]:
+        """Which of STOCHASTIC the sampler that is named takes, and which ask for something and have no effect."""
+        from edge_sd.sampling.names import find_sampler
+        from edge_sd.sampling.samplers import SAMPLERS
+
+        sampler = self.sampler_name or self.sampler_index
+        takes = SAMPLERS[find_sampler(sampler)[0]].takes if sampler else ()
+        asked = [name for name, nothing in STOCHASTIC.items() if getattr(self, name) not in nothing]
+        return [name for name in asked if name in takes], [name for name in asked if name not in takes]
 
     def _other(self, name: str) -> Any:
         return getattr(self, name, None) if name in type(self).model_fields else (self.model_extra or {}).get(name)

@@ -55,6 +55,9 @@ class Wish(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     sampler: Annotated[str, Field(max_length=80)] | None = None
     sigmas: Annotated[str, Field(max_length=80)] | None = None
+    eta: Share | None = None
+    s_churn: Annotated[float, Field(ge=0, le=100)] = 0.0
+    s_noise: Annotated[float, Field(ge=0, le=2)] = 1.0
     count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
     image: Base64 | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -67,7 +67,9 @@ def test_webuiapi_draws_from_an_image_under_a_mask(api: webuiapi.WebUIApi) -> No
     )  # fmt: skip
     drawn, before = np.asarray(result.image), np.asarray(image)
     assert np.array_equal(drawn[:, :64], before[:, :64])
-    request = Request("a star", "", 128, 128, 4, 7.0, 1, "ddim", image=image, mask=mask, strength=0.75, mask_blur=0)
+    request = Request(
+        "a star", "", 128, 128, 4, 7.0, 1, "ddim", eta=1.0, image=image, mask=mask, strength=0.75, mask_blur=0
+    )
     assert same(result.image, request)
     turned = api.img2img(
         images=[image], mask_image=mask, mask_blur=0, inpaint_full_res=False, prompt="a star", seed=1, steps=4,
@@ -82,7 +84,7 @@ def test_webuiapi_follows_a_control_picture(api: webuiapi.WebUIApi) -> None:
     unit = webuiapi.ControlNetUnit(image=lines, module="invert", model="controlnet", weight=0.8)
     result = api.txt2img(prompt="a star", seed=1, width=128, height=128, sampler_name="DDIM", controlnet_units=[unit])
     request = Request(
-        "a star", "", 128, 128, 3, 7.0, 1, "ddim", controls=[Control(lines, weight=0.8, reading="scribble")]
+        "a star", "", 128, 128, 3, 7.0, 1, "ddim", eta=1.0, controls=[Control(lines, weight=0.8, reading="scribble")]
     )
     assert same(result.image, request)
 
@@ -165,6 +167,22 @@ def test_progress_and_interrupt(http: httpx.Client, server: tuple[str, Service])
     assert answers[0]["images"] == []
     assert json.loads(answers[0]["info"])["interrupted"]
     assert http.get("/sdapi/v1/progress").json()["state"]["job_count"] == 0
+
+
+def test_the_noise_that_samplers_add_is_the_pipelines_and_named_where_a_sampler_has_none(http: httpx.Client) -> None:
+    asked = {"eta": 0.3, "s_churn": 2.0, "s_noise": 1.1}
+    drawn = {}
+    for sampler in ("Euler a", "Euler", "DPM++ 2M"):
+        body = {"prompt": "a cat", "seed": 7, "steps": 4, "sampler_name": sampler, "cfg_scale": 3, **asked}
+        drawn[sampler] = http.post("/sdapi/v1/txt2img", json=body).raise_for_status().json()
+    notes = {name: json.loads(answer["info"])["edge_sd_notes"] for name, answer in drawn.items()}
+    idle = {name: {note.split()[0] for note in each if "had no effect" in note} for name, each in notes.items()}
+    assert idle == {"Euler a": {"s_churn"}, "Euler": {"eta"}, "DPM++ 2M": {"eta", "s_churn", "s_noise"}}
+    request = Request("a cat", seed=7, steps=4, sampler="euler_a", guidance=3.0, eta=0.3, s_noise=1.1)
+    with Pipeline.open("emoji") as pipeline:
+        alone = np.asarray(pipeline.generate(request).pictures[0].image)
+    found = Image.open(BytesIO(base64.b64decode(drawn["Euler a"]["images"][0])))
+    assert np.array_equal(np.asarray(found), alone)
 
 
 @pytest.mark.parametrize(
