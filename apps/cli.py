@@ -172,11 +172,9 @@ def generate(
 ) -> None:
     """Draw a picture."""
     if prompts is not None:
-        alone = {"a prompt": prompt, "--from": from_, "--grid": grid, "--overwrite": overwrite, "--verbose": verbose}
-        if beside := [name for name, value in alone.items() if value]:
-            raise InvalidRequest(f"--prompts takes no {beside[0].removeprefix('a ')} beside it")
+        beside = {"prompt": prompt, "--from": from_, "--grid": grid, "--overwrite": overwrite, "--verbose": verbose}
         place = Place(model or "emoji", variant, device, prefer, preset or "exact", low_memory)
-        batches.draw_batch(prompts, wishes, place, output, batches.How(as_json=as_json, quiet=quiet))
+        batches.draw_prompts(prompts, wishes, place, output, beside, batches.How(as_json=as_json, quiet=quiet))
         return
     from edge_sd.pipeline.pipeline import Pipeline
     from edge_sd.pipeline.recorded import read_recorded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -107,6 +107,15 @@ class How:
         """Say a line on standard error."""
         if not self.silent:
             say(line, error=True)
+
+
+def draw_prompts(
+    source: str, wishes: dict[str, Any], place: Place, folder: Path | None, beside: Mapping[str, Any], how: How
+) -> None:
+    """`generate --prompts`: draw_batch, but for options of `generate` that `beside` holds and that a batch has not."""
+    if given := [name for name, value in beside.items() if value]:
+        raise InvalidRequest(f"--prompts takes no {given[0]} beside it")
+    draw_batch(source, wishes, place, folder, how)
 
 
 def draw_batch(source: str, wishes: dict[str, Any], place: Place, folder: Path | None, how: How) -> None:
