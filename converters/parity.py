@@ -29,6 +29,7 @@ from edge_sd.pipeline.settings import IMAGE_GUIDANCE, Settings
 from edge_sd.sampling.noise import TorchNoise
 from edge_sd.sampling.samplers import SAMPLERS
 from edge_sd.text.conditioning import conditions
+from edge_sd.text.tokenizer import MASK
 from edge_sd.text.tokenizer import encode as encode_text
 from edge_sd.text.whole import PromptTokenizer
 
@@ -123,7 +124,7 @@ def _record_text(part: str, component: TorchComponent, facts: Facts, tokenizer: 
     texts = [prompt] if facts.guidance_width else ["", prompt]
     (states,) = [text.states for text in facts.encoders if text.part == part]
     encoded = encode_text(component, [tokenizer.chunks(text)[:1] for text in texts], states)
-    return {name: value for name, value in encoded.items() if name in (states, "text_embeds")}
+    return {name: value for name, value in encoded.items() if name in (states, "text_embeds", MASK)}
 
 
 def _record_denoiser(

@@ -128,3 +128,30 @@ def _qwen(size: int, layers: int) -> Any:
         Qwen3Config(vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, head_dim=8,
                     num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=1024)
     )  # fmt: skip
+
+
+def save_z_image(folder: Path, *, turbo: bool = True) -> Path:
+    """A diffusers folder of Z-Image or its Turbo."""
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[8, 4, 4], axes_lens=[1024, 64, 64],
+    )  # fmt: skip
+    with torch.no_grad():
+        # As they are made, these are of any number that lay in memory.
+        transformer.x_pad_token.normal_()
+        transformer.cap_pad_token.normal_()
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=4, use_quant_conv=False,
+        use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159,
+    )  # fmt: skip
+    tokenizer = qwen_tokenizer()
+    ZImagePipeline(
+        transformer=transformer, vae=vae, tokenizer=tokenizer, text_encoder=_qwen(len(tokenizer), 3).model,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0 if turbo else 6.0),
+    ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+    return folder

@@ -215,9 +215,23 @@ class TorchComponent:
             return {"latent_parameters": moments if quant is None else quant(moments)}
         if self.part == SAFETY_CHECKER:
             return self._check(given["clip_input"])
+        if self.part == "transformer" and "encoder_attention_mask" in given:
+            return {"out_sample": self._ragged(given)}
         if self.part == "transformer":
             return {"out_sample": self.module(**given, return_dict=False)[0]}
         return self._denoise(given)
+
+    def _ragged(self, given: dict[str, Any]) -> Any:
+        """Z-Image's class takes lists of latents and of texts of any length, and finds positions itself."""
+        import torch
+
+        texts = [
+            states[mask >= 0]
+            for states, mask in zip(given["encoder_hidden_states"], given["encoder_attention_mask"], strict=True)
+        ]
+        latents = list(given["hidden_states"].unsqueeze(2).unbind(0))
+        found = self.module(latents, given["timestep"], texts, return_dict=False)[0]
+        return torch.stack(found).squeeze(2)
 
     def _check(self, picture: Any) -> dict[str, Any]:
         """As diffusers' checker, but for its verdict: cosine similarities less thresholds."""

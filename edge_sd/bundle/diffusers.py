@@ -251,7 +251,8 @@ _DIFFUSERS, _TRANSFORMERS = ("diffusers", "diffusion_pytorch_model"), ("transfor
 TORCH_CLASSES = {
     "CLIPTextModel": _TRANSFORMERS, "CLIPTextModelWithProjection": _TRANSFORMERS, "T5EncoderModel": _TRANSFORMERS,
     "UNet2DConditionModel": _DIFFUSERS, "SD3Transformer2DModel": _DIFFUSERS,
-    "Qwen3ForCausalLM": _TRANSFORMERS, "Flux2Transformer2DModel": _DIFFUSERS, "AutoencoderKLFlux2": _DIFFUSERS,
+    "Qwen3ForCausalLM": _TRANSFORMERS, "Qwen3Model": _TRANSFORMERS, "ZImageTransformer2DModel": _DIFFUSERS,
+    "Flux2Transformer2DModel": _DIFFUSERS, "AutoencoderKLFlux2": _DIFFUSERS,
     "AutoencoderKL": _DIFFUSERS, "AutoencoderTiny": _DIFFUSERS, "ControlNetModel": _DIFFUSERS,
     "StableDiffusionSafetyChecker": ("diffusers.pipelines.stable_diffusion.safety_checker", "model"),
 }  # fmt: skip

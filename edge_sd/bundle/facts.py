@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..sampling.schedule import NoiseSchedule
 
-Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux2"]
+Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux2", "zimage"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class TextPart:
     @property
     def layers(self) -> int | None:
         """How many layers of a language model are needed; None for other encoders, which are whole."""
-        if self.kind != "qwen3":
+        if self.kind != "qwen3" or "." not in self.states:
             return None
         return max(int(each.rpartition(".")[2]) for each in self.states.split(","))
 
@@ -136,6 +136,7 @@ class Facts:
                     the refiner; "joint" is the pooled text of SD 3, whose encoders' states also stand one after another
     pooled_width    width of the pooled text that goes with it
     text_only       pictures are drawn from text; it was not trained to go on from one
+    text_mask       the denoiser is told which rows of the states are padding
     blank_rows      rows of zeros in place of the states of a T5 that is left out: 256 is diffusers' way, 77
                     openvino.genai's, 0 Core AI's; each makes another picture
     zero_negative   an empty negative prompt is zeros, not the states of no words
@@ -168,6 +169,7 @@ class Facts:
     patch: int = 1
     blank_rows: int = 0
     text_only: bool = False
+    text_mask: bool = False
 
     @property
     def grain(self) -> int:

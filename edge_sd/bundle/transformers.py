@@ -27,6 +27,8 @@ T5_TOKENS = 256
 KLEIN_LAYERS, KLEIN_TOKENS = (9, 18, 27), 512
 # Qwen3's template around a prompt, where it is not to think.
 TURN = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+# The same where it may think, tokens that Z-Image reads, and the shift of its levels that is not Turbo's.
+THINKING, Z_TOKENS, Z_SHIFT = "<|im_end|>\n<|im_start|>assistant\n", 512, 6.0
 # Largest side in pixels that is drawn at once, where a table of positions allows more.
 MOST_PIXELS = 2048
 
@@ -119,6 +121,43 @@ def _flux2_klein(folder: Path, index: dict[str, Any]) -> Facts:
     )
 
 
+def _z_image(folder: Path, index: dict[str, Any]) -> Facts:
+    """Z-Image and its Turbo: the last layer but one of Qwen3, of which only real tokens count; one stream."""
+    transformer, vae = read_json(folder / "transformer/config.json"), read_json(vae_folder(folder) / "config.json")
+    scheduler, text = (
+        read_json(folder / "scheduler/scheduler_config.json"),
+        read_json(folder / "text_encoder/config.json"),
+    )
+    if int(text["hidden_size"]) != int(transformer["cap_feat_dim"]):
+        raise InvalidModel(
+            f"{folder}: its transformer attends to {transformer['cap_feat_dim']} numbers, its text encoder has "
+            f"{text['hidden_size']}"
+        )
+    schedule = replace(NoiseSchedule.from_config(scheduler), flow_grid="even")
+    # Turbo, whose levels are shifted less, draws in few steps and without guidance, by its card.
+    few = schedule.flow_shift < Z_SHIFT
+    exported = (folder / "text_encoder/openvino_model.xml").is_file()
+    states = "last_hidden_state" if exported else f"hidden_states.{int(text['num_hidden_layers']) - 1}"
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    space = LatentSpace(
+        int(transformer["in_channels"]), factor, float(vae["scaling_factor"]), float(vae.get("shift_factor") or 0.0)
+    )
+    steps, guidance = (8, 1.0) if few else (50, 6.0)
+    return Facts(
+        model_name(folder),
+        "zimage",
+        schedule,
+        space,
+        Defaults(1024, 1024, steps, guidance, sampler_of_config(scheduler), MOST_PIXELS),
+        max_tokens=Z_TOKENS,
+        text_width=int(transformer["cap_feat_dim"]),
+        texts=(TextPart(states=states, kind="qwen3", tokens=Z_TOKENS, before=TURN[0], after=THINKING),),
+        denoiser="transformer",
+        patch=int(transformer["all_patch_size"][0]),
+        text_mask=True,
+    )
+
+
 def _names_are_late(export: Path, layers: int) -> bool:
     """Whether the states of an exported language model have names that are one too small.
 
@@ -156,6 +195,9 @@ def vae_folder(folder: Path) -> Path:
 # Class of a pipeline -> what reads the facts of such a folder.
 READERS: dict[str, Callable[[Path, dict[str, Any]], Facts]] = {
     "Flux2KleinPipeline": _flux2_klein,
+    "ZImagePipeline": _z_image,
+    "ZImageImg2ImgPipeline": _z_image,
+    "ZImageInpaintPipeline": _z_image,
     "StableDiffusion3Pipeline": _stable_diffusion_3,
     "StableDiffusion3Img2ImgPipeline": _stable_diffusion_3,
     "StableDiffusion3InpaintPipeline": _stable_diffusion_3,

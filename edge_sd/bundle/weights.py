@@ -89,7 +89,7 @@ def load_module(
         if tensor.is_floating_point() and not all(map(torch.isfinite, torch.aminmax(tensor))):
             raise InvalidModel(f"{path} is damaged: {key} holds NaN or infinity")
     if layers is not None:
-        module = module.model
+        module = getattr(module, "model", module)
         module.norm = torch.nn.Identity()
     return module.eval().requires_grad_(False)
 

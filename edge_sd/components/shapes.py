@@ -10,6 +10,8 @@ def shapes_of_conditions(facts: Facts, batch: int, chunks: int = 1) -> dict[str,
     """The shapes of what `conditions` returns, for prompts of so many chunks."""
     rows = facts.text_rows(chunks)
     shapes: dict[str, tuple[int, ...]] = {"encoder_hidden_states": (batch, rows, facts.text_width)}
+    if facts.text_mask:
+        shapes["encoder_attention_mask"] = (batch, rows)
     if facts.conditioning == "joint":
         return {**shapes, "pooled_projections": (batch, facts.pooled_width)}
     if facts.conditioning:

@@ -6,11 +6,13 @@ tiles and batches know one form. What a backend runs has the names and shapes of
     sd3     hidden_states [B, C, h, w], timestep [1] in 0..1000, encoder_hidden_states, pooled_projections
     flux2   hidden_states [B, h w, C], timestep [1] in 0..1, encoder_hidden_states, and the positions of tokens, img_ids
             [1, h w, 4] of (0, y, x, 0) and txt_ids [1, S, 4] of (0, 0, 0, place)
+    zimage  hidden_states [B, C, h, w], timestep [B] of 1 - s, encoder_hidden_states, encoder_attention_mask [B, S] of 0
+            or the lowest number, txt_ids [B, S, 3] of (place, 0, 0) and img_ids [B, N, 3] of (end of the text, y, x)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +26,8 @@ class Transformer:
     """`component`, which takes `hidden_states`, as one that takes `sample`."""
 
     component: Component
+    # Where each row's text ends, as far as a form has to know.
+    ends: list[int] = field(default_factory=list)
 
     @staticmethod
     def shapes(shapes: Shapes) -> Shapes:
@@ -82,8 +86,54 @@ class Flux2(Transformer):
         return {"out_sample": np.ascontiguousarray(latents)}
 
 
+class ZImage(Transformer):
+    """Z-Image's, whose time runs from noise to picture and whose output is the negative of the others'."""
+
+    @staticmethod
+    def shapes(shapes: Shapes) -> Shapes:
+        batch, _, height, width = shapes["sample"]
+        tokens = _rounded(height * width // Z_PATCH**2)
+        return {
+            **Transformer.shapes(shapes),
+            "timestep": (batch,),
+            "txt_ids": (*shapes["encoder_attention_mask"], 3),
+            "img_ids": (batch, tokens, 3),
+        }
+
+    def bind(self, **constants: Array) -> None:
+        if (seen := constants.get("encoder_attention_mask")) is not None:
+            # Each text is filled up to a multiple of tokens, which are attended to; places after those have no number.
+            self.ends = [_rounded(int((row > 0).sum())) for row in seen]
+            places = np.zeros((*seen.shape, 3), np.float32)
+            for row, end in zip(places, self.ends, strict=True):
+                row[:end, 0] = np.arange(1, end + 1)
+            lowest = np.finfo(np.float32).min
+            constants = {**constants, "encoder_attention_mask": np.where(seen > 0, np.float32(0), lowest)}
+            constants["txt_ids"] = places
+        self.component.bind(**constants)
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        sample = inputs["sample"]
+        batch, _, height, width = sample.shape
+        rows, columns = np.indices((height // Z_PATCH, width // Z_PATCH), np.float32)
+        places = np.zeros((batch, _rounded(rows.size), 3), np.float32)
+        for each, end in zip(places, self.ends[-batch:], strict=True):
+            each[: rows.size] = np.stack([np.full(rows.size, end + 1), rows.ravel(), columns.ravel()], axis=1)
+        t = np.repeat(np.asarray(1 - inputs["timestep"] / 1000, np.float32), batch)
+        found = self.component(hidden_states=sample, timestep=t, img_ids=places)
+        return {"out_sample": -found.get("sample", found.get("out_sample"))}
+
+
+# Latents a side of a token of Z-Image, and the number that counts of tokens are multiples of.
+Z_PATCH, Z_TOKENS = 2, 32
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // Z_TOKENS) * Z_TOKENS
+
+
 # Family -> its form.
-FORMS: dict[str, type[Transformer]] = {"sd3": Transformer, "flux2": Flux2}
+FORMS: dict[str, type[Transformer]] = {"sd3": Transformer, "flux2": Flux2, "zimage": ZImage}
 
 
 def form_of(facts: Facts, part: str) -> type[Transformer] | None:

@@ -26,7 +26,7 @@ from ..errors import InvalidRequest
 from ..images.metrics import finite, psnr
 from ..sampling.noise import TorchNoise
 from ..text.conditioning import conditions
-from ..text.tokenizer import inputs_of, states_in
+from ..text.tokenizer import MASK, inputs_of, states_in
 from ..text.whole import open_tokenizer
 from .measurements import Measured, place_of
 
@@ -110,10 +110,11 @@ class Probe:
             _, inputs = self._inputs(part, variant, device)
             with closing(self._load(part, variant, cpus[0] if cpus else device)) as encoder:
                 self.references[part] = encoder(**inputs)
-        encoded = {
-            text.part: {**self.references[text.part], text.states: states_in(self.references[text.part], text.states)}
-            for text in facts.encoders
-        }
+        encoded = {}
+        for text in facts.encoders:
+            outputs, (_, inputs) = self.references[text.part], self._inputs(text.part, variant, device)
+            masks = {MASK: inputs["attention_mask"].astype(np.float32)} if "attention_mask" in inputs else {}
+            encoded[text.part] = {**outputs, **masks, text.states: states_in(outputs, text.states)}
         return conditions(facts, encoded, defaults.width, defaults.height, defaults.guidance)
 
 

@@ -1,6 +1,7 @@
 """Conditions of a denoiser beside the sample and the timestep: text, and in some families sizes or a guidance scale.
 
 encoder_hidden_states   the text encoders' states side by side, [B, S, C]; in SD 3 those of T5 follow those of CLIP
+encoder_attention_mask  1 for rows of the states that are no padding [B, S], where a denoiser tells them apart
 pooled_projections      SD 3 (Esser et al. 2024, arXiv:2403.03206): the pooled texts of both CLIPs side by side
 text_embeds, time_ids   SDXL (Podell et al. 2023, arXiv:2307.01952): the pooled text, and sizes in pixels
 timestep_cond           latent consistency models (Luo et al. 2023, arXiv:2310.04378): the guidance scale, embedded
@@ -15,6 +16,7 @@ import numpy as np
 from ..bundle.facts import Facts, TextPart
 from ..components.base import Array
 from ..errors import InvalidModel, InvalidRequest
+from .tokenizer import MASK
 
 HIDDEN = "hidden_states."
 # Aesthetic scores that SDXL's refiner takes for the prompt and the negative prompt (diffusers' defaults).
@@ -58,6 +60,8 @@ def conditions(
         raise InvalidModel(
             f"{facts.name}: a text encoder has no output {error}, which its {facts.denoiser} needs"
         ) from error
+    if facts.text_mask:
+        told["encoder_attention_mask"] = encoded[facts.encoders[0].part][MASK]
     if facts.guidance_width:
         told["timestep_cond"] = np.repeat(guidance_embedding(guidance, facts.guidance_width), rows, axis=0)
     if facts.instructed and rows > 1:

@@ -30,6 +30,8 @@ WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 BACKTRACK = 20
 # Ids are at most as many as the largest vocabularies have; the library sets aside memory for the largest.
 MOST_TOKENS = 1 << 20
+# The mask beside a text encoder's outputs.
+MASK = "mask"
 # Largest factor that restores the mean of states where some weights are 0 or negative.
 MOST_RESCALED = 10.0
 
@@ -170,6 +172,8 @@ def states_in(outputs: Mapping[str, Array], hidden: str) -> Array:
 def encode(encoder: Component, rows: Sequence[Sequence[Chunk]], hidden: str = "last_hidden_state") -> dict[str, Array]:
     """A text encoder's outputs for prompts of n chunks each; `hidden`, one of them, is [B, n S, C], weighted.
 
+    Beside them is MASK [B, n S], 1 for what is no padding, where the encoder takes a mask.
+
     The chunks are encoded one by one and stand side by side; the other outputs are those of the first. Several outputs,
     with "," between their names, are one of all their channels.
     """
@@ -177,7 +181,8 @@ def encode(encoder: Component, rows: Sequence[Sequence[Chunk]], hidden: str = "l
     for column in zip(*rows, strict=True):
         runs.append(encoder(**inputs_of(column)))
         contexts.append(weighted(states_in(runs[-1], hidden), np.stack([chunk.weights for chunk in column])))
-    return {**runs[0], hidden: np.concatenate(contexts, axis=1)}
+    masks = [np.stack([chunk.mask for chunk in column]).astype(np.float32) for column in zip(*rows, strict=True)]
+    return {**runs[0], hidden: np.concatenate(contexts, axis=1), MASK: np.concatenate(masks, axis=1)}
 
 
 def weighted(states: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
