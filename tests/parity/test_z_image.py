@@ -12,6 +12,7 @@ import pytest
 from edge_sd import InvalidModel, InvalidRequest, ModelBundle, Pipeline, Request
 from edge_sd.converters.parity import psnr
 
+from ..conftest import convert
 from ..transformers import save_z_image
 from .test_sd3 import edited, half, picture
 
@@ -88,3 +89,9 @@ def test_what_does_not_fit_is_said_by_name(source: Path, tmp_path: Path) -> None
         pipeline.resolve(Request(PROMPT, width=72))
     with pytest.raises(InvalidModel, match="attends to 8 numbers, its text encoder has 16"):
         ModelBundle.open(edited(tmp_path / "narrow", source, transformer={"cap_feat_dim": 8}))
+
+
+def test_a_conversion_is_refused_and_nothing_is_written(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="is not converted yet; it is drawn by torch as it is"):
+        convert(source, tmp_path / "b", "fp16")
+    assert not (tmp_path / "b").exists()
