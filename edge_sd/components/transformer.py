@@ -121,7 +121,9 @@ class ZImage(Transformer):
             each[: rows.size] = np.stack([np.full(rows.size, end + 1), rows.ravel(), columns.ravel()], axis=1)
         t = np.repeat(np.asarray(1 - inputs["timestep"] / 1000, np.float32), batch)
         found = self.component(hidden_states=sample, timestep=t, img_ids=places)
-        return {"out_sample": -found.get("sample", found.get("out_sample"))}
+        # Its exports call the output by another name.
+        (output,) = (found[name] for name in ("sample", "out_sample") if name in found)
+        return {"out_sample": -output}
 
 
 # Latents a side of a token of Z-Image, and the number that counts of tokens are multiples of.
