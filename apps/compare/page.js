@@ -5,9 +5,12 @@ for (const img of document.querySelectorAll("img[data-p]")) img.src = pictures[i
 
 // "412 ms" sorts before "1.2 s"; what was not measured comes last either way.
 const value = (cell) => parseFloat(cell.textContent) * (cell.textContent.endsWith(" ms") ? 0.001 : 1);
+// The first click puts the best first: the most decibels, the fewest megabytes.
 for (const head of document.querySelectorAll(".sortable thead th")) {
   head.querySelector("button").onclick = () => {
-    const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    const best = head.dataset.best === "high" ? -1 : 1;
+    const sorted = head.getAttribute("aria-sort");
+    const sign = sorted ? (sorted === "ascending" ? -1 : 1) : best;
     const body = head.closest("table").tBodies[0], n = head.cellIndex;
     const compare = (a, b) => {
       const [x, y] = [a.cells[n], b.cells[n]];
@@ -29,6 +32,17 @@ if (by("divide")) {
     document.querySelector(".stage").style.setProperty("--at", `${by("divide").value}%`);
   };
   for (const id of ["left", "right", "shot", "divide"]) by(id).oninput = show;
+  const stage = document.querySelector(".stage");
+  stage.onpointerdown = stage.onpointermove = (event) => {
+    if (event.type === "pointermove" && !event.buttons) return;
+    if (event.type === "pointerdown") stage.setPointerCapture(event.pointerId);
+    const { left, width } = stage.getBoundingClientRect();
+    by("divide").value = Math.min(100, Math.max(0, (event.clientX - left) / width * 100));
+    show();
+  };
+  for (const img of stage.querySelectorAll("img")) img.draggable = false;
   show();
 }
 if (by("difference")) by("difference").oninput = () => document.body.classList.toggle("differences", by("difference").checked);
+// Paper has no folds.
+addEventListener("beforeprint", () => { for (const fold of document.querySelectorAll("details")) fold.open = true; });

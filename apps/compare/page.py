@@ -14,6 +14,8 @@ from .score import WORST
 from .tables import failures, floors, plots, sizes, swaps, table, where
 
 HERE = Path(__file__).parent
+# In the titles of columns whose highest figure is the best; of all others it is the lowest.
+HIGH = ("latent PSNR", "PSNR", "median", "worst", "SSIM", "MS-SSIM", "agreement", "CLIP")
 
 
 def page(report: dict[str, Any], folder: Path) -> str:
@@ -54,13 +56,21 @@ def _scope(report: dict[str, Any]) -> str:
 
 
 def _table(titles: Sequence[str], lines: Iterable[Sequence[str]], sortable: bool = False) -> str:
-    head = "".join(f"<th>{f'<button>{escape(each)}</button>' if sortable else escape(each)}</th>" for each in titles)
+    head = "".join(
+        f"<th data-best={_best(each)}><button>{escape(each)}</button></th>" if sortable else f"<th>{escape(each)}</th>"
+        for each in titles
+    )
     body = "".join(
         f"<tr><th>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in rest)}</tr>"
         for first, *rest in lines
     )
     kind = "sortable" if sortable else "plain"
     return f"<div class=scroll><table class={kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _best(title: str) -> str:
+    """Whether the best figure of a column is its highest or its lowest."""
+    return "high" if title in HIGH else "low"
 
 
 def _failures(report: dict[str, Any]) -> str:
@@ -151,13 +161,16 @@ def _tables(report: dict[str, Any]) -> str:
         out.append(
             _table(["", *parts], [[name, *(row.get(part, "–") for part in parts)] for name, row in moved.items()])
         )
-    out.append("<h2>MB on disk</h2>")
+    out.append(
+        "<h2>MB on disk</h2><p>Files that components share are counted in each of them, and once in the sums.</p>"
+    )
     out.append(_table(*sizes(report)))
     if timed := [row for row in report["rows"] if "speed" in row]:
         names = ["load", "first", "step", "decode"]
-        spreads = [[row["name"], *(_spread(row["speed"][name]) for name in names)] for row in timed]
         rounds = timed[0]["speed"]["rounds"]
-        out.append(f"<h2>Seconds</h2><p>Median, lowest and highest of {rounds} interleaved rounds.</p>")
+        spreads = [[row["name"], *(_spread(row["speed"][name], rounds) for name in names)] for row in timed]
+        what = f"Median, lowest and highest of {rounds} interleaved rounds." if rounds > 1 else "One round."
+        out.append(f"<h2>Seconds</h2><p>{what}</p>")
         out.append(_table(["variant", *names], spreads))
     settings = [
         [row["name"], row["device"], *(str(value) for value in row["settings"].values())]
@@ -170,7 +183,9 @@ def _tables(report: dict[str, Any]) -> str:
     return "".join(out)
 
 
-def _spread(values: dict[str, float]) -> str:
+def _spread(values: dict[str, float], rounds: int) -> str:
+    if rounds == 1:
+        return f"{values['median']:.3f}"
     return f"{values['median']:.3f} ({values['low']:.3f} to {values['high']:.3f})"
 
 
