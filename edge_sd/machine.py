@@ -95,7 +95,7 @@ def parse_cpu_quota(files: Mapping[str, str]) -> float | None:
         quota, period = words[0], words[1] if len(words) > 1 else "100000"
     else:
         quota, period = files.get("cpu.cfs_quota_us", "").strip(), files.get("cpu.cfs_period_us", "").strip()
-    if not (quota.isdigit() and period.isdigit() and int(period)):
+    if not (quota.isdecimal() and period.isdecimal() and int(period)):
         return None
     return int(quota) / int(period)
 
@@ -104,10 +104,10 @@ def parse_memory_limit(files: Mapping[str, str]) -> tuple[int, int] | None:
     """A container's limit in bytes and what is left of it, page cache that can be dropped included; None without."""
     limit = files.get("memory.max", files.get("memory.limit_in_bytes", "")).strip()
     used = files.get("memory.current", files.get("memory.usage_in_bytes", "")).strip()
-    if not limit.isdigit() or int(limit) >= NO_LIMIT:
+    if not limit.isdecimal() or int(limit) >= NO_LIMIT:
         return None
     cache = re.search(r"^(?:total_)?inactive_file (\d+)$", files.get("memory.stat", ""), re.MULTILINE)
-    taken = (int(used) if used.isdigit() else 0) - (int(cache[1]) if cache else 0)
+    taken = (int(used) if used.isdecimal() else 0) - (int(cache[1]) if cache else 0)
     return int(limit), max(0, int(limit) - max(0, taken))
 
 
@@ -125,7 +125,7 @@ def parse_supplies(supplies: Mapping[str, Mapping[str, str]]) -> bool | None:
 def parse_charge(supplies: Mapping[str, Mapping[str, str]]) -> int | None:
     """The charge of the fullest battery in percent, from /sys/class/power_supply; None without one."""
     charges = [s.get("capacity", "").strip() for s in _batteries(supplies)]
-    return max((int(charge) for charge in charges if charge.isdigit()), default=None)
+    return max((int(charge) for charge in charges if charge.isdecimal()), default=None)
 
 
 def _batteries(supplies: Mapping[str, Mapping[str, str]]) -> list[Mapping[str, str]]:
@@ -196,7 +196,7 @@ def mac_machine(sysctl: str, vm_stat: str, pmset: str, version: str, arch: str) 
              "FP16": rows.get("hw.optional.arm.FEAT_FP16") == "1", "BF16": rows.get("hw.optional.arm.FEAT_BF16") == "1",
              "I8MM": rows.get("hw.optional.arm.FEAT_I8MM") == "1"}  # fmt: skip
     number = {
-        name: int(rows.get(name, "0")) if rows.get(name, "0").isdigit() else 0 for name in ("hw.memsize", "hw.ncpu")
+        name: int(rows.get(name, "0")) if rows.get(name, "0").isdecimal() else 0 for name in ("hw.memsize", "hw.ncpu")
     }
     return Machine("Darwin", version, arch, brand, frozenset(name for name, there in flags.items() if there),
                    max(1, number["hw.ncpu"]), number["hw.memsize"], parse_vm_stat(vm_stat), parse_pmset(pmset),

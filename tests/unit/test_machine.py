@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_sd.machine import (
@@ -189,6 +189,8 @@ def test_apple_chips(brand: str, chip: str) -> None:
 ANY = st.text(st.characters(codec="utf-8"), max_size=300)
 
 
+# A digit for str.isdigit and no number for int.
+@example("²", {"cpu.max": "² 1", "memory.max": "²", "memory.current": "²"})
 @given(ANY, st.dictionaries(st.sampled_from(["cpu.max", "memory.max", "memory.current", "memory.stat"]), ANY))
 def test_no_text_stops_a_reader(text: str, files: dict[str, str]) -> None:
     """Kernels, containers and translations print what they like; a fact is then not known."""
@@ -198,6 +200,8 @@ def test_no_text_stops_a_reader(text: str, files: dict[str, str]) -> None:
     limits = parse_memory_limit(files)
     assert limits is None or 0 <= limits[1] <= max(limits)
     parse_supplies({"a": {"type": text, "status": text}})
+    parse_charge({"a": {"type": "Battery", "capacity": text}})
+    parse_pmset_charge(text)
     parse_sysctl(text)
     assert parse_vm_stat(text) >= 0
     parse_pmset(text)
