@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
+from edge_sd.images.files import encode, write
+
 SIDE = 256  # Larger pictures are shrunk in the page; the files in the work folder are whole.
 SHOTS = 12  # rows of the grid
 DIFFERENCE = 8  # times brighter
@@ -61,7 +63,7 @@ def save_grid(report: dict[str, Any], folder: Path, path: Path, side: int = 96, 
                 theirs = _open(folder / rows[0]["folder"] / f"{shot}.png")
                 sheet.paste(_small(_difference(own, theirs), side), (150 + n * side, y + side))
         y += side if row["kind"] == "reference" else 2 * side
-    sheet.save(path, "PNG")
+    write(encode(sheet, "PNG"), path)
 
 
 def _open(path: Path) -> Image.Image:

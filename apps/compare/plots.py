@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from edge_sd.images.files import encode, write
+
 # Observable's categorical colours: each is readable on white and on black.
 COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e", "#97bbf5", "#9498a0")
 WIDTH, HEIGHT = 420, 300
@@ -187,4 +189,4 @@ def save_png(plot: Plot, path: Path, scale: int = 2) -> None:
         y = (HEIGHT + (FONT + 5) * n + FONT) * scale
         pen.line([(LEFT * scale, y - 4 * scale), ((LEFT + 16) * scale, y - 4 * scale)], series.colour, 2 * scale)
         pen.text(((LEFT + 24) * scale, y), series.name, "#333333", font, "ls")
-    image.save(path, "PNG")
+    write(encode(image, "PNG"), path)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sd.errors import InvalidModel
+from edge_sd.images.files import encode, write
 
 from ..parity import Recording, Runner, measure
 
@@ -283,4 +284,4 @@ def draw(recipe: BitRecipe, path: Path) -> None:
             if label:
                 pen.text((x + 6, y + 4), point.name, colour)
     pen.text((edge, 16), "PSNR of the outputs over the size of the weights: one width (grey), mixed (red)", "#000")
-    image.save(path)
+    write(encode(image, "PNG"), path)

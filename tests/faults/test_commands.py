@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -171,6 +172,23 @@ COLD = Scenario(
     lambda folder: None, cold, "cache/openvino", environment={"EDGE_SD_CACHE": "{at}/cache"},
 )  # fmt: skip
 
+
+def compared(folder: Path) -> Any:
+    """Whether there is a report; pictures and latents that are there are whole."""
+    for path in folder.rglob("[!.]*.png"):
+        pixels(path)
+    for path in folder.rglob("[!.]*.npy"):
+        np.load(path)
+    report = folder / "R/report.json"
+    return None if not report.exists() else sorted(json.loads(report.read_text()))
+
+
+COMPARE = Scenario(
+    ("compare", "emoji", "--variants", "openvino-fp16,openvino-fp16-lcm", "--reference", "openvino-fp16", "--prompts",
+     "prompts.txt", "--steps", "1", "--rounds", "0", "--swap", "0", "--report", "R", "--quiet"),
+    lambda folder: (folder / "prompts.txt").write_text("a cat") and None, compared, "R",
+)  # fmt: skip
+
 SCENARIOS = {
     "generate": GENERATE, "cache clear": CLEAR, "tune": TUNE, "macos install": INSTALL,
     "macos install again": INSTALL_AGAIN, "train publish": PUBLISH,
@@ -218,7 +236,7 @@ class Trials:
         if isinstance(old, int) and isinstance(new, int):
             assert new <= found <= old, found
         elif isinstance(new, list):
-            assert set(found) <= {*new}, found
+            assert set(found or ()) <= {*new}, found
         else:
             # A folder is exchanged in two renames; between them the next start finds the old one aside.
             assert found in (old, new) or (found is None and list(at.rglob(".*.old"))), found
@@ -259,6 +277,13 @@ def test_a_call_that_fails_leaves_the_old_state(
 @pytest.mark.fault(16, "SIGKILL at calls that keep compiled graphs: the second start draws the same")
 def test_a_kill_while_graphs_are_kept_costs_a_compilation(commands: Commands, tmp_path: Path, tally: Tally) -> None:
     Trials(commands, COLD, tmp_path).kill(tally, 40)
+
+
+@pytest.mark.fault(25, "SIGKILL at calls of compare; then again")
+def test_a_kill_of_a_comparison_loses_nothing_that_was_drawn(commands: Commands, tmp_path: Path, tally: Tally) -> None:
+    if not tally.everything:
+        pytest.skip("minutes: in full numbers only")
+    Trials(commands, COMPARE, tmp_path).kill(tally, 8)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -37,7 +37,7 @@ def picture(prompt: str = "a cat", negative: str = "") -> Picture:
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".webp", ".PNG"])
 def test_every_field_comes_back(tmp_path: Path, tally: Tally, ending: str) -> None:
     @given(prompt=PROMPTS, negative=PROMPTS)
-    @settings(max_examples=tally.count(2000), deadline=None)
+    @settings(max_examples=tally.count(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     def check(prompt: str, negative: str) -> None:
         drawn = picture(prompt, negative)
         recorded = read_recorded(drawn.save(tmp_path / f"x{ending}"))

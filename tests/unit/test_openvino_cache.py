@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edge_sd
@@ -49,7 +49,7 @@ def test_what_was_written_is_read(place: Path) -> None:
 
 @pytest.mark.fault(16, "damaged entries of the cache of compiled graphs")
 def test_a_damaged_entry_is_none_and_gone(place: Path, tally: Tally) -> None:
-    @settings(max_examples=tally.count(1000), deadline=None)
+    @settings(max_examples=tally.count(1000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.data())
     def check(data: st.DataObject) -> None:
         cache.write("a", BLOBS)
