@@ -22,6 +22,7 @@ import numpy as np
 
 from edge_sd.bundle.bundle import REFERENCE, ModelBundle, read_manifest
 from edge_sd.bundle.library import MANIFEST
+from edge_sd.bundle.parts import kind_of
 from edge_sd.bundle.variants import Artifact, Parity, Variant
 from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, ParityError, choices
 from edge_sd.files import FileRecord, is_partial, locked, record_file, write_atomically
@@ -59,7 +60,7 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
     require_extra()
     opened = Source.open(source)
     form.check(opened, recipe)
-    if homeless := [part for part in opened.parts if part not in form.parts]:
+    if homeless := [part for part in opened.parts if kind_of(part) not in form.parts]:
         raise InvalidRequest(f"{form.name} has no {', '.join(homeless)}; leave it out, or convert to openvino")
     name = variant_name(form, recipe)
     with _translate_os_errors(target), _locked(target):
@@ -72,7 +73,7 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
             return bundle
         staging = target / f".{name}.partial"
         with _hidden_if_fresh(target, staging):
-            parts = tuple(part for part in opened.parts if part in form.parts)
+            parts = opened.parts
             _check_space(opened, parts, recipe, target)
             # Writing to the disk goes on while the next component is made.
             with ThreadPoolExecutor(1) as disk:

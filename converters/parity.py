@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
+from edge_sd.bundle.parts import NET, SAFETY_CHECKER, TINY, UPSCALER, kind_of
 from edge_sd.bundle.variants import Parity
 from edge_sd.components import safety_checker as safety
 from edge_sd.components.autoencoder import to_pixels
@@ -171,14 +171,15 @@ def _record_controlled(
     told = _told(before, facts, latents)
     rows = len(told["encoder_hidden_states"])
     component.bind(**told)
-    if part == "controlnet":
+    if kind_of(part) == NET:
         component.bind(controlnet_cond=np.repeat(_edges(before["vae_decoder"]["picture"]), rows, axis=0))
         outputs = [component(**inputs) for inputs in _noised(before[facts.denoiser]["latents"], facts, rows)]
         return {f"{n}.{name}": value for n, output in enumerate(outputs) for name, value in output.items()}
     assert part == "controlled_unet", part
     unet = _sees(component, facts, latents)
+    residuals = next(given for name, given in before.items() if kind_of(name) == NET)
     for n, inputs in enumerate(_noised(before[facts.denoiser]["latents"], facts, rows)):
-        given = {name.removeprefix(f"{n}."): value for name, value in before["controlnet"].items()
+        given = {name.removeprefix(f"{n}."): value for name, value in residuals.items()
                  if name.startswith(f"{n}.")}  # fmt: skip
         unet(**inputs, **given)
     return {}

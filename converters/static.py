@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_sd.bundle.facts import Facts
+from edge_sd.bundle.parts import NET
 from edge_sd.errors import InvalidRequest
 
 from .sources.source import Source
@@ -39,6 +40,15 @@ def check_denoiser(source: Source, name: str) -> None:
     if source.facts.denoiser != "unet":
         raise InvalidRequest(
             f"{source.facts.name} has a {source.facts.denoiser}, of which {name} has no form yet; valid: --to openvino"
+        )
+
+
+def check_nets(source: Source) -> None:
+    """Raise InvalidRequest for several ControlNets: Apple's layouts have a place for the one called controlnet."""
+    if nets := [part for part in source.parts if part.startswith(NET) and part != NET]:
+        raise InvalidRequest(
+            f"Apple's layout has a place for one ControlNet; {source.facts.name} also has {', '.join(nets)}; "
+            "valid: --to openvino"
         )
 
 

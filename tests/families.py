@@ -15,7 +15,8 @@ NORMALIZED: dict[str, Any] = {
 def save_family(name: str, folder: Path, emoji: Path) -> Path:
     """A diffusers folder of a family by one of its names: "sd2", "sdxl", its "refiner", "playground", "turbo", …
 
-    "shuffle" has a ControlNet that returns means, "controlled-inpaint" one beside a UNet of nine channels.
+    "shuffle" has a ControlNet that returns means, "controlled-inpaint" one beside a UNet of nine channels, "two-nets" has
+    two.
     """
     import diffusers
     import torch
@@ -60,9 +61,12 @@ def save_family(name: str, folder: Path, emoji: Path) -> Path:
                   "force_zeros_for_empty_prompt": False}  # fmt: skip
     if name in ("shuffle", "controlled-inpaint"):
         parts["controlnet"] = _controlnet(parts["unet"], pooled=name == "shuffle")
+    if name == "two-nets":
+        parts["controlnet"] = [_controlnet(parts["unet"], pooled=False) for _ in range(2)]
     kinds = {
         "instruct": "InstructPix2PixPipeline",
         "shuffle": "ControlNetPipeline",
+        "two-nets": "ControlNetPipeline",
         "controlled-inpaint": "ControlNetInpaintPipeline",
         "sdxl": "XLPipeline",
         "playground": "XLPipeline",

@@ -23,7 +23,7 @@ from ..form import Made, Report
 from ..parity import Recording, measure
 from ..recipes import RECIPES, QuantRecipe
 from ..sources.source import CONTROL, PARTS, Source
-from ..static import Sizes, check_denoiser, check_sizes, latents_of, named, pixels_of
+from ..static import Sizes, check_denoiser, check_nets, check_sizes, latents_of, named, pixels_of
 
 if TYPE_CHECKING:
     from ..coreml.mixed import BitRecipe
@@ -75,6 +75,7 @@ class CoreAIForm:
         from importlib.util import find_spec
 
         check_denoiser(source, self.backend)
+        check_nets(source)
         if not all(find_spec(name) for name in NEEDED):
             raise MissingExtra("converting to Core AI", "coreai")
         check_sizes(self.sizes, source)

@@ -21,7 +21,7 @@ from ..form import Made, Report
 from ..parity import Recording, measure
 from ..recipes import RECIPES, QuantRecipe
 from ..sources.source import CONTROL, PARTS, Source
-from ..static import Sizes, check_denoiser, check_sizes, latents_of, named, pixels_of
+from ..static import Sizes, check_denoiser, check_nets, check_sizes, latents_of, named, pixels_of
 
 if TYPE_CHECKING:
     from ..sources.wrappers import Wrapped
@@ -93,6 +93,7 @@ class CoreMLForm:
         from importlib.util import find_spec
 
         check_denoiser(source, self.backend)
+        check_nets(source)
         from .quantize import check_target
 
         if not find_spec("coremltools"):

@@ -17,7 +17,7 @@ from edge_sd.backends.openvino.streaming import stream
 from edge_sd.backends.openvino.telemetry import refuse_telemetry
 from edge_sd.bundle.diffusers import GRAPH
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import DENOISERS
+from edge_sd.bundle.parts import DENOISERS, kind_of
 from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError
 
@@ -100,7 +100,7 @@ def _in_integers(recipe: QuantRecipe, part: str) -> bool:
         return part in DENOISERS
     # Text takes 1 % of the time and steers every step, and what follows lines is added to every skip of the UNet: their
     # activations are left alone, and their weights take 8 bits.
-    return recipe.activations and not part.startswith("text_encoder") and part not in CONTROL
+    return recipe.activations and not part.startswith("text_encoder") and kind_of(part) not in CONTROL
 
 
 def _in_float16(model: Any, folder: Path) -> Any:

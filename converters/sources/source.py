@@ -11,7 +11,7 @@ from edge_sd.bundle.bundle import read_manifest
 from edge_sd.bundle.diffusers import class_of, diffusers_facts, has_checker
 from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.library import MANIFEST, find_model
-from edge_sd.bundle.parts import DENOISERS, SAFETY_CHECKER, TINY, UPSCALER
+from edge_sd.bundle.parts import DENOISERS, NET, SAFETY_CHECKER, TINY, UPSCALER, kind_of
 from edge_sd.bundle.weights import load_module, weight_files
 from edge_sd.errors import InvalidModel
 from edge_sd.files import hash_file, read_json
@@ -74,15 +74,17 @@ class Source:
     @property
     def parts(self) -> tuple[str, ...]:
         """What the folder holds, in the order of the pipeline."""
-        controlled = (self.folder / "controlnet/config.json").is_file() and self.facts.denoiser == "unet"
+        nets = sorted(path.parent.name for path in self.folder.glob(f"{NET}*/config.json"))
+        controlled = bool(nets) and self.facts.denoiser == "unet"
         checked = has_checker(self.folder)
         tiny = (self.folder / "vae_tiny/config.json").is_file()
         enlarging = (self.folder / UPSCALER / "config.json").is_file()
         texts = [text.part for text in self.facts.encoders]
         return tuple(
             part
-            for part in PARTS
-            if (controlled or part not in CONTROL)
+            for kind in PARTS
+            for part in (nets if kind == NET else [kind])
+            if (controlled or kind not in CONTROL)
             and (part in texts or not part.startswith("text_encoder"))
             and (checked or part != SAFETY_CHECKER)
             and (tiny or part != TINY)
@@ -92,7 +94,7 @@ class Source:
 
     def weights(self, part: str) -> tuple[list[Path], str | None]:
         """The weight files of a part, several if it is sharded, and their names' variant."""
-        _, _, name, stem = PARTS[part]
+        _, _, name, stem = _row(part)
         return weight_files(self.folder / name, stem)
 
     def check(self, part: str) -> None:
@@ -117,7 +119,7 @@ class Source:
 
         from .half_weights import compute_in_float32, in_halves
 
-        library, name, folder, stem = PARTS[part]
+        library, name, folder, stem = _row(part)
         if part == UPSCALER:
             from . import upscaler
 
@@ -147,4 +149,10 @@ class Source:
         return digest.hexdigest()
 
     def _config_path(self, part: str) -> Path:
-        return self.folder / PARTS[part][2] / "config.json"
+        return self.folder / _row(part)[2] / "config.json"
+
+
+def _row(part: str) -> tuple[str, str, str, str]:
+    """Library, class, folder and the weight file's stem; several ControlNets lie in folders of their own names."""
+    library, name, folder, stem = PARTS[kind_of(part)]
+    return library, name, folder if part in PARTS else part, stem

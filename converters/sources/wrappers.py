@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER
+from edge_sd.bundle.parts import SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
 from edge_sd.components.shapes import shapes_of_conditions
 from edge_sd.components.transformer import Flux2 as Form
 
@@ -236,7 +236,7 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
         return _text(part, model, facts)
     if part == "transformer":
         return _transformer(model, facts)
-    if part in ("unet", "controlnet", "controlled_unet"):
+    if kind_of(part) in ("unet", "controlnet", "controlled_unet"):
         return _denoising(part, model, facts)
     if part == SAFETY_CHECKER:
         checker = SafetyChecker(model)
@@ -319,7 +319,7 @@ def _denoising(part: str, model: Any, facts: Facts) -> Wrapped:
     if part == "unet":
         return Wrapped(part, UNet(model, names), example, dynamic, ("out_sample",))
     residuals = residual_shapes(model.config, (1, SIDE, SIDE))
-    if part == "controlnet":
+    if kind_of(part) == "controlnet":
         lines = {"controlnet_cond": _pixels(facts), "sample": torch.zeros(1, facts.latents.channels, SIDE, SIDE)}
         return Wrapped(
             part, ControlNet(model, names), example | lines, dynamic | {"controlnet_cond": (0, 2, 3)}, tuple(residuals)

@@ -23,6 +23,11 @@ HOMES = {
 }  # fmt: skip
 
 
+def kind_of(part: str) -> str:
+    """What a component is, whichever of several ControlNets."""
+    return NET if part.startswith(f"{NET}_") else part
+
+
 def home_of(part: str) -> str:
     """The component that decides where `part` is."""
     return "unet" if part.startswith(NET) else HOMES.get(part, part)

@@ -12,7 +12,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from edge_sd import ModelBundle, Pipeline, Request
+from edge_sd.converters.build import build
 from edge_sd.converters.parity import psnr
+from edge_sd.converters.recipes import RECIPES
+from edge_sd.converters.targets import form_named
 from edge_sd.errors import InvalidRequest
 from edge_sd.pipeline.control import Control
 
@@ -173,6 +176,21 @@ def test_a_controlnet_that_returns_means_is_given_to_the_prompt_alone(families: 
         with opened as pipeline:
             *_, last = pipeline.steps(request)
             assert psnr(pipeline.decode(last.latents), expected, peak=255) >= 40
+
+
+def test_a_folder_of_several_controlnets_converts_whole(families: Families, tmp_path: Path) -> None:
+    """As StableDiffusionControlNetPipeline saves them: controlnet, controlnet_1."""
+    source, bundle = families("two-nets")
+    assert {"controlnet", "controlnet_1", "controlled_unet"} <= set(bundle.variant("openvino-fp32").artifacts)
+    lines = [picture(), half().convert("RGB")]
+    wishes = {"num_inference_steps": 4, "guidance_scale": 5.0, "width": 64, "height": 64}
+    scales = {"controlnet_conditioning_scale": [0.9, 0.5]}
+    expected = theirs(source, "StableDiffusionControlNetPipeline", image=lines, **scales, **wishes)
+    controls = [Control(lines[0], 0.9, reading="tile"), Control(lines[1], 0.5, reading="tile", net="1")]
+    found = ours(bundle, steps=4, guidance=5.0, width=64, height=64, controls=controls)
+    assert psnr(found, expected, peak=255) >= 40
+    with pytest.raises(InvalidRequest, match=r"one ControlNet; .* also has controlnet_1; valid: --to openvino"):
+        build(source, tmp_path / "b", form_named("coreml"), RECIPES["fp16"], lambda what, share: None)
 
 
 def test_a_controlnet_beside_an_inpainting_unet_sees_the_latents_alone(families: Families) -> None:
