@@ -15,8 +15,8 @@ NORMALIZED: dict[str, Any] = {
 def save_family(name: str, folder: Path, emoji: Path) -> Path:
     """A diffusers folder of a family by one of its names: "sd2", "sdxl", its "refiner", "playground", "turbo", …
 
-    "shuffle" has a ControlNet that returns means, "controlled-inpaint" one beside a UNet of nine channels, "two-nets" has
-    two.
+    "shuffle" has a ControlNet that returns means, "controlled-inpaint" one beside a UNet of nine channels; "two-nets"
+    has two.
     """
     import diffusers
     import torch
