@@ -12,7 +12,6 @@ from edge_sd.bundle.diffusers import GRAPH
 from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
 from edge_sd.bundle.transformers import statistics
 from edge_sd.bundle.variants import Parity
-from edge_sd.errors import InvalidRequest
 from edge_sd.files import read_json
 
 from ..form import Made, Report
@@ -43,11 +42,7 @@ class OpenVINOForm:
     recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "w8a8", "hybrid", "int4", "int4g64", "int4g128")
 
     def check(self, source: Source, recipe: QuantRecipe) -> None:
-        if source.facts.text_mask:
-            raise InvalidRequest(
-                f"{source.facts.name} has a transformer that reads texts of any length, which is not converted yet; "
-                "it is drawn by torch as it is"
-            )
+        return
 
     def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
         facts = source.facts

@@ -12,6 +12,7 @@ from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
 from edge_sd.components.shapes import shapes_of_conditions
 from edge_sd.components.transformer import Flux2 as Form
+from edge_sd.components.transformer import ZImage as ZImageForm
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,19 @@ class T5Encoder(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Every layer's states of a language model that was cut behind the last one that is needed."""
+    """States of a language model that was cut behind the last layer that is needed: of all its layers, or of that.
 
-    def __init__(self, model: Any) -> None:
+    optimum-intel finds one of several by its place among them.
+    """
+
+    def __init__(self, model: Any, several: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.several = model, several
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         seen = causal_mask(input_ids) & attention_mask.bool()[:, None, None, :]
         out = self.model(input_ids, attention_mask=seen, output_hidden_states=True, use_cache=False)
-        # The last state is the last of these.
-        return tuple(out.hidden_states)
+        return tuple(out.hidden_states) if self.several else (out.hidden_states[-1],)
 
 
 class Flux2(nn.Module):
@@ -264,10 +267,11 @@ def _text(part: str, model: Any, facts: Facts) -> Wrapped:
     if text.kind == "t5":
         return Wrapped(part, T5Encoder(model), {"input_ids": ids}, {"input_ids": (0, 1)}, ("last_hidden_state",))
     if text.kind == "qwen3":
-        states = tuple(f"hidden_states.{n}" for n in range(model.config.num_hidden_layers + 1))
+        several, last = "," in text.states, int(model.config.num_hidden_layers)
+        states = tuple(f"hidden_states.{n}" for n in range(0 if several else last, last + 1))
         dynamic: dict[str, tuple[int, ...]] = {"input_ids": (0, 1), "attention_mask": (0, 1)}
         example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return Wrapped(part, LanguageModel(model), example, dynamic, states)
+        return Wrapped(part, LanguageModel(model, several), example, dynamic, states)
     module, first = (
         (TextEncoder2(model), ("text_embeds", "last_hidden_state"))
         if part == "text_encoder_2" or facts.conditioning == "joint"
@@ -282,6 +286,8 @@ def _transformer(model: Any, facts: Facts) -> Wrapped:
     conditions = shapes_of_conditions(facts, 1)
     if facts.family == "flux2":
         return _flux2(model, facts)
+    if facts.family == "zimage":
+        return _z_image(model, facts)
     example = {
         "hidden_states": torch.zeros(1, facts.sample_channels, SIDE, SIDE),
         **{name: torch.zeros(shape) for name, shape in conditions.items()},
@@ -300,6 +306,17 @@ def _flux2(model: Any, facts: Facts) -> Wrapped:
     dynamic: dict[str, tuple[int, ...]] = {**dict.fromkeys(names, (0, 1)), "timestep": (0,)}
     example = {name: torch.zeros(shapes[name]) for name in names}
     return Wrapped("transformer", Flux2(model), example, dynamic, ("out_sample",))
+
+
+def _z_image(model: Any, facts: Facts) -> Wrapped:
+    from .z_image import ZImage
+
+    sample = (1, facts.sample_channels, SIDE, SIDE)
+    shapes = ZImageForm.shapes({"sample": sample, "timestep": (1,), **shapes_of_conditions(facts, 1)})
+    names = ("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask", "txt_ids", "img_ids")
+    dynamic: dict[str, tuple[int, ...]] = {**dict.fromkeys(names, (0, 1)), "timestep": (0,), "hidden_states": (0, 2, 3)}
+    example = {name: torch.zeros(shapes[name]) for name in names}
+    return Wrapped("transformer", ZImage(model), example, dynamic, ("sample",))
 
 
 def _denoising(part: str, model: Any, facts: Facts) -> Wrapped:

@@ -136,8 +136,10 @@ def _z_image(folder: Path, index: dict[str, Any]) -> Facts:
     schedule = replace(NoiseSchedule.from_config(scheduler), flow_grid="even")
     # Turbo, whose levels are shifted less, draws in few steps and without guidance, by its card.
     few = schedule.flow_shift < Z_SHIFT
-    exported = (folder / "text_encoder/openvino_model.xml").is_file()
-    states = "last_hidden_state" if exported else f"hidden_states.{int(text['num_hidden_layers']) - 1}"
+    # Exports are cut: optimum-intel's has one output, ours says of how many layers.
+    exported, layers = _outputs(folder / "text_encoder"), int(text["num_hidden_layers"])
+    cut = f"hidden_states.{layers if exported else layers - 1}"
+    states = "last_hidden_state" if exported and cut not in exported else cut
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     space = LatentSpace(
         int(transformer["in_channels"]), factor, float(vae["scaling_factor"]), float(vae.get("shift_factor") or 0.0)
@@ -164,11 +166,17 @@ def _names_are_late(export: Path, layers: int) -> bool:
     optimum-intel 2.2 names them in order, from last_hidden_state on, which of this class are the embeddings: what it
     calls hidden_states.9 is layer 10's. Its last name is then one below the number of layers.
     """
+    named = [int(each.rpartition(".")[2]) for each in _outputs(export) if each.startswith("hidden_states.")]
+    return max(named, default=0) == layers - 1
+
+
+def _outputs(export: Path) -> set[str]:
+    """The names of an exported graph's outputs; none where there is no graph."""
     graph = export / "openvino_model.xml"
     if not graph.is_file():
-        return False
-    named = re.findall(r'output_names="[^"]*hidden_states\.(\d+)', graph.read_text("utf-8"))
-    return max(map(int, named), default=0) == layers - 1
+        return set()
+    found = re.findall(r'output_names="([^"]*)"', graph.read_text("utf-8"))
+    return {name for names in found for name in names.split(",")}
 
 
 def statistics(folder: Path, vae: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -91,6 +91,7 @@ def test_optimum_loads_what_was_written(source: Path, bundle: ModelBundle) -> No
     assert psnr(np.asarray(image.images[0]), theirs(source), peak=255) >= 40
 
 
+@pytest.mark.long
 def test_an_export_of_optimum_opens_with_the_layers_that_were_trained(source: Path, tmp_path: Path) -> None:
     """optimum-intel 2.2 calls layer 10's states hidden_states.9, and draws with those."""
     import openvino as ov

@@ -91,7 +91,35 @@ def test_what_does_not_fit_is_said_by_name(source: Path, tmp_path: Path) -> None
         ModelBundle.open(edited(tmp_path / "narrow", source, transformer={"cap_feat_dim": 8}))
 
 
-def test_a_conversion_is_refused_and_nothing_is_written(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="is not converted yet; it is drawn by torch as it is"):
-        convert(source, tmp_path / "b", "fp16")
-    assert not (tmp_path / "b").exists()
+@pytest.fixture(scope="module")
+def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+    return convert(source, tmp_path_factory.mktemp("bundle") / "zimage", "fp32")
+
+
+def test_openvino_draws_what_diffusers_draws(source: Path, bundle: ModelBundle) -> None:
+    negative = "a green pear that is far longer than the prompt, and not at all glossy"
+    expected = theirs(source, negative_prompt=negative)
+    assert psnr(ours(bundle.root, negative=negative), expected, peak=255) >= 40
+    assert psnr(ours(bundle.root / "openvino-fp32", negative=negative), expected, peak=255) >= 40
+
+
+def test_optimum_loads_what_was_written(source: Path, bundle: ModelBundle) -> None:
+    import torch
+    from optimum.intel import OVPipelineForText2Image
+
+    pipeline = OVPipelineForText2Image.from_pretrained(
+        bundle.root / "openvino-fp32", device="CPU", ov_config={"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    image = pipeline(
+        prompt=PROMPT, num_inference_steps=4, guidance_scale=3.0, generator=torch.Generator().manual_seed(SEED), **SIZE
+    ).images[0]
+    assert psnr(np.asarray(image), theirs(source), peak=255) >= 40
+
+
+@pytest.mark.long
+def test_an_export_of_optimum_opens_as_a_model(source: Path, tmp_path: Path) -> None:
+    from optimum.intel import OVZImagePipeline
+
+    OVZImagePipeline.from_pretrained(source, export=True, compile=False).save_pretrained(tmp_path)
+    assert ModelBundle.open(tmp_path).facts.encoders[0].states == "last_hidden_state"
+    assert psnr(ours(tmp_path), theirs(source), peak=255) >= 40
