@@ -77,7 +77,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, arguments: list[str], said: str) 
 def test_tune_remembers_and_the_next_plan_says_so(tmp_path: Path, home: dict[str, str]) -> None:
     done = edge_sd("tune", cwd=tmp_path, **home)
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^\w+ openvino-fp16 openvino:cpu +loads in", done.stdout, re.MULTILINE)) == 3
+    assert len(re.findall(r"^\w+ openvino-fp16 openvino:cpu\s+loads in", done.stdout, re.MULTILINE)) == 3
     assert len(list((tmp_path / "home/measured").iterdir())) == 1
     done = edge_sd("generate", "a cat", "--steps", "1", "--verbose", "-o", "x.png", cwd=tmp_path, **home)
     assert re.search(r"unet +openvino-fp16 on cpu: \w+, measured here", done.stderr), done.stderr
