@@ -105,8 +105,8 @@ _PAGE = pytest.StashKey[Page]()
 class _Reports:
     """In the process that collects reports: pytest's own, or the one that has xdist's workers."""
 
-    def __init__(self, page: Page, path: Path | None) -> None:
-        self.page, self.path = page, path
+    def __init__(self, page: Page, path: Path | None, full: bool) -> None:
+        self.page, self.path, self.full = page, path, full
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not (report.when == "call" or (report.when == "setup" and not report.passed)):
@@ -119,7 +119,7 @@ class _Reports:
                 lost += report.failed and not (lost or let_in)
                 if report.skipped and report.when == "call":
                     tried = 0
-                self.page.add(Line(row, what, tried, lost, let_in, report.duration, why))
+                self.page.add(Line(row, what, tried, lost, let_in, report.duration, why, self.full))
                 if self.path is not None:
                     # Hours of faults are not lost with the last of them.
                     self.write(self.path)
@@ -135,7 +135,8 @@ class _Reports:
 def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):
         config = session.config
-        config.pluginmanager.register(_Reports(config.stash[_PAGE], config.getoption("--faults-page")))
+        full = bool(config.getoption("--all-faults"))
+        config.pluginmanager.register(_Reports(config.stash[_PAGE], config.getoption("--faults-page"), full))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -29,7 +29,7 @@ disks that lie about `fsync`, drivers of GPUs and NPUs.
 
 @dataclass(frozen=True)
 class Line:
-    """One test's trials; `skipped` is why it did not run."""
+    """One test's trials; `skipped` is why it did not run, `full` whether the numbers were not a tenth."""
 
     row: int
     what: str
@@ -38,6 +38,7 @@ class Line:
     let_in: int
     seconds: float
     skipped: str = ""
+    full: bool = True
 
 
 @dataclass
@@ -85,7 +86,8 @@ class Page:
                 yield f"| {line.row} | {line.what} | not run: {line.skipped} | | | | |"
                 continue
             survived = max(0, line.tried - line.lost - line.let_in)
-            figures = f"{line.tried:,} | {survived:,} | {line.lost:,} | {line.let_in:,} | {line.seconds:.0f}"
+            share = "" if line.full else " (a tenth)"
+            figures = f"{line.tried:,}{share} | {survived:,} | {line.lost:,} | {line.let_in:,} | {line.seconds:.0f}"
             yield f"| {line.row} | {line.what} | {figures} |"
         every = self.lines.values()
         tried, lost, let_in = (sum(getattr(each, name) for each in every) for name in ("tried", "lost", "let_in"))
