@@ -86,7 +86,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
         return result
     finally:
         for mark in pyfuncitem.iter_markers("fault"):
-            figures = (tally.tried, tally.lost, tally.let_in) if tally is not None else (1, 0, 0)
+            figures = (1, 0, 0, True) if tally is None else (tally.tried, tally.lost, tally.let_in, tally.everything)
             pyfuncitem.user_properties.append(("fault", (*mark.args, *figures)))
 
 
@@ -95,7 +95,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """A test that was skipped, or failed before it was called, has its line too."""
     report = yield
     if report.when == "setup" and not report.passed:
-        report.user_properties += [("fault", (*mark.args, 0, 0, 0)) for mark in item.iter_markers("fault")]
+        report.user_properties += [("fault", (*mark.args, 0, 0, 0, True)) for mark in item.iter_markers("fault")]
     return report
 
 
@@ -105,21 +105,21 @@ _PAGE = pytest.StashKey[Page]()
 class _Reports:
     """In the process that collects reports: pytest's own, or the one that has xdist's workers."""
 
-    def __init__(self, page: Page, path: Path | None, full: bool) -> None:
-        self.page, self.path, self.full = page, path, full
+    def __init__(self, page: Page, path: Path | None) -> None:
+        self.page, self.path = page, path
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not (report.when == "call" or (report.when == "setup" and not report.passed)):
             return
         for name, value in report.user_properties:
             if name == "fault":
-                row, what, tried, lost, let_in = value
+                row, what, tried, lost, let_in, full = value
                 why = re.sub(r"^Skipped: ", "", report.longrepr[2]) if report.skipped else ""
                 # A test that ended before its trials were over lost something.
                 lost += report.failed and not (lost or let_in)
                 if report.skipped and report.when == "call":
                     tried = 0
-                self.page.add(Line(row, what, tried, lost, let_in, report.duration, why, self.full))
+                self.page.add(Line(row, what, tried, lost, let_in, report.duration, why, full))
                 if self.path is not None:
                     # Hours of faults are not lost with the last of them.
                     self.write(self.path)
@@ -135,8 +135,7 @@ class _Reports:
 def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):
         config = session.config
-        full = bool(config.getoption("--all-faults"))
-        config.pluginmanager.register(_Reports(config.stash[_PAGE], config.getoption("--faults-page"), full))
+        config.pluginmanager.register(_Reports(config.stash[_PAGE], config.getoption("--faults-page")))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
