@@ -85,7 +85,7 @@ GENERATE = Scenario(
 
 def full_cache(folder: Path) -> None:
     for name in ("openvino/" + "a" * 24 + ".blob", "openvino/" + "b" * 24 + ".blob", "measured/" + "c" * 16 + ".json",
-                 "assembled/" + "d" * 16 + "/weights.bin", "openvino/.x.blob.1.partial"):  # fmt: skip
+                 "assembled/" + "d" * 16 + "/weights.bin", "openvino/." + "e" * 24 + ".blob.7.1.partial"):  # fmt: skip
         path = folder / "cache" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 1000)
