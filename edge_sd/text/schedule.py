@@ -48,7 +48,7 @@ class _Choice:
     def switch(self, steps: int) -> int:
         """The last step of the first option."""
         assert self.when is not None
-        return min(steps, max(0, int(self.when * steps if self.share else self.when)))
+        return int(min(steps, max(0, self.when * steps if self.share else self.when)))
 
     def at(self, step: int, steps: int) -> list[_Piece]:
         if self.when is None:

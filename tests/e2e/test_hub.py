@@ -154,11 +154,7 @@ def test_an_update_that_is_stopped_anywhere_leaves_a_model(
             monkeypatch.setattr(os, "replace", real)
         bundle = ModelBundle.open(NAME)
         assert bundle.verify() == []
-<<<<<<< HEAD
     assert stopped >= 2, "the record is renamed, and the folder, in one step where the system can exchange two"
-=======
-    assert stopped >= 2, "the record and the old folder are renamed; the folders are exchanged in one step, or in two"
->>>>>>> e741637 (Tests of the update and of the texts as they are now)
     assert pulling.take(repository, select(NAME, files)) == home / "some-org--tiny.sd"
     assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
 

@@ -331,5 +331,7 @@ def test_opening_a_pipeline_measures_only_when_asked(monkeypatch: pytest.MonkeyP
     Pipeline.open(tell=lines.append, measure=True).close()
     assert asked == [""]
     plan = choose(EMOJI, openvino("cpu"), machine=pc())
-    with pytest.raises(InvalidRequest, match="a plan has devices and variants in it; give no device, variant or preset"):
+    with pytest.raises(
+        InvalidRequest, match="a plan has devices and variants in it; give no device, variant or preset"
+    ):
         Pipeline.open(device="cpu", plan=plan)
