@@ -3,8 +3,8 @@
 Coordinates are variance exploding (Karras et al. 2022, arXiv:2206.00364): x = x0 + sigma * eps. A variance
 preserving x_vp (Ho et al. 2020) relates to it by x_vp = alpha * x, alpha = sqrt(abar) = 1 / sqrt(1 + sigma^2), and the
 straight paths of flow matching (Lipman et al. 2023, arXiv:2210.02747), x_s = (1 - s) x0 + s eps, by alpha = 1 - s and
-sigma = s / (1 - s), so that all solvers hold for them. The file is long because one class holds all fields of diffusers'
-schedulers, and the levels that each class of them makes.
+sigma = s / (1 - s), so that all solvers hold for them. The file is long because one class holds all fields of
+diffusers' schedulers, and the levels that each class of them makes.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ had to be refused. Both have to be 0.
 
 """
 FOOT = """
-A line is a test that carries `@pytest.mark.fault`, as it was last run; the same test in full numbers is
+A line is a test that carries `@pytest.mark.fault`, as it was last run, in several runs where that took too long for
+one; a line says where a tenth was tried. The same test in full numbers is
 `python -m pytest --all-faults -k NAME`. Conversions that are killed write bytes in place of what OpenVINO would make,
 so that each takes a second; `tests/e2e/test_conversion.py` kills whole ones. What was not tried: Windows and macOS,
 disks that lie about `fsync`, drivers of GPUs and NPUs, kills of `run` as a whole (its pull and its conversion are
