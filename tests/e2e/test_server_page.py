@@ -166,6 +166,7 @@ def test_a_dropped_picture_offers_its_parameters(page: Page, server: tuple[str, 
 
 
 def test_the_gallery_searches_compares_and_deletes_with_undo(page: Page) -> None:
+    expect(page.locator("#gallery li").first).to_be_visible()
     count = page.locator("#gallery li").count()
     page.keyboard.press("Escape")
     page.locator("h1").click()

@@ -213,8 +213,9 @@ def make_text_encoder(miniature: Path, recipe: str, staging: Path) -> dict[str, 
     source = Source.open(miniature)
     tokenizer = TextTokenizer(miniature / "tokenizer", source.facts.max_tokens)
     row, _ = _make_part(
-        source, form_named("coreml"), RECIPES[recipe], "text_encoder", staging, {"text_encoder": tokenizer}, {}
-    )
+        source, form_named("coreml"), RECIPES[recipe], "text_encoder", staging, {"text_encoder": tokenizer}, {},
+        lambda *_: None,
+    )  # fmt: skip
     return row
 
 

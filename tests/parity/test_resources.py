@@ -77,7 +77,9 @@ def test_a_tiny_decoder_beside_the_others_decodes_as_torch_does(resources: Path,
         assert "tiny_decoder" in form.parts
         assert "tiny_decoder" in source.parts
         z = np.random.default_rng(0).normal(size=(1, 4, 8, 8)).astype(np.float32)
-        row, _ = _make_part(source, form, RECIPES["p4"], "tiny_decoder", resources, {}, {"unet": [{"latents": z}]})
+        row, _ = _make_part(
+            source, form, RECIPES["p4"], "tiny_decoder", resources, {}, {"unet": [{"latents": z}]}, lambda *_: None
+        )
     assert row["parity"]["psnr"] >= 45
     with Pipeline.open(resources, "coreml-reference") as pipeline:
         *_, last = pipeline.steps(REQUEST)

@@ -204,7 +204,7 @@ def test_on_core_ml_it_is_a_package_of_apples_layout_and_says_the_same(
     picture = np.asarray(pictures[0], np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
     row, _ = _make_part(
         source, form_named("coreml"), RECIPES["p4"], "safety_checker", folder, {},
-        {"vae_decoder": [{"picture": picture}]},
+        {"vae_decoder": [{"picture": picture}]}, lambda *_: None,
     )  # fmt: skip
     assert row["parity"]["psnr"] >= 45
     package = Package.open(folder / "SafetyChecker.mlpackage").functions["main"]
