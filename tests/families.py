@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageDraw
+
 TOKENS = 32
 # Of Playground 2.5's latents.
 NORMALIZED: dict[str, Any] = {
@@ -122,3 +124,17 @@ def _scheduler(name: str, xl: bool) -> Any:
         return EulerDiscreteScheduler(**betas, **spacing)
     kind = "v_prediction" if name == "sd2" else "epsilon"
     return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=kind)
+
+
+def picture() -> Image.Image:
+    """A green disc on cream, 64 x 64."""
+    image = Image.new("RGB", (64, 64), (250, 240, 200))
+    ImageDraw.Draw(image).ellipse((14, 16, 50, 52), (40, 160, 60))
+    return image
+
+
+def half() -> Image.Image:
+    """A mask of its right half."""
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (32, 0, 64, 64))
+    return mask

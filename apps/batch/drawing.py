@@ -58,7 +58,7 @@ def draw(
                 _settle(waiting, keeper)
         while waiting:
             _settle(waiting, keeper)
-    except BaseException:
+    except BaseException:  # Ctrl-C as well: what is drawn is kept before it goes on its way.
         stop.set()
         queue.close()
         for job, future in waiting:

@@ -116,7 +116,7 @@ def _run(job: dict[str, Any], hear: Callable[[dict[str, Any]], None]) -> str:
                 reason = said.get("error", reason)
                 hear(said)
             code = worker.wait()
-        except BaseException:
+        except BaseException:  # Ctrl-C as well: no worker is left behind.
             worker.kill()
             raise
         return "" if code == 0 else reason or _last_words(code, errors)

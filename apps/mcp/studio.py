@@ -70,7 +70,7 @@ class Studio:
                 if told != said:
                     said = told
                     await progress(job.share, told)
-        except BaseException:
+        except BaseException:  # A cancelled task is one: nobody waits for the picture any more.
             self.service.cancel(job)
             raise
         job.check()

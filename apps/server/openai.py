@@ -315,7 +315,7 @@ async def _stream(service: Service, request: HttpRequest, body: Common, submit: 
     listening.__enter__()
     try:
         job = await asyncio.to_thread(submit)
-    except BaseException:
+    except BaseException:  # A cancelled task is one. No stream begins, so nothing else ends the listening.
         listening.__exit__(None, None, None)
         raise
 

@@ -5,7 +5,7 @@ text encoders, bound once -> noise, the same everywhere -> the sampler's loop ov
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..components.inpainting import Inpainting, Masked
 from ..components.instructed import Instructed
 from ..components.shapes import chunks_of
 from ..components.tiling import fitted
+from ..errors import InvalidRequest
 from ..images.canvas import Canvas
 from ..sampling.noise import NoiseSource, first_noise
 from ..sampling.samplers import Denoise, Latents, Step
@@ -26,6 +27,9 @@ from .conditionings import Conditionings
 from .loader import Components
 from .prompting import Wording
 from .run import Run
+
+# A seed -> the noise of its picture.
+NoiseOf = Callable[[int], NoiseSource]
 
 
 @dataclass(frozen=True)
@@ -132,3 +136,13 @@ class Drawing:
         # What was loaded decides: a plan may have changed meanwhile.
         count = chunks_of(facts, shapes)
         return Conditionings(self.run, self.components, self.wording, count).schedule()
+
+
+def source_of(noise_of: NoiseOf, seed: int) -> NoiseSource:
+    """The noise of a seed. Raises InvalidRequest for what makes none."""
+    if not callable(noise_of):
+        raise InvalidRequest(f"noise is a function of a seed (see NoiseSource), not {type(noise_of).__name__}")
+    source = noise_of(seed)
+    if not callable(getattr(source, "normal", None)):
+        raise InvalidRequest(f"noise made {type(source).__name__}, which has no normal(shape) (see NoiseSource)")
+    return source

@@ -30,7 +30,7 @@ from ..devices.planning import check_plan, plan_here
 from ..errors import InvalidModel, InvalidRequest, NumericalError
 from ..sampling.noise import NoiseSource, TorchNoise
 from ..sampling.samplers import Step
-from .drawing import Drawing
+from .drawing import Drawing, NoiseOf, source_of
 from .loader import Components
 from .options import Choice, Place
 from .presets import EXACT, Preset, preset_named
@@ -46,8 +46,6 @@ from .shapes import shapes_for
 LARGE = 256 << 20
 # Times the pixels that a model was made for, up to which pictures mostly keep their shapes.
 FEW_TIMES = 2.25
-# A seed -> the noise of its picture.
-NoiseOf = Callable[[int], NoiseSource]
 OnStep = Callable[[int, Step], None]
 OnPicture = Callable[[int, Picture], None]
 
@@ -230,8 +228,8 @@ class Pipeline:
         yield from self._steps(self.run(request), noise)
 
     def _steps(self, run: Run, noise_of: NoiseOf) -> Iterator[Step]:
-        settings, noise = run.settings, _source(noise_of, run.settings.seed)
-        second = None if settings.variation_seed is None else _source(noise_of, settings.variation_seed)
+        settings, noise = run.settings, source_of(noise_of, run.settings.seed)
+        second = None if settings.variation_seed is None else source_of(noise_of, settings.variation_seed)
         self.prepare(settings)
         for step in Drawing(run, self.components, self.wording, noise, second).steps():
             x = step.latents
@@ -404,13 +402,3 @@ class Pipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _source(noise_of: NoiseOf, seed: int) -> NoiseSource:
-    """The noise of a seed. Raises InvalidRequest for what makes none."""
-    if not callable(noise_of):
-        raise InvalidRequest(f"noise is a function of a seed (see NoiseSource), not {type(noise_of).__name__}")
-    source = noise_of(seed)
-    if not callable(getattr(source, "normal", None)):
-        raise InvalidRequest(f"noise made {type(source).__name__}, which has no normal(shape) (see NoiseSource)")
-    return source

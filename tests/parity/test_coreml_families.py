@@ -245,8 +245,8 @@ def test_an_inpainting_unet_sees_the_mask(emoji: Path, tmp_path: Path, monkeypat
     from edge_sd.converters.recipes import RECIPES
     from edge_sd.converters.targets import form_named
 
-    from ..families import save_family
-    from .test_families import half, picture, theirs
+    from ..families import half, picture, save_family
+    from .test_families import theirs
 
     source = save_family("inpaint", tmp_path / "source", emoji)
     bundle = build(source, tmp_path / "b", form_named("coreml"), RECIPES["fp16"], lambda what, share: None)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.converters.build import build
@@ -20,7 +19,7 @@ from edge_sd.errors import InvalidRequest
 from edge_sd.pipeline.control import Control
 
 from ..conftest import convert
-from ..families import save_family
+from ..families import half, picture, save_family
 
 PROMPT, SEED = "a red apple", 3
 Families = Callable[[str], tuple[Path, ModelBundle]]
@@ -106,18 +105,6 @@ def test_clip_skip_reads_an_earlier_layer_of_both(families: Families, skip: int,
     wishes = {"width": 64, "height": 64}
     expected = theirs(source, num_inference_steps=3, guidance_scale=1.0, clip_skip=theirs_skips, **wishes)
     assert psnr(ours(bundle, steps=3, guidance=1.0, clip_skip=skip, **wishes), expected, peak=255) >= 40
-
-
-def picture() -> Image.Image:
-    image = Image.new("RGB", (64, 64), (250, 240, 200))
-    ImageDraw.Draw(image).ellipse((14, 16, 50, 52), (40, 160, 60))
-    return image
-
-
-def half() -> Image.Image:
-    mask = Image.new("L", (64, 64))
-    mask.paste(255, (32, 0, 64, 64))
-    return mask
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from edge_sd import Control, InvalidModel, InvalidRequest, ModelBundle, Pipeline, Request
 from edge_sd.converters.build import build
@@ -19,6 +19,7 @@ from edge_sd.converters.parity import psnr
 from edge_sd.converters.recipes import RECIPES
 
 from ..conftest import convert
+from ..families import half, picture
 from ..transformers import save_sd3
 
 PROMPT, NEGATIVE, SEED = "a red apple, glossy style", "a green pear", 3
@@ -63,18 +64,6 @@ def ours(folder: Path, **wishes: Any) -> np.ndarray:
     with Pipeline.open(folder) as pipeline:
         *_, last = pipeline.steps(Request(PROMPT, **given))
         return pipeline.decode(last.latents)
-
-
-def picture() -> Image.Image:
-    image = Image.new("RGB", (64, 64), (250, 240, 200))
-    ImageDraw.Draw(image).ellipse((14, 16, 50, 52), (40, 160, 60))
-    return image
-
-
-def half() -> Image.Image:
-    mask = Image.new("L", (64, 64))
-    mask.paste(255, (32, 0, 64, 64))
-    return mask
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd35", "bare"])

@@ -13,8 +13,9 @@ from edge_sd import InvalidModel, InvalidRequest, ModelBundle, Pipeline, Request
 from edge_sd.converters.parity import psnr
 
 from ..conftest import convert
+from ..families import half, picture
 from ..transformers import save_z_image
-from .test_sd3 import edited, half, picture
+from .test_sd3 import edited
 
 PROMPT, SEED = "a red apple, glossy style", 3
 # 24 tokens of the image, which are filled up to 32.

@@ -1,0 +1,3 @@
+"""Fixtures of tests that go through what people start."""
+
+from ..browser import browser as browser
