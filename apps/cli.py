@@ -246,7 +246,7 @@ def convert(
         str | None, typer.Option(help="A tiny autoencoder (TAESD) to add: folder, or ORG/NAME.")
     ] = None,
     upscaler: Annotated[
-        Path | None, typer.Option(help="OpenVINO: an upscaler of ESRGAN's class to add, a .safetensors file.")
+        Path | None, typer.Option(help="An upscaler of ESRGAN's class to add, a .safetensors file.")
     ] = None,
     controlnet: Annotated[str | None, typer.Option(help="A ControlNet to add: its folder, or ORG/NAME.")] = None,
     as_json: AsJson = False,

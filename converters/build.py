@@ -22,7 +22,6 @@ import numpy as np
 
 from edge_sd.bundle.bundle import REFERENCE, ModelBundle, read_manifest
 from edge_sd.bundle.library import MANIFEST
-from edge_sd.bundle.parts import kind_of
 from edge_sd.bundle.variants import Artifact, Parity, Variant
 from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, ParityError, choices
 from edge_sd.files import FileRecord, is_partial, locked, record_file, write_atomically
@@ -60,8 +59,6 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
     require_extra()
     opened = Source.open(source)
     form.check(opened, recipe)
-    if homeless := [part for part in opened.parts if kind_of(part) not in form.parts]:
-        raise InvalidRequest(f"{form.name} has no {', '.join(homeless)}; leave it out, or convert to openvino")
     name = variant_name(form, recipe)
     with _translate_os_errors(target), _locked(target):
         fingerprint = opened.fingerprint()

@@ -55,10 +55,6 @@ class Form(Protocol):
         """The oldest system that it runs on, such as "iOS18"; "" is any that the backend runs on."""
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """The components that this form has (see PARTS of sources/source.py)."""
-
-    @property
     def halves(self) -> bool:
         """Whether it traces modules that keep float16 weights as stored (see sources/half_weights.py)."""
 

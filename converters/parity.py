@@ -20,6 +20,7 @@ from edge_sd.components.denoiser import Denoiser
 from edge_sd.components.inpainting import Masked
 from edge_sd.components.instructed import Instructed
 from edge_sd.components.transformer import form_of
+from edge_sd.components.upscaler import FIXED
 from edge_sd.files import write_atomically
 from edge_sd.images import metrics
 from edge_sd.images.canny import canny
@@ -43,8 +44,6 @@ STEPS, SEED, SAMPLER = 4, 0, "euler"
 # A different number of steps for each prompt, so that calibration sees many timesteps.
 CALIBRATION_STEPS = (4, 5, 6, 7, 8, 9, 10, 11)
 
-# Pixels a side on which an upscaler is measured.
-UPSCALED = 32
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Arrays], Arrays]
 
@@ -111,12 +110,17 @@ def record(
     if part == TINY:
         return component(latent_sample=before[facts.denoiser]["latents"])
     if part == UPSCALER:
-        # What it was made for: a picture's middle, in [0, 1].
-        small = before["vae_decoder"]["picture"][:, :, :UPSCALED, :UPSCALED] / 2 + 0.5
-        return component(image=np.ascontiguousarray(small, np.float32))
+        return component(image=_window(before["vae_decoder"]["picture"]))
     if part == SAFETY_CHECKER:
         return _record_checker(component, before["vae_decoder"]["picture"][0])
     return _record_controlled(part, component, facts, before, latents)
+
+
+def _window(picture: NDArray[Any]) -> NDArray[np.float32]:
+    """A window of what an upscaler is made for: of a picture [1, 3, H, W] in [-1, 1], mirrored where it is smaller."""
+    beyond = [(0, max(0, FIXED - side)) for side in picture.shape[2:]]
+    whole = np.pad(picture[:, :, :FIXED, :FIXED] / 2 + 0.5, [(0, 0), (0, 0), *beyond], "symmetric")
+    return np.ascontiguousarray(whole, np.float32)
 
 
 def _record_text(part: str, component: TorchComponent, facts: Facts, tokenizer: PromptTokenizer, prompt: str) -> Arrays:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
 from edge_sd.errors import InvalidRequest, choices
 
 
@@ -55,6 +56,16 @@ RECIPES = {
         QuantRecipe("mixed", 16, floor=45.0, palette=True, mixed=True),
     )
 }
+
+
+# The safety checker's verdict must be the same in every variant, the tiny decoder is too small to gain, and an upscaler
+# is there for its detail.
+KEPT = (SAFETY_CHECKER, TINY, UPSCALER)
+
+
+def recipe_for(part: str, recipe: QuantRecipe) -> QuantRecipe:
+    """The recipe of one component in a variant of `recipe`: parts that gain nothing from fewer bits keep float16."""
+    return recipe if part not in KEPT or recipe.bits == 32 else RECIPES["fp16"]
 
 
 def recipe_named(name: str, offered: Iterable[str] = RECIPES) -> QuantRecipe:

@@ -65,6 +65,7 @@ def _exported(function: Function) -> Any:
 
     table = coreai_torch.get_decomp_table()
     table[torch.ops.aten.upsample_nearest2d.vec] = _upsample
+    table[torch.ops.aten.pixel_unshuffle.default] = _fold
     with torch.no_grad():
         program = torch.export.export(function.module, tuple(function.example.values()), strict=False)
         return program.run_decompositions(table)
@@ -82,6 +83,16 @@ def _upsample(x: Tensor, output_size: Any, scale_factors: Any) -> Tensor:
     n, m = height // h, width // w
     rows = x[:, :, :, None].expand(b, c, h, n, w).reshape(b, c, height, w)
     return rows[..., None].expand(b, c, height, w, m).reshape(b, c, height, width)
+
+
+def _fold(x: Tensor, n: int) -> Tensor:
+    """Pixels as channels, (B, C, H, W) -> (B, C n n, H / n, W / n), rows and columns one after the other.
+
+    torch's own way has six dimensions; the Neural Engine takes at most five.
+    """
+    b, c, h, w = x.shape
+    rows = x.reshape(b, c, h // n, n, w).transpose(2, 3).reshape(b, c * n, h // n, w)
+    return rows.reshape(b, c * n, h // n, w // n, n).permute(0, 1, 4, 2, 3).reshape(b, c * n * n, h // n, w // n)
 
 
 @contextlib.contextmanager

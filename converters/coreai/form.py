@@ -14,15 +14,15 @@ from edge_sd.backends.coreai.runtime import Arrays, Asset, Loop, array, check_fi
 from edge_sd.bundle.apple_layout import Layout
 from edge_sd.bundle.coreai_layout import layout_of, outputs_of, pick, runs
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
+from edge_sd.bundle.parts import TINY
 from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, NumericalError, choices
 from edge_sd.text.conditioning import HIDDEN
 
 from ..form import Made, Report
 from ..parity import Recording, measure
-from ..recipes import RECIPES, QuantRecipe
-from ..sources.source import CONTROL, PARTS, Source
+from ..recipes import RECIPES, QuantRecipe, recipe_for
+from ..sources.source import CONTROL, Source
 from ..static import Sizes, check_denoiser, check_nets, check_sizes, latents_of, named, pixels_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ class CoreAIForm:
     backend: str = "coreai"
     lowest: str = "macOS27"
     halves: bool = False
-    parts: tuple[str, ...] = tuple(part for part in PARTS if part != UPSCALER)
     recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "int4", "int4g64", "p8", "p6", "p4", "mixed", "mixed4")
 
     def __post_init__(self) -> None:
@@ -90,9 +89,7 @@ class CoreAIForm:
         if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
             made = self._write(wrapped, source, RECIPES["fp32"], staging, recording, report)
             return replace(made, precision="float32")
-        if wrapped.part in (SAFETY_CHECKER, TINY) and recipe.bits < 16:
-            # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
-            recipe = RECIPES["fp16"]
+        recipe = recipe_for(wrapped.part, recipe)
         from ..sources.wrappers import wrap as stock
 
         made = self._write(wrapped, source, recipe, staging, recording, report)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from edge_sd.bundle.coreai_layout import LAYERS, MAIN, layout_of
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
+from edge_sd.components.upscaler import FIXED
 
 from ..sources.wrappers import residual_shapes
 from ..static import Sizes
@@ -160,6 +161,8 @@ def _example(part: str, stock: Any, facts: Facts, size: Sizes) -> tuple[dict[str
         return {"latent_sample": torch.zeros(1, space.channels, h, w)}, ("sample",)
     if part == "vae_encoder":
         return {"sample": torch.zeros(1, 3, size.height, size.width)}, ("latent_parameters",)
+    if part == UPSCALER:
+        return {"image": torch.zeros(1, 3, FIXED, FIXED)}, ("sample",)
     if part == SAFETY_CHECKER:
         return {"clip_input": torch.zeros(1, 3, stock.side, stock.side)}, ("special_scores", "concept_scores")
     config, batch = stock.model.config, size.batch

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sd.bundle.apple_layout import Arrays, Chain, Layout, call, layout_of, pick
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
+from edge_sd.bundle.parts import SAFETY_CHECKER, TINY
 from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, choices
 from edge_sd.text.conditioning import HIDDEN
@@ -19,8 +19,8 @@ from edge_sd.text.tokenizer import read_vocabulary
 
 from ..form import Made, Report
 from ..parity import Recording, measure
-from ..recipes import RECIPES, QuantRecipe
-from ..sources.source import CONTROL, PARTS, Source
+from ..recipes import QuantRecipe, recipe_for
+from ..sources.source import CONTROL, Source
 from ..static import Sizes, check_denoiser, check_nets, check_sizes, latents_of, named, pixels_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ class CoreMLForm:
     chunks: bool = False
     backend: str = "coreml"
     halves: bool = False
-    parts: tuple[str, ...] = tuple(part for part in PARTS if part != UPSCALER)
     recipes: tuple[str, ...] = ("fp16", "int8", "w8a8", "p8", "p6", "p4", "p4g16", "p2", "p1", "mixed")
 
     def __post_init__(self) -> None:
@@ -118,9 +117,7 @@ class CoreMLForm:
         if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
             made = self._write(wrapped, source, recipe, staging, recording, report, float32=True)
             return replace(made, precision="float32")
-        if wrapped.part in (SAFETY_CHECKER, TINY):
-            # The safety checker's verdict must be the same in every variant, and the tiny decoder is too small to gain.
-            recipe = RECIPES["fp16"]
+        recipe = recipe_for(wrapped.part, recipe)
         made = self._write(wrapped, source, recipe, staging, recording, report)
         if _overflow(wrapped.part, made, staging, recording) is None:
             return made

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edge_sd.bundle.apple_layout import UPSCALING
 from edge_sd.bundle.facts import Facts
+from edge_sd.bundle.parts import UPSCALER
+from edge_sd.components.upscaler import FIXED
 
 from ..sources.wrappers import residual_shapes
 from ..static import Sizes
@@ -148,7 +151,7 @@ def wrap(part: str, stock: Any, facts: Facts, sizes: Sizes, channel_first: bool 
     """A component of Apple's layout.
 
     part            text_encoder, text_encoder_2, unet, controlled_unet, controlnet, vae_decoder, vae_encoder,
-                    tiny_decoder or safety_checker
+                    tiny_decoder, upscaler or safety_checker
     stock           the part's wrapper (converters.wrappers); diffusers' own model of the parts that have none there
     channel_first   its attention takes the text as (B, C, 1, S): `ane.rewrite` was there
     """
@@ -178,6 +181,9 @@ def wrap(part: str, stock: Any, facts: Facts, sizes: Sizes, channel_first: bool 
     if part == "tiny_decoder":
         z = {"z": torch.zeros(1, space.channels, h, w)}
         return AppleComponent("TinyDecoder", _Renamed(stock), z, ("image",))
+    if part == UPSCALER:
+        image = {"image": torch.zeros(1, 3, FIXED, FIXED)}
+        return AppleComponent(UPSCALING.package, _Renamed(stock), image, tuple(UPSCALING.outputs.values()))
     if part == "vae_encoder":
         x = {"x": torch.zeros(1, 3, sizes.height, sizes.width)}
         return AppleComponent("VAEEncoder", _Renamed(stock), x, ("latent",))

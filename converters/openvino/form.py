@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sd.bundle.diffusers import GRAPH
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
+from edge_sd.bundle.parts import SAFETY_CHECKER
 from edge_sd.bundle.transformers import statistics
 from edge_sd.bundle.variants import Parity
 from edge_sd.files import read_json
 
 from ..form import Made, Report
 from ..parity import Recording
-from ..recipes import RECIPES, QuantRecipe
-from ..sources.source import PARTS, Source
+from ..recipes import QuantRecipe, recipe_for
+from ..sources.source import Source
 from .link import share_weights
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ class OpenVINOForm:
     compute: str = ""
     lowest: str = ""
     halves: bool = True
-    parts: tuple[str, ...] = tuple(PARTS)
     recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "w8a8", "hybrid", "int4", "int4g64", "int4g128")
 
     def check(self, source: Source, recipe: QuantRecipe) -> None:
@@ -61,11 +60,7 @@ class OpenVINOForm:
         folder = staging / part
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        if part in (SAFETY_CHECKER, TINY, UPSCALER) and recipe.bits < 16:
-            # The safety checker's verdict must be the same in every variant; the tiny decoder is too small to gain, and
-            # an upscaler is there for its detail.
-            recipe = RECIPES["fp16"]
-        openvino.convert(wrapped, recipe, folder, source.facts, recording, report)
+        openvino.convert(wrapped, recipe_for(part, recipe), folder, source.facts, recording, report)
         (folder / "config.json").write_text(json.dumps(_config(source, part), indent=2), "utf-8")
         weights = [f"{part}/{Path(GRAPH).stem}.bin"]
         # Rounded activations change the plain UNet's weights, so there is nothing to share.

@@ -12,15 +12,15 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from ..bundle.diffusers import class_of
-from ..bundle.parts import SAFETY_CHECKER, TINY
+from ..bundle.diffusers import NETWORKS, class_of
+from ..bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
 from ..bundle.weights import load_module
 from ..components.base import Array, Component, last_rows
 from ..components.edits import Edits
@@ -80,8 +80,12 @@ class TorchBackend:
         try:
             with _LOADING, _quiet():
                 layers = next((text.layers for text in request.bundle.facts.encoders if text.part == part), None)
-                module = load_module(
-                    getattr(importlib.import_module(library), kind), config.parent, stem, dtype, layers=layers
+                module = (
+                    _network(kind)(config.parent).to(dtype)
+                    if library == NETWORKS
+                    else load_module(
+                        getattr(importlib.import_module(library), kind), config.parent, stem, dtype, layers=layers
+                    )
                 )
             if part in ("vae_encoder", "vae_decoder", TINY):
                 delattr(module, "decoder" if part == "vae_encoder" else "encoder")
@@ -90,6 +94,14 @@ class TorchBackend:
             return TorchComponent(part, module.to(where), where, dtype, edits, graph)
         except (RuntimeError, AssertionError) as error:
             raise DeviceError(f"{device.name} refused {graph}: {_first_line(error)}") from error
+
+
+def _network(kind: str) -> Any:
+    """What loads the network of a folder, of a class that we have written ourselves. Raises DeviceError."""
+    found = list(entry_points(group=NETWORKS, name=kind))
+    if not found:
+        raise DeviceError(f"{kind} needs the converters of edge-sd; install it again from its wheel or a clone")
+    return found[0].load()
 
 
 @contextmanager
@@ -208,6 +220,8 @@ class TorchComponent:
             latents = given["latent_sample"]
             post = self.module.post_quant_conv
             return {"sample": self.module.decoder(latents if post is None else post(latents))}
+        if self.part == UPSCALER:
+            return {"sample": self.module(given["image"])}
         if self.part == TINY:
             return {"sample": self.module.decoder(given["latent_sample"])}
         if self.part == "vae_encoder":

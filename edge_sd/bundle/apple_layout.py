@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidModel, InvalidRequest
-from .parts import SAFETY_CHECKER, TINY
+from .parts import PICTURES, SAFETY_CHECKER, TINY, UPSCALER
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -34,6 +34,8 @@ class Layout:
     fixed: dict[str, float] = field(default_factory=dict)
 
 
+# Of our own: neither of Apple's layouts has an upscaler.
+UPSCALING = Layout("Upscaler", {"image": "image"}, {"sample": "enlarged"})
 UNET = {name: name for name in ("sample", "timestep", "encoder_hidden_states")}
 LAYOUTS = {
     "text_encoder": Layout(
@@ -44,6 +46,7 @@ LAYOUTS = {
     "unet": Layout("Unet", UNET, {"out_sample": "noise_pred"}),
     "vae_decoder": Layout("VAEDecoder", {"latent_sample": "z"}, {"sample": "image"}),
     TINY: Layout("TinyDecoder", {"latent_sample": "z"}, {"sample": "image"}),
+    UPSCALER: UPSCALING,
     "vae_encoder": Layout("VAEEncoder", {"sample": "x"}, {"latent_parameters": "latent"}),
     # The runtime blackens pictures itself. Apple's graph asks whether special scores are above zero, diffusers whether
     # they are when rounded to three decimals.
@@ -140,7 +143,7 @@ def pick(
     Of several, the one of the smallest batch that takes all rows, or of the largest. Raises InvalidModel for a package
     of another layout, InvalidRequest listing the sizes there are, or for another number of tokens.
     """
-    pictures = [ours for ours in shapes if ours in ("sample", "latent_sample")]
+    pictures = [ours for ours in shapes if ours in PICTURES]
     if not pictures:
         return next(iter(functions))
     wanted, theirs = shapes[pictures[0]], layout.inputs[pictures[0]]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidModel, InvalidRequest
 from . import apple_layout
-from .apple_layout import UNET, Arrays, Layout, Port
-from .parts import SAFETY_CHECKER, TINY
+from .apple_layout import UNET, UPSCALING, Arrays, Layout, Port
+from .parts import PICTURES, SAFETY_CHECKER, TINY, UPSCALER
 
 # The function that Apple's loader asks for.
 MAIN = "main"
@@ -29,6 +29,7 @@ LAYOUTS = {
     "vae_decoder": Layout("VAEDecoder", {"latent_sample": "z"}, {"sample": "image"}),
     "vae_encoder": Layout("VAEEncoder", {"sample": "image"}, {"latent_parameters": "latent_params"}),
     TINY: Layout("TinyDecoder", {"latent_sample": "z"}, {"sample": "image"}),
+    UPSCALER: UPSCALING,
     SAFETY_CHECKER: Layout(
         "SafetyChecker",
         {"clip_input": "clip_input"},
@@ -58,7 +59,7 @@ def pick(
     for function, ports in sized.items():
         if missing := set(layout.inputs.values()) - set(ports):
             raise InvalidModel(f"{name} has no input {min(missing)} in {function}; it is not in Apple's layout")
-    pictures = [ours for ours in shapes if ours in ("sample", "latent_sample")]
+    pictures = [ours for ours in shapes if ours in PICTURES]
     if not pictures:
         return next(iter(sized))
     wanted, theirs = shapes[pictures[0]], layout.inputs[pictures[0]]

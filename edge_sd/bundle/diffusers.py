@@ -14,7 +14,7 @@ from ..sampling.names import sampler_of_config
 from ..sampling.schedule import NoiseSchedule
 from .facts import Defaults, Facts, LatentSpace, TextPart
 from .library import model_name
-from .parts import DENOISERS, NET, SAFETY_CHECKER, TEXT_ENCODERS, TINY
+from .parts import DENOISERS, NET, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER
 from .pulled import hashes, with_record
 from .transformers import READERS, vae_folder
 from .variants import Artifact, Variant
@@ -246,6 +246,8 @@ def exported_variants(root: Path, facts: Facts) -> dict[str, Variant]:
     return {"openvino": Variant("openvino", "as exported", artifacts, files)}
 
 
+# The entry points of networks that no library has; the runtime may not import where they are written.
+NETWORKS = "edge_sd.networks"
 # Classes of components that torch runs -> their library and the weight file's stem.
 _DIFFUSERS, _TRANSFORMERS = ("diffusers", "diffusion_pytorch_model"), ("transformers", "model")
 TORCH_CLASSES = {
@@ -254,6 +256,7 @@ TORCH_CLASSES = {
     "Qwen3ForCausalLM": _TRANSFORMERS, "Qwen3Model": _TRANSFORMERS, "ZImageTransformer2DModel": _DIFFUSERS,
     "Flux2Transformer2DModel": _DIFFUSERS, "AutoencoderKLFlux2": _DIFFUSERS,
     "AutoencoderKL": _DIFFUSERS, "AutoencoderTiny": _DIFFUSERS, "ControlNetModel": _DIFFUSERS,
+    "RRDBNet": (NETWORKS, "diffusion_pytorch_model"),
     "StableDiffusionSafetyChecker": ("diffusers.pipelines.stable_diffusion.safety_checker", "model"),
 }  # fmt: skip
 # The types that torch computes in, by the variants' names.
@@ -276,6 +279,8 @@ def torch_variants(root: Path, known: Mapping[str, FileRecord] | None = None) ->
         folders[SAFETY_CHECKER] = SAFETY_CHECKER
     if (root / "vae_tiny/config.json").is_file():
         folders[TINY] = "vae_tiny"
+    if (root / UPSCALER / "config.json").is_file():
+        folders[UPSCALER] = UPSCALER
     known = {**(known or {}), **hashes(root)}
     artifacts: dict[str, Artifact] = {}
     files: dict[str, FileRecord] = {}

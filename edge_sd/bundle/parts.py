@@ -6,6 +6,8 @@ from __future__ import annotations
 TINY = "tiny_decoder"
 # Makes finished pictures larger (ESRGAN's class), where a model was given one.
 UPSCALER = "upscaler"
+# The inputs of components that are as large as a picture or its latents.
+PICTURES = ("sample", "latent_sample", "image")
 # Looks at finished pictures, in models that come with one.
 SAFETY_CHECKER = "safety_checker"
 # A ControlNet; others of the same variant are called controlnet_NAME.

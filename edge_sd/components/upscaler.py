@@ -11,17 +11,20 @@ from .base import Component
 MULTIPLE = 4
 # Pixels a side that are enlarged at once, and those around a window that are computed and left out.
 WINDOW, MARGIN = 256, 16
+# Pixels a side of the window of a graph whose shapes were fixed when it was converted.
+FIXED = 128
 
 
-def window_of(height: int, width: int) -> tuple[int, int]:
-    """The sides of what is given to the network at once, for a picture of this size."""
+def window_of(height: int, width: int, static: bool = False) -> tuple[int, int]:
+    """The sides of what is given to the network at once, for a picture of this size; `static`: whatever its size."""
+    if static:
+        return FIXED, FIXED
     return tuple(min(-(-side // MULTIPLE) * MULTIPLE, WINDOW) for side in (height, width))  # type: ignore[return-value]
 
 
-def enlarge(upscaler: Component, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pixels [H, W, 3] -> [f H, f W, 3], f being the network's. It was loaded for windows of `window_of`'s sides."""
+def enlarge(upscaler: Component, pixels: NDArray[np.uint8], sides: tuple[int, int]) -> NDArray[np.uint8]:
+    """Pixels [H, W, 3] -> [f H, f W, 3], f being the network's, which was loaded for windows of these sides."""
     height, width = pixels.shape[:2]
-    sides = window_of(height, width)
     image = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
     beyond = (max(0, sides[0] - height), max(0, sides[1] - width))
     whole = np.pad(image, [(0, 0), (0, 0), (0, beyond[0]), (0, beyond[1])], "edge")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.bundle import ModelBundle
-from ..bundle.parts import DECODER, SAFETY_CHECKER, TINY, UPSCALER
+from ..bundle.parts import DECODER, SAFETY_CHECKER, TINY, UPSCALER, home_of
 from ..components import safety_checker as safety
 from ..components.autoencoder import decode
 from ..components.base import Component, Shapes
@@ -291,8 +291,11 @@ class Pipeline:
         """
         if not self.upscales:
             raise InvalidRequest(f"{self.bundle.name} has no upscaler; convert a source with --upscaler FILE")
-        self.components.prepare({UPSCALER: {"image": (1, 3, *window_of(*pixels.shape[:2]))}}, {})
-        return enlarge(self.components[UPSCALER], pixels)
+        static = self.bundle.variant(self.plan.parts[home_of(UPSCALER)].variant).static
+        height, width = pixels.shape[:2]
+        sides = window_of(height, width, static)
+        self.components.prepare({UPSCALER: {"image": (1, 3, *sides)}}, {})
+        return enlarge(self.components[UPSCALER], pixels, sides)
 
     def generate(
         self,

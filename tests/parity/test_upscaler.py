@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,20 @@ from torch.nn import functional as F
 
 from edge_sd import Pipeline
 from edge_sd.apps.cli import app
-from edge_sd.components.upscaler import MARGIN, WINDOW, enlarge, window_of
-from edge_sd.converters.parity import psnr
+from edge_sd.backends import Device, LoadRequest, backend
+from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.parts import UPSCALER
+from edge_sd.bundle.variants import Artifact, Variant
+from edge_sd.components.upscaler import FIXED, MARGIN, WINDOW, enlarge, window_of
+from edge_sd.converters.form import Made
+from edge_sd.converters.parity import TorchComponent, psnr, record
+from edge_sd.converters.recipes import RECIPES
+from edge_sd.converters.sources.source import Source
 from edge_sd.converters.sources.upscaler import load, sizes_of, unpack
+from edge_sd.converters.sources.wrappers import wrap
+from edge_sd.converters.targets import form_named
 from edge_sd.errors import InvalidModel, InvalidRequest
+from edge_sd.files import record_file
 
 FEATURES, GROWTH, BLOCKS = 8, 4, 2
 
@@ -136,7 +149,13 @@ def test_windows_cover_a_picture_of_any_size(size: tuple[int, int]) -> None:
     assert max(net.sides) <= WINDOW
     assert not any(side % 4 for side in net.sides)
     assert MARGIN * 2 < WINDOW
-    assert np.array_equal(enlarge(net, pixels), pixels.repeat(2, axis=0).repeat(2, axis=1))
+    assert np.array_equal(enlarge(net, pixels, net.sides), pixels.repeat(2, axis=0).repeat(2, axis=1))
+
+
+def in_torch(made: dict[str, torch.Tensor], image: Image.Image, scale: int) -> np.ndarray[Any, Any]:
+    """The pixels of the whole picture enlarged in torch float32."""
+    scaled = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] / 255
+    return (expected(made, scaled, scale).clamp(0, 1)[0].permute(1, 2, 0) * 255).round().numpy()
 
 
 def test_a_model_is_given_an_upscaler_and_enlarges_with_it(
@@ -151,10 +170,8 @@ def test_a_model_is_given_an_upscaler_and_enlarges_with_it(
     with Pipeline.open("b") as pipeline:
         assert pipeline.upscales
         found = pipeline.enlarge(np.asarray(image))
-    scaled = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] / 255
-    wanted = (expected(made, scaled, 2).clamp(0, 1)[0].permute(1, 2, 0) * 255).round().numpy()
     assert found.shape == (48, 80, 3)
-    assert psnr(found, wanted, peak=255) >= 40
+    assert psnr(found, in_torch(made, image, 2), peak=255) >= 40
     capsys.readouterr()
     app(["upscale", "photo.png", "--model", "b", "--scale", "2"], standalone_mode=False)
     said = capsys.readouterr()
@@ -163,22 +180,86 @@ def test_a_model_is_given_an_upscaler_and_enlarges_with_it(
         assert np.array_equal(large, found)
 
 
-def test_a_form_that_has_no_place_for_it_says_so(shallow: Path, tmp_path: Path) -> None:
-    save_file(tensors(3, old=False), tmp_path / "x4.safetensors")
-    with pytest.raises(InvalidRequest, match="coreml-ane has no upscaler; leave it out, or convert to openvino"):
-        app(
-            [
-                "convert",
-                str(shallow),
-                str(tmp_path / "b"),
-                "--to",
-                "coreml",
-                "--upscaler",
-                str(tmp_path / "x4.safetensors"),
-            ],
-            standalone_mode=False,
-        )
-    assert not (tmp_path / "b").exists()
+def converted(source: Source, staging: Path, name: str) -> tuple[Made, float]:
+    """The upscaler of a source by one form in float16, and its parity as conversions have it."""
+    form, recipe = form_named(name), RECIPES["fp16"]
+    wrapped = wrap(UPSCALER, source.load(UPSCALER), source.facts)
+    component = TorchComponent(wrapped.module, tuple(wrapped.example), wrapped.outputs)
+    picture = {"vae_decoder": {"picture": np.random.default_rng(0).uniform(-1, 1, (1, 3, 48, 200))}}
+    record(UPSCALER, component, source.facts, {}, picture, (24, 100))
+    made = form.convert(wrapped, source, recipe, staging, component.recording, lambda what, share: None)
+    return made, form.measure(UPSCALER, made, staging, component.recording).psnr
+
+
+def with_upscaler(shallow: Path, folder: Path, made: dict[str, torch.Tensor]) -> Source:
+    save_file(made, folder / "x.safetensors")
+    shutil.copytree(shallow, folder / "source")
+    unpack(folder / "x.safetensors", folder / "source/upscaler")
+    return Source.open(folder / "source")
+
+
+@pytest.mark.parametrize(("channels", "scale"), [(3, 4), (12, 2)])
+@pytest.mark.parametrize("name", ["coreml", "coreai"])
+def test_it_runs_in_graphs_of_fixed_shapes(shallow: Path, tmp_path: Path, name: str, channels: int, scale: int) -> None:
+    if name == "coreai":
+        pytest.importorskip("coreai_torch", reason="coreai-core and coreai-torch need Python 3.11 to 3.14")
+    weights = tensors(channels, old=False)
+    source = with_upscaler(shallow, tmp_path, weights)
+    made, parity = converted(source, tmp_path, name)
+    assert parity >= 40
+    variant = Variant(name, "fp16", {UPSCALER: Artifact(made.graph, made.weights, made.inputs, made.outputs)})
+    bundle, device = ModelBundle(tmp_path, source.facts, {}), Device(f"{name}-reference", name, "")
+    component = backend(name).load(LoadRequest(bundle, variant, UPSCALER, device, {"image": (1, 3, FIXED, FIXED)}))
+    image = photo(FIXED + 60, FIXED)
+    found = enlarge(component, np.asarray(image), (FIXED, FIXED))
+    component.close()
+    assert found.shape == (image.height * scale, image.width * scale, 3)
+    assert psnr(found, in_torch(weights, image, scale), peak=255) >= 40
+
+
+def test_a_pipeline_gives_such_a_graph_windows_of_its_own_size(emoji: Path, shallow: Path, tmp_path: Path) -> None:
+    weights, root, name = tensors(48, old=False), tmp_path / "b", "coreml-ane-fp16"
+    shutil.copytree(emoji, root, ignore=shutil.ignore_patterns("openvino-*", "evaluator"))
+    bundle = ModelBundle.open(emoji)
+    variant = bundle.variants[name]
+    made, _ = converted(with_upscaler(shallow, tmp_path, weights), root / name, "coreml")
+    artifact = Artifact(f"{name}/{made.graph}", (), made.inputs, made.outputs)
+    paths = [path for path in (root / artifact.graph).rglob("*") if path.is_file()]
+    files = {path.relative_to(root).as_posix(): record_file(path) for path in paths}
+    variant = replace(variant, artifacts={**variant.artifacts, UPSCALER: artifact}, files={**variant.files, **files})
+    replace(bundle, root=root, variants={name: variant}).write_manifest()
+    image = photo(FIXED, FIXED)
+    with Pipeline.open(root, "coreml-reference") as pipeline:
+        found = pipeline.enlarge(np.asarray(image))
+        assert pipeline.enlarge(np.asarray(image)[:40, :24]).shape == (40, 24, 3)
+    assert psnr(found, in_torch(weights, image, 1), peak=255) >= 40
+
+
+def test_programs_fold_pixels_in_five_dimensions() -> None:
+    """The Neural Engine takes no more; torch's own way has six."""
+    pytest.importorskip("coreai_torch", reason="coreai-core and coreai-torch need Python 3.11 to 3.14")
+    from edge_sd.converters.coreai import convert
+    from edge_sd.converters.coreai.wrappers import AppleComponent, Function
+
+    net = torch.nn.PixelUnshuffle(2)
+    folding = AppleComponent("F", (Function("main", net, {"x": torch.zeros(1, 3, 8, 8)}, ("out",)),))
+    ranks = [shape.count("x") for shape in re.findall(r"tensor<((?:\d+x)+)", str(convert.convert(folding)))]
+    assert ranks
+    assert max(ranks) <= 5
+
+
+@pytest.mark.parametrize("variant", ["torch", "torch-fp16"])
+def test_torch_runs_it_as_it_is(shallow: Path, tmp_path: Path, variant: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(shallow, folder)
+    made = tensors(3, old=True)
+    save_file(made, tmp_path / "x4.safetensors")
+    unpack(tmp_path / "x4.safetensors", folder / "upscaler")
+    image = photo(40, 24)
+    with Pipeline.open(folder, variant=variant) as pipeline:
+        assert pipeline.upscales
+        found = pipeline.enlarge(np.asarray(image))
+    assert psnr(found, in_torch(tensors(3, old=False), image, 4), peak=255) >= 40
 
 
 def test_a_model_without_one_names_the_way_to_it() -> None:

@@ -246,6 +246,10 @@ CASES: dict[str, list[Case]] = {
         Case({"x": IMAGE, "upscale_factor": np.int32(2)},
              lambda x, **_: x.reshape(2, 1, 2, 2, 6, 5).transpose(0, 1, 4, 2, 5, 3).reshape(2, 1, 12, 10))
     ],
+    "pixel_unshuffle": [
+        Case({"x": floats(2, 3, 4, 6), "downscale_factor": np.int32(2)},
+             lambda x, **_: x.reshape(2, 3, 2, 2, 3, 2).transpose(0, 1, 3, 5, 2, 4).reshape(2, 12, 2, 3))
+    ],
 }  # fmt: skip
 # Those whose sizes hypothesis makes, below.
 BY_SHAPE = {"reshape", "transpose", "slice_by_index", "pad", "gather", "split"}
