@@ -8,6 +8,7 @@ Mistakes are one line and exit with 2. Nothing heavy is imported before it is ne
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,7 +78,7 @@ def main() -> None:
     except EdgeSDError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("stopped; nothing more was written", 130)
+        _stopped()
     except (BrokenPipeError, streams.BrokenPipe):
         if not streams.reader_is_gone():
             _fail("a connection to another program broke off")
@@ -91,12 +92,18 @@ def main() -> None:
         if hasattr(error, "format_message"):
             _fail(error.format_message())
         if type(error).__name__ == "Abort":
-            _fail("stopped; nothing more was written", 130)
+            _stopped()
         raise
     if code == 130:
         # The parser answers Ctrl-C with this code and not a word.
-        _fail("stopped; nothing more was written", 130)
+        _stopped()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stopped() -> None:
+    # The process still waits for the device's last call; who presses Ctrl-C again does not want to.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _fail("stopped; nothing more was written", 130)
 
 
 def _fail(message: str, code: int = 2) -> None:

@@ -123,3 +123,16 @@ def test_random_cancels_leave_no_thread_waiting(tally: Tally) -> None:
         for n, future in enumerate(futures):
             with tally.trial(n):
                 assert future.cancelled() or future.result(timeout=60).pictures
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="timers of POSIX")
+@pytest.mark.fault(14, "Ctrl-C at any moment of drawing: no crash, and the next picture is as if made fresh")
+def test_a_picture_after_ctrl_c_is_as_if_made_fresh(tally: Tally) -> None:
+    count = tally.count(300)
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.faults.ctrl_c", str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    said = done.stdout.split()
+    for n in range(count):
+        with tally.trial(n):
+            assert said[n : n + 1] == ["same"], done.stderr.strip().splitlines()[:1]
+    assert done.returncode == 0, done.stderr

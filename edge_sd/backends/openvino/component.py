@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -15,6 +17,7 @@ from ...errors import DeviceError
 from .adapters import Adapters
 from .mapping import OFTEN, SELDOM, Places, forgetting
 from .reading import first_line
+from .unbroken import unbroken
 
 # Results kept for each input: enough for two prompts, or the timesteps of a run.
 KEPT = 64
@@ -44,15 +47,24 @@ class Graph:
         """The outputs of several calls, in order; those of one are valid until the next is asked for."""
         waiting = iter(calls)
         while some := list(islice(waiting, len(self.lanes))):
-            for (request, held), inputs in zip(self.lanes, some, strict=False):
-                self._set(request, held, inputs)
-                request.start_async()
-            for (request, _), _ in zip(self.lanes, some, strict=False):
-                request.wait()
-                results: dict[str, Array] = {}
-                for names, port in self._outputs:
-                    results |= dict.fromkeys(names, request.get_tensor(port).data)
-                yield results
+            started = []
+            try:
+                for (request, held), inputs in zip(self.lanes, some, strict=False):
+                    self._set(request, held, inputs)
+                    request.start_async()
+                    started.append(request)
+                while started:
+                    request = started.pop(0)
+                    request.wait()
+                    results: dict[str, Array] = {}
+                    for names, port in self._outputs:
+                        results |= dict.fromkeys(names, request.get_tensor(port).data)
+                    yield results
+            finally:
+                # Where one has failed, or its caller asks for no more, the others still read their inputs.
+                for request in started:
+                    with suppress(RuntimeError):
+                        request.wait()
 
     def rest(self) -> None:
         self._compiled.release_memory()
@@ -90,6 +102,7 @@ class OpenVINOComponent:
         """`adapters`: the graphs' inputs for the LoRAs of `edits`, where those are no part of their weights."""
         self.name, self.graphs, self.before, self.shapes = name, graphs, before, shapes
         self.edits, self.adapters = edits, adapters
+        self.thread = ThreadPoolExecutor(1, "edge-sd-openvino")
         self._given = adapters.values(edits) or {} if adapters else {}
         # Mapped weights, and the pages of them that are given back during a call.
         self.held: Mapping[str, Any] = {}
@@ -101,6 +114,7 @@ class OpenVINOComponent:
     def bind(self, **constants: Array) -> None:
         self._bound |= constants
 
+    @unbroken
     def change(self, edits: Edits) -> bool:
         """Take other LoRAs where these graphs can; False where they have to be loaded again."""
         if self.adapters is None or replace(edits, loras=self.edits.loras) != self.edits:
@@ -113,10 +127,12 @@ class OpenVINOComponent:
             known.clear()
         return True
 
+    @unbroken
     def rest(self) -> None:
         for graph in (*self.graphs, *self.before.values()):
             graph.rest()
 
+    @unbroken
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         given = last_rows({**self._bound, **inputs})
         missing = set(self.shapes) - set(given)
@@ -146,6 +162,7 @@ class OpenVINOComponent:
             known[key] = {each: array.copy() for each, array in self.before[name]({name: value, **self._given}).items()}
         return known[key]
 
+    @unbroken
     def close(self) -> None:
         self._bound.clear()
         self._given.clear()
