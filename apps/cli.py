@@ -293,9 +293,10 @@ def _say_variant(bundle: ModelBundle, name: str, as_json: bool, quiet: bool) -> 
     if as_json:
         say_json({"bundle": str(bundle.root), "variant": name, "bytes": variant.size(), "parity": rows})
     elif not quiet:
+        width = max(map(len, rows), default=0)
         for part, row in rows.items():
             kept = " in float32: it overflows float16" if row["precision"] == "float32" else ""
-            say(f"{part:13} {row['psnr']:6.1f} dB against torch float32{kept}", error=True)
+            say(f"{part:{width}} {row['psnr']:6.1f} dB against torch float32{kept}", error=True)
         say(f"{name}: {variant.size() / 1e6:.1f} MB", error=True)
         say(bundle.root)
 

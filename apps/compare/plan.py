@@ -20,7 +20,6 @@ from typing import Literal
 
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.bundle.library import installed_models
-from edge_sd.bundle.variants import Artifact, Variant
 from edge_sd.devices.estimates import APPLE, placed
 from edge_sd.devices.rules import REFERENCES
 from edge_sd.errors import EdgeSDError, InvalidRequest, MissingExtra, choices
@@ -326,15 +325,10 @@ def component_bytes(bundle: ModelBundle, name: str, common: frozenset[str] = fro
     once: components share weights, and a variant without a ControlNet is not smaller for that.
     """
     variant = bundle.variant(name)
-    owned = {part: _files_of(variant, artifact) for part, artifact in variant.artifacts.items()}
+    owned = {part: variant.part_files(part) for part in variant.artifacts}
     sizes = {part: sum(variant.files[path].bytes for path in paths) for part, paths in owned.items()}
     compared = {path for part in common for path in owned[part]}
     return {**sizes, "compared": sum(variant.files[path].bytes for path in compared), "total": variant.size()}
-
-
-def _files_of(variant: Variant, artifact: Artifact) -> set[str]:
-    own = {artifact.graph, *artifact.weights, *([artifact.lora] if artifact.lora else [])}
-    return {path for path in variant.files if path in own or path.startswith(f"{artifact.graph}/")}
 
 
 def incomplete(bundle: ModelBundle, variants: Iterable[str]) -> list[str]:

@@ -78,11 +78,14 @@ class Variant:
         """Bytes on disk."""
         return sum(record.bytes for record in self.files.values())
 
-    def part_size(self, part: str) -> int:
-        """Bytes on disk of one component: its graphs (files, or the folders of packages) and its weights."""
+    def part_files(self, part: str) -> set[str]:
+        """The files of one component: its graphs (files, or what is in the folders of packages) and its weights."""
         artifact = self.artifacts.get(part)
         if artifact is None:
-            return 0
-        own = {artifact.graph, *artifact.chunks, *artifact.weights, artifact.lora}
+            return set()
         packages = tuple(f"{graph}/" for graph in (artifact.graph, *artifact.chunks))
-        return sum(r.bytes for name, r in self.files.items() if name in own or name.startswith(packages))
+        return {name for name in self.files if name in artifact.files() or name.startswith(packages)}
+
+    def part_size(self, part: str) -> int:
+        """Bytes on disk of one component."""
+        return sum(self.files[name].bytes for name in self.part_files(part))

@@ -410,3 +410,30 @@ def test_a_wish_that_cannot_be_is_refused_before_any_work(
     with pytest.raises(InvalidRequest, match=message):
         build(miniature, tmp_path / "b", form_named("coreml", **wishes), RECIPES[recipe], lambda what, share: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_w8a8_keeps_the_activations_of_a_controlnet_and_its_unet(shallow: Path, tmp_path: Path) -> None:
+    """Both have 8-bit weights, so that sizes are compared part by part, and what follows lines is not rounded."""
+    from edge_sd.converters.parity import TorchComponent, record
+    from edge_sd.converters.sources.source import Source
+    from edge_sd.converters.sources.wrappers import wrap
+    from edge_sd.converters.targets import form_named
+
+    source, form = Source.open(shallow), form_named("coreml", compute="gpu")
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(2, source.facts.max_tokens, source.facts.text_width)).astype(np.float32)
+    before = {
+        "text_encoder": {"last_hidden_state": states},
+        "unet": {"latents": rng.normal(size=(1, 4, 8, 8)).astype(np.float32)},
+        "vae_decoder": {"picture": rng.uniform(-1, 1, (1, 3, 16, 16)).astype(np.float32)},
+    }
+    for part in ("controlnet", "controlled_unet"):
+        wrapped = wrap(part, source.load(part), source.facts)
+        stored = sum(each.numel() for each in wrapped.module.parameters())
+        component = TorchComponent(wrapped.module, tuple(wrapped.example), wrapped.outputs)
+        before[part] = record(part, component, source.facts, {}, before, (8, 8))
+        made = form.convert(wrapped, source, RECIPES["w8a8"], tmp_path, component.recording, lambda *_: None)
+        kinds = {each.kind for each in Package.open(tmp_path / made.graph).functions["main"].operations}
+        assert "quantize" not in kinds
+        assert (tmp_path / made.weights[0]).stat().st_size < 1.5 * stored
+        assert form.measure(part, made, tmp_path, component.recording).psnr >= 40

@@ -175,6 +175,14 @@ def test_bytes_of_each_component_and_of_all(bundle: ModelBundle) -> None:
     assert incomplete(partial, (first, second)) == [f"{first} has no {PARTS[0]}; sizes are compared without them"]
 
 
+def test_a_unet_in_two_packages_is_counted_whole(bundle: ModelBundle) -> None:
+    files = {name: FileRecord(100, "") for name in ("v/Unet1.mlpackage/w.bin", "v/Unet2.mlpackage/w.bin", "v/p.json")}
+    unet = Artifact("v/Unet1.mlpackage", (), (), (), pieces="v/p.json", chunks=("v/Unet2.mlpackage",))
+    variant = Variant("coreml", "fp16", {"unet": unet}, files)
+    chunked = replace(bundle, variants={"v": variant})
+    assert component_bytes(chunked, "v", frozenset(["unet"])) == {"unet": 300, "compared": 300, "total": 300}
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.tuples(finite, finite), min_size=1))
 def test_the_pareto_front_is_what_nothing_beats(points: dict[str, tuple[float, float]]) -> None:
