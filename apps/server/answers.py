@@ -21,8 +21,6 @@ from .job import Job
 from .service import Service
 
 LOG = logging.getLogger("edge_sd.server")
-# Seconds between looks whether a client is still there.
-LOOK = 0.1
 RETRY_AFTER = {"retry-after": "5"}
 
 
@@ -110,15 +108,23 @@ async def on_error(request: HttpRequest, error: Exception) -> Response:
 async def finished(request: HttpRequest, service: Service, job: Job) -> None:
     """Wait for a job whose pictures only this client can have: cancelled when it goes. Raises what the job did."""
     ended = asyncio.ensure_future(asyncio.wrap_future(job.ended))
+    gone = asyncio.ensure_future(_gone(request))
     try:
-        while not ended.done():
-            await asyncio.wait({ended}, timeout=LOOK)
-            if not ended.done() and await request.is_disconnected():
-                service.cancel(job)
+        await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            service.cancel(job)
+            await ended
     finally:
+        gone.cancel()
         if not ended.done():
             service.cancel(job)
     job.check()
+
+
+async def _gone(request: HttpRequest) -> None:
+    """Wait until the client closes its connection. The body has been read, so nothing else comes."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def sse(data: dict[str, Any], event: str | None = None) -> bytes:

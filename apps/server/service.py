@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sd.errors import EdgeSDError, OutputError
+from edge_sd.pipeline.queue import MOST
 
 from .engines import Engine, Engines
 from .events import Event, Events
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from edge_sd.sampling.samplers import Step
 
 LOG = logging.getLogger("edge_sd.server")
-# Pictures that an engine's queue is given ahead, so that it finds some to draw together.
-AHEAD = 8
+# Pictures that an engine's queue is given ahead: beside a batch that is drawn, a whole one waits.
+AHEAD = 2 * MOST
 # Jobs of the two foreign APIs that are remembered after their end, for whoever still asks.
 REMEMBERED = 64
 

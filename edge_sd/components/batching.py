@@ -16,21 +16,23 @@ from .base import Array, Component, Shapes, last_rows
 
 @dataclass
 class Gathering:
-    """`component` takes the rows of `count` callers at once; its inputs have `shapes`."""
+    """`component` takes the rows of `count` callers at once; its inputs have `shapes`. `callers` of them take part."""
 
     component: Component
     shapes: Shapes
     count: int
+    callers: int
     # Held by the one thread that works.
     working: Condition = field(default_factory=Condition)
 
     def __post_init__(self) -> None:
-        self._here = set(range(self.count))
+        self._here = set(range(self.callers))
         self._asked: dict[int, dict[str, Array]] = {}
         self._results: dict[int, dict[str, Array] | BaseException] = {}
 
     def seats(self) -> list[Seat]:
-        return [Seat(self, n) for n in range(self.count)]
+        """One for each caller."""
+        return [Seat(self, n) for n in range(self.callers)]
 
     def ask(self, n: int, inputs: dict[str, Array]) -> dict[str, Array]:
         """The network's outputs for the rows of one caller. Raises what the network raises."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,8 +30,9 @@ from .run import Run
 from .settings import Settings
 
 OnStep = Callable[[int, Step], None]
-# Largest batch, and the batch sizes tried; each needs a UNet compiled for it.
-MOST, NUMBERS = 4, (4, 2)
+# Pictures of a batch; each size needs a UNet compiled for it, and is tried where the one before it gains.
+SIZES = (2, 4, 8)
+MOST = SIZES[-1]
 # Timed runs of each batch size that decide which is faster.
 RUNS = 3
 
@@ -52,7 +53,7 @@ class Queue:
 
     Args:
         pipeline: Draws for this queue alone, and stays open when the queue is closed.
-        most: Requests that are drawn together at most, 1 to 4.
+        most: Requests that are drawn together at most, 1 to 8.
 
     Raises InvalidRequest for another `most`.
 
@@ -111,9 +112,7 @@ class Queue:
         while group := self._next():
             group = [each for each in group if each.future.set_running_or_notify_cancel() and _start(each)]
             while group:
-                count = next((n for n in NUMBERS if n <= len(group)), 1)
-                self._draw(group[:count])
-                group = group[count:]
+                group = group[self._draw(group) :]
 
     def _next(self) -> list[_Waiting]:
         """The first waiting request and those that can be drawn with it. Empty once the queue is closed."""
@@ -135,7 +134,8 @@ class Queue:
             return None
         return replace(run.settings, prompt="", negative="", seed=0), self._pipeline.shapes(run.settings)
 
-    def _draw(self, group: list[_Waiting]) -> None:
+    def _draw(self, group: list[_Waiting]) -> int:
+        """Draw the first of `group`, or as many as is fastest for the whole of it; how many these were."""
         wide = None
         if len(group) > 1:
             try:
@@ -147,19 +147,19 @@ class Queue:
                 # A bug is the error of those who wait for these pictures; the thread goes on.
                 for each in group:
                     each.future.set_exception(error)
-                return
+                return len(group)
         if wide is None:
-            for each in group:
-                _settle(each, self._pipeline)
-            return
+            _settle(group[0], self._pipeline)
+            return 1
         threads = [
             threading.Thread(target=_settle_seated, args=(each, self._pipeline, seat), name="edge-sd-seat", daemon=True)
-            for each, seat in zip(group, wide.seats(), strict=True)
+            for each, seat in zip(group[: wide.callers], wide.seats(), strict=True)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        return wide.callers
 
 
 def _start(waiting: _Waiting) -> bool:
@@ -198,41 +198,71 @@ def _settle_seated(waiting: _Waiting, pipeline: Pipeline, seat: Seat) -> None:
 
 
 class _Wide:
-    """The UNet for several pictures at once, for what was drawn last."""
+    """The UNets for several pictures at once, for what was drawn last."""
 
     def __init__(self) -> None:
         self._key: Any = None
+        # By pictures at once; None is a size that cannot be loaded or gains nothing. Seconds of one call, 1 included.
         self._loaded: dict[int, tuple[Component, Shapes] | None] = {}
+        self._seconds: dict[int, float] = {}
 
-    def of(self, pipeline: Pipeline, settings: Settings, count: int) -> Gathering | None:
-        """A gathering of `count`, or None where they are drawn faster one after the other."""
+    def of(self, pipeline: Pipeline, settings: Settings, waiting: int) -> Gathering | None:
+        """A gathering of the first of `waiting` pictures, or None where the first is drawn alone: what is fastest."""
         pipeline.prepare(settings)
         part = pipeline.denoiser
         key = (pipeline.shapes(settings)[part], settings.shortcuts, settings.loras)
         if key != self._key:
             self.close()
             self._key = key
-        if count not in self._loaded:
-            shapes, narrow = pipeline.components.shapes(part), pipeline.components[part]
-            wide = {name: (shape[0] * count if len(shape) > 1 else 1, *shape[1:]) for name, shape in shapes.items()}
-            try:
-                component = pipeline.components.load(part, wide)
-            except FAILURES:
-                # Not tried again.
-                self._loaded[count] = None
-                return None
-            faster = _seconds(component, wide) < count * _seconds(narrow, shapes)
-            if not faster:
-                component.close()
-            self._loaded[count] = (component, wide) if faster else None
-        found = self._loaded[count]
-        return None if found is None else Gathering(*found, count)
+            self._seconds = {1: _seconds(pipeline.components[part], pipeline.components.shapes(part))}
+        for size in SIZES:
+            # The size before this one seats all of them.
+            if 2 * waiting <= size:
+                break
+            if size not in self._loaded:
+                self._loaded[size] = self._tried(pipeline, size)
+            if self._loaded[size] is None:
+                break
+        size = _first(self._seconds, waiting)
+        found = self._loaded.get(size)
+        return None if found is None else Gathering(*found, size, min(size, waiting))
+
+    def _tried(self, pipeline: Pipeline, size: int) -> tuple[Component, Shapes] | None:
+        """The UNet for `size` pictures, if it draws them faster than that for half as many."""
+        part = pipeline.denoiser
+        shapes = pipeline.components.shapes(part)
+        wide = {name: (shape[0] * size if len(shape) > 1 else 1, *shape[1:]) for name, shape in shapes.items()}
+        try:
+            component = pipeline.components.load(part, wide)
+        except FAILURES:
+            # Not tried again.
+            return None
+        seconds = _seconds(component, wide)
+        if seconds >= 2 * self._seconds[size // 2]:
+            component.close()
+            return None
+        self._seconds[size] = seconds
+        return component, wide
 
     def close(self) -> None:
         for found in self._loaded.values():
             if found is not None:
                 found[0].close()
         self._loaded.clear()
+
+
+def _first(seconds: Mapping[int, float], waiting: int) -> int:
+    """Pictures of the first batch where `waiting` ones take the least time in all.
+
+    `seconds` holds what a call takes for each size of a batch, full or not. Of two ways that take as long, the one
+    with the larger batch first lets more go earlier.
+    """
+    first, least = [0], [0.0]
+    for count in range(1, waiting + 1):
+        ways = {size: seconds[size] + least[max(0, count - size)] for size in sorted(seconds, reverse=True)}
+        first.append(min(ways, key=ways.__getitem__))
+        least.append(ways[first[-1]])
+    return first[-1]
 
 
 def _seconds(component: Component, shapes: Shapes) -> float:

@@ -165,9 +165,37 @@ def test_a_bug_where_several_are_drawn_is_told_to_all(pipeline: Pipeline, monkey
         assert queue.submit(REQUESTS[0]).result(60).pictures
 
 
-@pytest.mark.parametrize("most", [0, 5, "2", None])
+@pytest.mark.parametrize(
+    ("seconds", "waiting", "expected"),
+    [
+        # More rows cost nothing: all that wait are seated, and seats stay empty.
+        ({2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0}, 7, [8]),
+        ({2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0}, 3, [4]),
+        # Eight gain nothing over four.
+        ({2: 3.0, 4: 4.0, 8: 6.0, 16: 12.0}, 7, [4, 4]),
+        # An empty seat costs more than drawing the third one alone.
+        ({2: 3.0, 4: 4.0, 8: 7.9, 16: 15.0}, 3, [2]),
+        # Whatever costs as much in two ways, the larger part comes first.
+        ({2: 3.0, 4: 5.0, 8: 9.0, 16: 17.9}, 5, [4]),
+    ],
+)  # fmt: skip
+def test_those_that_wait_are_seated_as_is_fastest(
+    pipeline: Pipeline, together: list[int], monkeypatch: pytest.MonkeyPatch,
+    seconds: dict[int, float], waiting: int, expected: list[int],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(queueing, "_seconds", lambda component, shapes: seconds[shapes["sample"][0]])
+    with Queue(pipeline) as queue:
+        free = held(queue)
+        futures = [queue.submit(Request("a star", seed=n, steps=1)) for n in range(waiting)]
+        free.set()
+        for n, future in enumerate(futures):
+            assert future.result().pictures[0].settings.seed == n
+    assert together == expected
+
+
+@pytest.mark.parametrize("most", [0, 9, "2", None])
 def test_how_many_are_drawn_together_is_checked(pipeline: Pipeline, most: Any) -> None:
-    with pytest.raises(InvalidRequest, match=r"most .* is not a whole number from 1 to 4"):
+    with pytest.raises(InvalidRequest, match=r"most .* is not a whole number from 1 to 8"):
         Queue(pipeline, most)
 
 
@@ -196,7 +224,7 @@ def test_an_error_of_the_network_is_told_to_all() -> None:
 
         def close(self) -> None: ...
 
-    gathering = Gathering(Broken(), {"sample": (2, 1)}, 2)
+    gathering = Gathering(Broken(), {"sample": (2, 1)}, 2, 2)
     futures: list[Future[Any]] = [Future(), Future()]
 
     def ask(n: int) -> None:
