@@ -206,7 +206,8 @@ def generate(
             recorded.check(run.settings)
             for note in recorded.notes(given):
                 tell(f"note: {note}")
-        tell(pipeline.plan.explain() if verbose else pipeline.plan.summary())
+        plan = pipeline.expected(run)
+        tell(plan.explain() if verbose else plan.summary())
         with saver, step_progress(request, silent) as on_step:
             result = pipeline.draw(run, on_step, saver.save)
     deliver(result, saver, as_json, quiet)

@@ -92,10 +92,10 @@ def upscale(
             prompt or _prompt_of(image), width=width, height=height, steps=steps, seed=seed, image=opened,
             strength=strength or STRENGTH, tile=side,
         )  # fmt: skip
-        pipeline.resolve(request)  # Report mistakes before anything is printed.
-        tell(pipeline.plan.summary())
+        run = pipeline.run(request)  # Report mistakes before anything is printed.
+        tell(pipeline.expected(run).summary())
         with saver, step_progress(request, silent) as on_step:
-            result = pipeline.generate(request, on_step, saver.save)
+            result = pipeline.draw(run, on_step, saver.save)
     deliver(result, saver, as_json, quiet)
 
 

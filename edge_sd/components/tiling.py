@@ -36,6 +36,14 @@ def starts(length: int, window: int, overlap: int) -> list[int]:
     return [round(each) for each in np.linspace(0, length - window, count).tolist()]
 
 
+def windows(whole: tuple[int, int], window: tuple[int, int]) -> int:
+    """How many windows (height, width) cover a whole of that height and width."""
+    rows, columns = (
+        len(starts(length, side, round(side * OVERLAP))) for length, side in zip(whole, window, strict=True)
+    )
+    return rows * columns
+
+
 def ramp(window: int, overlap: int) -> Array:
     """The weight of each place of a window: it rises linearly from the edges, float32 [window]."""
     place = np.arange(window)

@@ -17,7 +17,7 @@ from ..bundle.bundle import ModelBundle
 from ..bundle.parts import DENOISERS
 from ..errors import DeviceError, InvalidRequest, VariantNotFound, choices, install_line
 from ..machine import Machine
-from .estimates import BACKEND_BYTES, INVISIBLE, calls, energy, estimate, placed
+from .estimates import BACKEND_BYTES, INVISIBLE, calls, estimate, placed
 from .measurements import Measurements, place_of
 from .plan import DevicePlan, Placement, Rejected
 from .rules import Objection, objections
@@ -83,8 +83,10 @@ def choose(
     budget = _budget(machine, devices)
     plan = _best(plans, budget, preference)
     spares = {part: _spares(plan, part, allowed, budget) for part in parts if _wished(part, wish)[0] == "auto"}
+    defaults = bundle.defaults_of(plan.variant)
     return replace(
         plan,
+        picture=f"a first picture of {defaults.width}x{defaults.height} in {defaults.steps} steps",
         reasons=_reasons(bundle, plan, budget, wish, variant),
         rejected=tuple(_rejections(bundle, devices, options, plan, plans, budget, variant)),
         spares=spares,
@@ -210,10 +212,6 @@ def _quality(plan: DevicePlan) -> float:
     return min(placement.cost.quality for placement in plan.parts.values())
 
 
-def _energy(plan: DevicePlan) -> float:
-    return sum(energy(placement.cost, placement.device) for placement in plan.parts.values())
-
-
 def _size(plan: DevicePlan) -> int:
     return sum(plan.need.values())
 
@@ -232,7 +230,9 @@ def _best(plans: list[DevicePlan], budget: Mapping[str, float], preference: str)
         return min(good, key=lambda plan: (_size(plan), -_quality(plan), plan.seconds, _names(plan)))
     if preference == "quality":
         return min(good, key=lambda plan: (-round(_quality(plan)), plan.seconds, _size(plan), _names(plan)))
-    cost: Callable[[DevicePlan], float] = _energy if preference == "battery" else lambda plan: plan.seconds
+    cost: Callable[[DevicePlan], float] = (
+        (lambda plan: plan.energy) if preference == "battery" else lambda plan: plan.seconds
+    )
     # Estimates are rough: within a tenth, what is nearer to the original goes first.
     limit = min(cost(plan) for plan in good) * 1.1 + 0.1
     near = [plan for plan in good if cost(plan) <= limit]
@@ -263,23 +263,15 @@ def _reasons(
     variant: str | None,
 ) -> tuple[str, ...]:
     reasons = []
-    defaults = bundle.defaults_of(plan.variant)
-    picture = f"picture of {defaults.width}x{defaults.height} in {defaults.steps} steps"
     if variant is not None:
         reasons.append("the variant was asked for")
     if wish != "auto":
         of = "" if isinstance(wish, str) else f" of {' and '.join(sorted(wish))}"
         reasons.append(f"the device{of} was asked for")
-    measured = all(placement.measured for placement in plan.parts.values())
-    told = "measured here" if measured else "estimated"
-    reasons.append(
-        {
-            "speed": f"about {plan.seconds:.2g} s to a first {picture}, {told}",
-            "battery": f"about {_energy(plan):.2g} J for a {picture}, {told}",
-            "memory": f"the smallest, about {_size(plan) / 2**20:.0f} MiB",
-            "quality": f"the nearest to the original, about {_quality(plan):.0f} dB",
-        }[plan.preference]
-    )
+    if plan.preference == "memory":
+        reasons.append(f"the smallest, about {_size(plan) / 2**20:.0f} MiB")
+    elif plan.preference == "quality":
+        reasons.append(f"the nearest to the original, about {_quality(plan):.0f} dB")
     if plan.tight:
         reasons.append(f"it needs about {_size(plan) >> 20} MiB where {int(budget['']) >> 20} are free: it may swap")
     floor = PREFERENCES[plan.preference][0]
@@ -340,7 +332,7 @@ def _why(mine: list[_Option], plan: DevicePlan, others: list[DevicePlan], budget
     if plan.preference == "quality" and round(best) < round(_quality(plan)):
         return f"about {best:.0f} dB of quality instead of {_quality(plan):.0f}"
     if plan.preference == "battery":
-        return f"about {min(map(_energy, fitting)):.2g} J for a picture instead of {_energy(plan):.2g}"
+        return f"about {min(other.energy for other in fitting):.2g} J for a picture instead of {plan.energy:.2g}"
     seconds = min(other.seconds for other in fitting)
     if seconds <= plan.seconds:
         return f"no faster by more than a tenth (about {seconds:.2g} s), and {best:.0f} dB of quality"

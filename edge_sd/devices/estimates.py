@@ -82,6 +82,15 @@ def calls(bundle: ModelBundle, variant: str, part: str) -> int:
     return bundle.defaults_of(variant).steps if part in DENOISERS else 1
 
 
+def rows_of(facts: Facts, guidance: float, prompts: int = 1) -> int:
+    """Rows of the denoiser in a step: the negative prompt's with guidance, unless the scale is an input, and a row of
+    the picture without words in a model that edits one.
+    """
+    if guidance == 1 and prompts == 1:
+        return 1
+    return 1 if facts.guidance_width else 1 + prompts + facts.instructed
+
+
 def energy(estimate: Estimate, device: Device) -> float:
     """Joules for a picture, loading shared among ten."""
     return estimate.draw * WATTS.get(device.kind, 20.0) + estimate.load * LOADING_WATTS / 10
@@ -184,7 +193,7 @@ def _flops(bundle: ModelBundle, name: str, part: str, size: int) -> float:
     """For one picture. Of Stable Diffusion 1.5's weights a tenth works at each position, on average."""
     defaults, factor = bundle.defaults_of(name), bundle.facts.latents.factor
     parameters = size * 8 / BITS.get(bundle.variant(name).precision, UNKNOWN_BITS)
-    batch = 2 if defaults.guidance != 1 else 1
+    batch = rows_of(bundle.facts, defaults.guidance)
     pixels = defaults.width * defaults.height
     if part == "transformer":
         # Nearly every weight works at each token; attention adds a quarter at 1024 pixels.
@@ -209,5 +218,5 @@ def _activations(bundle: ModelBundle, name: str, part: str, arithmetic: str) -> 
     width = 4 if arithmetic == "f32" else 2
     pixels = defaults.width * defaults.height
     if part in DENOISERS:
-        return 15_000 * width * (pixels // factor**2) * (2 if defaults.guidance != 1 else 1)
+        return 15_000 * width * (pixels // factor**2) * rows_of(bundle.facts, defaults.guidance)
     return 500 * width * pixels if part == "vae_decoder" else 0

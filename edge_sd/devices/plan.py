@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..backends.base import Device
 from ..bundle.parts import DENOISERS
-from .estimates import BACKEND_SECONDS, Estimate
+from .estimates import BACKEND_SECONDS, Estimate, energy
 
 ARITHMETIC = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -48,6 +49,8 @@ class DevicePlan:
         need: Bytes expected, by pool: "" is the machine's memory, others are devices with their own.
         tight: Nothing fits into the free memory; this is the smallest.
         preference: "speed", "quality", "battery" or "memory".
+        picture: What the costs are of: "a first picture of 512x512 in 20 steps", "these 4 pictures"; "" where they are
+            not known.
 
     Example:
         with Pipeline.open("emoji") as pipeline:
@@ -63,6 +66,7 @@ class DevicePlan:
     need: dict[str, int] = field(default_factory=dict)
     tight: bool = False
     preference: str = "speed"
+    picture: str = ""
 
     @property
     def variant(self) -> str:
@@ -84,18 +88,44 @@ class DevicePlan:
         more = len({placement.device.backend for placement in self.parts.values()}) - 1
         return sum(placement.cost.seconds for placement in self.parts.values()) + more * BACKEND_SECONDS
 
+    @property
+    def energy(self) -> float:
+        """Joules, loading shared among ten."""
+        return sum(energy(placement.cost, placement.device) for placement in self.parts.values())
+
+    @property
+    def expectation(self) -> str:
+        """The seconds, or the joules where those count, and what they are of; "" where that is not known."""
+        measured = all(placement.measured for placement in self.parts.values())
+        end = f"for {self.picture}, {'measured here' if measured else 'estimated'}"
+        if self.picture and self.preference == "speed":
+            return f"about {self.seconds:.2g} s {end.replace(',', ', loading included,', 1)}"
+        return f"about {self.energy:.2g} J {end}" if self.picture and self.preference == "battery" else ""
+
+    def scaled(self, draws: Mapping[str, float], loads: Mapping[str, float], picture: str) -> DevicePlan:
+        """The plan with the costs of `picture`: of each component those that it has times the given factors."""
+        parts = {
+            part: replace(
+                p, cost=replace(p.cost, draw=p.cost.draw * draws[part], load=p.cost.load * loads.get(part, 1))
+            )
+            for part, p in self.parts.items()
+        }
+        return replace(self, parts=parts, picture=picture)
+
     def summary(self) -> str:
-        """One line: the denoiser's place, those of the others where they differ, the reasons."""
+        """One line: the denoiser's place, those of the others where they differ, the reasons, what it takes."""
         others = [f"{part} on {p.device.name}" for part, p in self.parts.items() if p.device != self.device]
         where = f"{self.variant} on {self.device.name} ({self.device.description})"
-        return f"{', '.join([where, *others])}: {'; '.join(self.reasons)}"
+        told = "; ".join(filter(None, [*self.reasons, self.expectation]))
+        return f"{', '.join([where, *others])}{told and ': '}{told}"
 
     def explain(self) -> str:
         """All of it: each component's place, and what was rejected and why."""
         lines = [self.summary()]
         lines += [f"  {part:13} {placement.explain()}" for part, placement in self.parts.items()]
         for pool, need in sorted(self.need.items()):
-            lines.append(f"  memory        about {need / 2**20:.0f} MiB" + (f" of {pool}" if pool else ""))
+            of = f" of {pool}" if pool else ""
+            lines.append(f"  memory        about {need / 2**20:.0f} MiB{of}, for the model's own picture")
         lines += [f"  not {row.what}: {row.why}" for row in self.rejected]
         return "\n".join(lines)
 
@@ -110,7 +140,7 @@ class DevicePlan:
                        "quality_db": round(p.cost.quality, 1), "reason": p.reason}
                 for part, p in self.parts.items()
             },
-            "reasons": list(self.reasons),
+            "reasons": [*self.reasons, *filter(None, [self.expectation])],
             "memory_bytes": self.need,
             "tight": self.tight,
             "rejected": [{"what": row.what, "why": row.why} for row in self.rejected],

@@ -31,6 +31,7 @@ from ..errors import InvalidModel, InvalidRequest, NumericalError
 from ..sampling.noise import NoiseSource, TorchNoise
 from ..sampling.samplers import Step
 from .drawing import Drawing, NoiseOf, source_of
+from .expected import expected
 from .loader import Components
 from .options import Choice, Place
 from .presets import EXACT, Preset, preset_named
@@ -124,6 +125,13 @@ class Pipeline:
                 if part not in bundle.variant(placement.variant).artifacts:
                     raise InvalidModel(f"{bundle.name}: variant {placement.variant} has no {part}")
         return cls(Components(bundle, plan, here.backends, Turns() if low_memory else None), chosen)
+
+    def expected(self, run: Run) -> DevicePlan:
+        """The plan with what the pictures of `run` are expected to take here, loading included."""
+        if self.components.turns is not None:
+            # Components are loaded anew for each picture.
+            return replace(self.plan, picture="")
+        return expected(self.plan, self.bundle, run, self.wording.count(run.settings, self.plan.variant))
 
     def prepare(self, settings: Settings) -> None:
         """Check the files and load what `settings` need and is not loaded yet; `steps` does this by itself."""
@@ -336,7 +344,7 @@ class Pipeline:
         notes = self._notes(run, pictures, planned)
         if noise is not TorchNoise:
             notes.append("the noise was handed in: the seed alone does not make these pictures again")
-        return Result(pictures, self.plan.summary(), seconds, notes)
+        return Result(pictures, self.expected(run).summary(), seconds, notes)
 
     def _draw_one(self, n: int, run: Run, on_step: OnStep | None, noise: NoiseOf, seconds: dict[str, float]) -> Picture:
         """Picture n of a run; the time that it took is added to `seconds`."""
