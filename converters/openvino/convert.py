@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from ..sources.wrappers import Wrapped
 
 # Lives while a graph is quantized.
 FLOAT = "float"
+# nncf's own switch, which it has as a variable of the environment alone.
+BY_NUMPY = "NNCF_DISABLE_OPTIMIZED_COMPRESSION"
 
 
 def convert(
@@ -61,7 +65,7 @@ def convert(
         model.set_rt_info("128.0" if facts.vae_float32 else "8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
     if recipe.bits < 16:
         # nncf draws its progress on stdout, where a command's result is expected.
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _small_layers_by_numpy(model):
             if recording is not None and _in_integers(recipe, wrapped.part):
                 from .quantize import quantize_activations
 
@@ -126,6 +130,24 @@ def _name_ports(model: Any, wrapped: Wrapped) -> None:
     for port, name in zip(model.outputs, wrapped.outputs, strict=True):
         port.get_tensor().set_names({name})
     model.validate_nodes_and_infer_types()
+
+
+@contextmanager
+def _small_layers_by_numpy(model: Any) -> Iterator[None]:
+    """Context in which nncf rounds the weights of a small model with numpy.
+
+    For each shape of a layer it compiles a graph that rounds it, which takes longer than to round some thousand
+    numbers: most of the time that the embedded model's conversion to int8 took. Large models are worth the graphs.
+    """
+    weights = sum(node.get_byte_size() for node in model.get_ops() if node.get_type_name() == "Constant")
+    before = os.environ.get(BY_NUMPY)
+    if weights < LARGE:
+        os.environ[BY_NUMPY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(BY_NUMPY, None)
 
 
 def _compress(model: Any, recipe: QuantRecipe) -> Any:
