@@ -141,6 +141,8 @@ class Body(BaseModel):
         """What had no effect, by name."""
         unknown = {*(self.model_extra or {})} - {*NEUTRAL, *IDLE}
         told = [f"{name[:80]} is not known here and had no effect" for name in sorted(unknown)]
+        idle_scripts = [name for name, args in self._scripts().items() if args and name.lower() != "controlnet"]
+        told += [f"the script {name[:80]!r} is not known here and had no effect" for name in idle_scripts]
         _, idle = self._stochastic()
         sampler = self.sampler_name or self.sampler_index
         why = f"the sampler {sampler[:80]!r} has none" if sampler else "it belongs to a sampler, and none is named"
@@ -162,13 +164,20 @@ class Body(BaseModel):
     def _pictures(self) -> dict[str, Any]:
         return {}
 
-    def _control(self) -> dict[str, Any]:
-        """The one unit of the ControlNet script; any other script that does something is refused."""
-        found: dict[str, Any] = {}
+    def _scripts(self) -> dict[str, list[Any]]:
+        """Name -> arguments of the scripts. Raises InvalidRequest for arguments of another form."""
+        found = {}
         for name, script in (self.alwayson_scripts or {}).items():
             args = script.get("args", []) if isinstance(script, dict) else script
             if not isinstance(args, list):
                 raise InvalidRequest(f"the arguments of the script {name[:80]!r} are not a list")
+            found[name] = args
+        return found
+
+    def _control(self) -> dict[str, Any]:
+        """The one unit of the ControlNet script; any other script that does something is refused."""
+        found: dict[str, Any] = {}
+        for name, args in self._scripts().items():
             if name.lower() != "controlnet":
                 if any(args[:1]):
                     raise InvalidRequest(f"the script {name[:80]!r} is not offered by this server; valid: controlnet")

@@ -87,12 +87,7 @@ def refuse(path: str, refusal: Refusal) -> Response:
 async def on_error(request: HttpRequest, error: Exception) -> Response:
     """Any exception of a route."""
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-        param = public(".".join(where))[:100] or None
-        unknown = first["type"] == "extra_forbidden"
-        what = "is not a field of this request" if unknown else first["msg"]
-        message = public(f"{param}: {what}" if param else what)
+        param, message = _mistake(error.errors()[0])
         failure = Failure(400 if request.url.path.startswith("/v1/") else 422, "invalid_request", message)
         return error_response(request.url.path, failure, param)
     if isinstance(error, HTTPException):
@@ -103,6 +98,19 @@ async def on_error(request: HttpRequest, error: Exception) -> Response:
     if failure.status == 500 and failure.kind == "error":
         LOG.error("%s %s", request.method, request.url.path, exc_info=error)
     return error_response(request.url.path, failure, getattr(error, "param", None))
+
+
+def _mistake(found: dict[str, Any]) -> tuple[str | None, str]:
+    """The field that pydantic found to be wrong, if it is one of the request's, and what is wrong, in a line."""
+    if found["type"] == "json_invalid":
+        # The place is a number of characters, not a field.
+        return None, public(f"the body is no JSON: {found['ctx']['error']}, at character {found['loc'][-1]}")
+    if found["type"] == "missing" and found["loc"] == ("body",):
+        return None, "the body is missing: a JSON object is needed"
+    where = [str(part) for part in found["loc"] if part not in ("body", "query", "path")]
+    param = public(".".join(where))[:100] or None
+    what = "is not a field of this request" if found["type"] == "extra_forbidden" else found["msg"]
+    return param, public(f"{param}: {what}" if param else what)
 
 
 async def finished(request: HttpRequest, service: Service, job: Job) -> None:

@@ -185,6 +185,13 @@ def test_the_noise_that_samplers_add_is_the_pipelines_and_named_where_a_sampler_
     assert np.array_equal(np.asarray(found), alone)
 
 
+def test_a_script_that_is_switched_off_is_named(http: httpx.Client) -> None:
+    scripts = {"ADetailer": {"args": [False, {"ad_model": "x"}]}, "Refiner": {"args": []}}
+    body = {"prompt": "a cat", "steps": 1, "width": 64, "height": 64, "alwayson_scripts": scripts}
+    info = json.loads(http.post("/sdapi/v1/txt2img", json=body).raise_for_status().json()["info"])
+    assert info["edge_sd_notes"] == ["the script 'ADetailer' is not known here and had no effect"]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [

@@ -272,3 +272,18 @@ def test_beyond_this_machine_a_token_is_needed(host: str, token: str, words: str
 
     with pytest.raises(InvalidRequest, match=words):
         check_token(host, token)
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img", "/api/jobs"])
+@pytest.mark.parametrize(
+    ("body", "words"), [("{", "the body is no JSON: "), ("", "the body is missing"), ("[]", "valid dictionary")]
+)
+def test_a_body_that_is_no_object_is_said_to_be_so(
+    server: tuple[str, Service], path: str, body: str, words: str
+) -> None:
+    answer = httpx.post(server[0] + path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == (400 if path.startswith("/v1/") else 422)
+    said = answer.json()
+    assert words in (said["error"]["message"] if path.startswith("/v1/") else said["detail"])
+    if path.startswith("/v1/"):
+        assert said["error"]["param"] is None
