@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +35,7 @@ from edge_sd.pipeline.recorded import read_recorded
 
 PACKAGES = ("numpy", "pillow", "tokenizers", "openvino", "coremltools", "coreai-core", "torch", "diffusers",
             "transformers", "nncf")  # fmt: skip
+Watch = Callable[[str, float], None]
 # The picture must reach this share of its worst component's PSNR: errors of components add up.
 SHARE = 0.6
 
@@ -104,12 +106,18 @@ class Report:
         return "\n".join([*lines, "", "all is well" if self.sound else "something is off, see above"])
 
 
-def examine(model: str, seconds: float) -> Report:
-    """Look at everything; each picture may take `seconds`. Raises ModelNotFound or InvalidModel, nothing else."""
+def examine(model: str, seconds: float, watch: Watch = lambda what, share: None) -> Report:
+    """Look at everything; each picture may take `seconds`. Raises ModelNotFound or InvalidModel, nothing else.
+
+    watch   is told which device draws, and the share of the devices that have drawn
+    """
     bundle, here = ModelBundle.open(model), discover()
     problems = _problems(bundle)
     # Damaged files would fail everywhere, which tells nothing about a device.
-    tests = [] if problems else [_test(bundle, model, here, device, seconds) for device in here.devices]
+    tests = []
+    for n, device in enumerate([] if problems else here.devices):
+        watch(f"drawing on {device.name}", n / len(here.devices))
+        tests.append(_test(bundle, model, here, device, seconds))
     hashes = {name: bundle.fingerprint(name) for name in sorted(bundle.variants)}
     facts = {"name": bundle.name, "family": bundle.facts.family, "variants": hashes, "problems": problems}
     return Report(_versions(), here, _caches(), facts, tests)

@@ -11,7 +11,7 @@ from edge_sd.errors import DeviceError, InvalidRequest, VariantNotFound
 from . import completion
 from .drawing import parse_device
 from .options import AsJson
-from .terminal import messages, say, say_json
+from .terminal import messages, progress, say, say_json
 
 if TYPE_CHECKING:
     from edge_sd.bundle.bundle import ModelBundle
@@ -81,11 +81,16 @@ def tune(
     _plan(bundle, here, "auto", None, prefer)  # Report mistakes, or a machine without devices, before measuring.
     rows = tuning.all_rows(bundle, here.devices, here.machine)
 
-    def told(row: Row, measured: Measured) -> None:
-        if not as_json:
-            print(f"{' '.join(row)}\n  {_figures(measured)}")
+    done: list[Row] = []
+    with progress(as_json, "measuring") as report_progress:
 
-    found = tuning.tune(bundle, here.devices, here.machine, rows, seconds, told)
+        def told(row: Row, measured: Measured) -> None:
+            done.append(row)
+            report_progress(f"measured {' '.join(row)}", len(done) / len(rows))
+            if not as_json:
+                say(f"{' '.join(row)}\n  {_figures(measured)}")
+
+        found = tuning.tune(bundle, here.devices, here.machine, rows, seconds, told)
     plan = _plan(bundle, here, "auto", None, prefer)
     if as_json:
         names = ("part", "variant", "place")
@@ -97,7 +102,7 @@ def tune(
         say_json(report)
         return
     for row in found.left:
-        print(f"{' '.join(row)}\n  not reached in {seconds:g} s; it stays an estimate")
+        say(f"{' '.join(row)}\n  not reached in {seconds:g} s; it stays an estimate")
     say(f"\n{bundle.name}: {plan.summary()}")
 
 
@@ -116,7 +121,8 @@ def doctor(
     from .doctor import examine
 
     _check_seconds(seconds)
-    report = examine(model, seconds)
+    with progress(as_json, "looking") as watch:
+        report = examine(model, seconds, watch)
     if as_json:
         say_json(report.as_dict())
     else:

@@ -13,6 +13,7 @@ import typer
 from edge_sd.errors import InvalidRequest, MissingExtra
 
 from .libraries import hush_libraries
+from .terminal import progress
 
 app = typer.Typer(help="Make the embedded model again, from artwork to weights.", no_args_is_help=True)
 
@@ -41,7 +42,8 @@ def _run(stage: Callable[..., None], work: Path, minutes: float | None, steps: i
 
     if (steps is None) == (minutes is None):
         raise InvalidRequest("give either --steps or --minutes")
-    stage(work, Budget(steps, minutes), **options)
+    with progress(False, "preparing") as report:
+        stage(work, Budget(steps, minutes, report), **options)
 
 
 def _add_stage(name: str, module: str, function: str, about: str) -> None:
@@ -115,7 +117,8 @@ def publish(
     with training_libraries():
         from edge_sd.converters.training import publish
 
-        publish.publish(work, target)
+        with progress(False, "rounding") as report:
+            publish.publish(work, target, report)
 
 
 @app.command("eval")
@@ -128,5 +131,6 @@ def evaluate(
     with training_libraries():
         from edge_sd.converters.training import card, evaluate
 
-        evaluate.evaluate(model, work, pictures=pictures)
+        with progress(False, "drawing") as report:
+            evaluate.evaluate(model, work, pictures=pictures, watch=report)
         card.write_card(work, model)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from edge_sd.errors import InvalidRequest, MissingExtra, choices
+
+from ..terminal import progress
+
+Report = Callable[[str, float], None]
 
 # "conversion" prints Core ML's, too.
 TABLES = (
@@ -50,22 +54,32 @@ def bench(
             raise InvalidRequest(f"unknown table {name!r}; valid: {choices(TABLES)}")
     from .process import machine
 
-    made = _own(model, variant or [], device, rounds) if model else _beside(tables or TABLES, rounds, pictures, home)
+    with progress(False, "measuring") as report:
+        made = (
+            _own(model, variant or [], device, rounds, report)
+            if model
+            else _beside(tables or TABLES, rounds, pictures, home, report)
+        )
+        if as_json:
+            found = {"machine": machine(), "tables": [each.record() for each in made]}
+        else:
+            print(machine(), flush=True)
+            for each in made:
+                print(f"\n{each.markdown()}", flush=True)
     if as_json:
-        print(json.dumps({"machine": machine(), "tables": [each.record() for each in made]}, indent=1))
-        return
-    print(machine(), flush=True)
-    for each in made:
-        print(f"\n{each.markdown()}", flush=True)
+        print(json.dumps(found, indent=1))
 
 
-def _own(model: str, variants: list[str], device: str, rounds: int) -> Iterator[Any]:
+def _own(model: str, variants: list[str], device: str, rounds: int, report: Report) -> Iterator[Any]:
     from . import own
 
-    yield from own.tables(model, variants, device, rounds)
+    yield from own.tables(model, variants, device, rounds, report)
 
 
-def _beside(names: list[str] | tuple[str, ...], rounds: int, pictures: int, home: Path | None) -> Iterator[Any]:
+def _beside(
+    names: list[str] | tuple[str, ...], rounds: int, pictures: int, home: Path | None, report: Report
+) -> Iterator[Any]:
+    """The tables of these names; `report` is told which is measured, and the share that is done."""
     try:
         import diffusers  # noqa: F401
         import openvino_genai  # noqa: F401
@@ -76,7 +90,8 @@ def _beside(names: list[str] | tuple[str, ...], rounds: int, pictures: int, home
     from . import conversion, embedded, large, lora, profile, quality, together
 
     home = home or cache_folder("bench") / "sd15-random"
-    for name in names:
+    for n, name in enumerate(names):
+        report(f"measuring {name}", n / len(names))
         if name == "embedded":
             yield embedded.table(embedded.measure(rounds))
         elif name == "together":

@@ -6,7 +6,7 @@ Each row is a process that loads, draws as the model does by default, and says h
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from itertools import pairwise
@@ -20,6 +20,7 @@ from edge_sd.errors import EdgeSDError
 from .process import measured
 from .report import Column, Table, gibibytes, seconds
 
+Report = Callable[[str, float], None]
 PROMPT, PEER = "a red apple", "openvino.genai"
 DRAW = """
 from edge_sd import Pipeline, Request
@@ -54,8 +55,12 @@ print(json.dumps({"load": load, "marks": marks, "peak": peak_memory()}))
 """
 
 
-def measure(model: str, variants: Sequence[str], device: str, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    model: str, variants: Sequence[str], device: str, rounds: int, report: Report = lambda what, share: None
+) -> list[dict[str, Any]]:
     """A row for each variant, all that run here if none is named; medians of `rounds` that take turns.
+
+    `report` is told which variant draws, and the share of all rounds that is done.
 
     Raises VariantNotFound or DeviceError for what can't be drawn.
     """
@@ -65,8 +70,9 @@ def measure(model: str, variants: Sequence[str], device: str, rounds: int) -> li
         _place(bundle, name, device)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     theirs = {name: bundle.root / name for name in names if _peer_reads(bundle, name)}
-    for _ in range(rounds):
-        for name in names:
+    for turn in range(rounds):
+        for n, name in enumerate(names):
+            report(f"drawing with {name}", (turn * len(names) + n) / (rounds * len(names)))
             found[name].append(measured(name, DRAW, MODEL=model, VARIANT=name, DEVICE=device, PROMPT=PROMPT))
             if name in theirs:
                 settings = {key.upper(): found[name][0][key] for key in ("width", "height", "steps", "guidance")}
@@ -111,9 +117,11 @@ def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def tables(model: str, variants: Sequence[str], device: str, rounds: int) -> list[Table]:
+def tables(
+    model: str, variants: Sequence[str], device: str, rounds: int, report: Report = lambda what, share: None
+) -> list[Table]:
     """Time and memory of each variant; for OpenVINO's, the UNet operations' shares of a step on the CPU."""
-    rows = measure(model, variants, device, rounds)
+    rows = measure(model, variants, device, rounds, report)
     columns = (
         Column("variant", model),
         Column("load", "load", seconds(1)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -64,8 +64,8 @@ def convert(
         # Keeps float16 GPUs from overflowing in these decoders; the values are optimum-intel's.
         model.set_rt_info("128.0" if facts.vae_float32 else "8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
     if recipe.bits < 16:
-        # nncf draws its progress on stdout, where a command's result is expected.
-        with redirect_stdout(sys.stderr), _small_layers_by_numpy(model):
+        # nncf draws bars of its own on stdout, where a command's result is expected.
+        with redirect_stdout(io.StringIO()), _small_layers_by_numpy(model):
             if recording is not None and _in_integers(recipe, wrapped.part):
                 from .quantize import quantize_activations
 

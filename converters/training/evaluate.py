@@ -35,6 +35,9 @@ from .publish import FEW_STEPS, MANY_STEPS
 from .recolour import dominant_colour
 
 Report = Callable[[str], None]
+Watch = Callable[[str, float], None]
+# The sets that are graded: artwork, and three sets of pictures in 20, 4 and 1 steps.
+SETS = 1 + 3 * 3
 # Pictures that share their steps: small ones run faster together.
 TOGETHER = 8
 # Prompts that leave much open, and how many seeds of each are compared.
@@ -131,10 +134,13 @@ class Judge:
         return score, ranked[:, 0].numpy()
 
 
-def evaluate(model: Path, work: Path, *, pictures: int = 1000, report: Report = print) -> dict[str, Any]:
+def evaluate(
+    model: Path, work: Path, *, pictures: int = 1000, report: Report = print, watch: Watch = lambda what, share: None
+) -> dict[str, Any]:
     """All figures, also written to `model`/evaluation.json; pictures to look at go to `work`/evaluation.
 
-    Of `pictures`, seven in ten are of trained pairs and two of held-out ones; the last tenth are the unseen prompts.
+    `report` gets the figures, `watch` the share of the sets that is graded. Of `pictures`, seven in ten are of trained
+    pairs and two of held-out ones; the last tenth are the unseen prompts.
     """
     artwork, judge = Artwork(work), Judge(model)
     folder = work / "evaluation"
@@ -145,11 +151,14 @@ def evaluate(model: Path, work: Path, *, pictures: int = 1000, report: Report = 
         "unseen": unseen_subjects(judge.config["labels"]),
     }
     rows: dict[str, Any] = {}
+    graded: list[str] = []
 
     def keep(name: str, images: list[Image.Image], wanted: list[Subject]) -> None:
         score, _ = judge.score(images, wanted)
         rows[name] = score.__dict__
         report(f"{name:24} {_line(score)}")
+        graded.append(name)
+        watch(f"graded {name}", len(graded) / SETS)
         _contact_sheet(images[:96], folder / f"{name.replace(', ', '-').replace(' ', '-')}.png")
 
     best = sets["seen"][:200]

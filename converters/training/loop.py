@@ -25,6 +25,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
+from ..form import Report
 from .muon import Muon, hidden_matrices
 
 Row = dict[str, float]
@@ -33,10 +34,14 @@ EAGER = 4
 
 @dataclass
 class Budget:
-    """How long a run may last: `steps` or `minutes`, whichever is given."""
+    """How long a run may last: `steps` or `minutes`, whichever is given.
+
+    watch   is told at each step what is being done, and the share of the budget that is used up
+    """
 
     steps: int | None = None
     minutes: float | None = None
+    watch: Report = lambda what, share: None
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
@@ -169,6 +174,8 @@ class Run:
                     optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             self.step += 1
+            if self.is_main:
+                self.budget.watch(f"{self.name}, step {self.step}", used)
             if self.step % self.ema_every == 0:
                 self._average()
             now = time.monotonic()

@@ -25,6 +25,7 @@ from edge_sd.files import FileRecord, read_json, record_file, replaced
 from ..build import build
 from ..coreml.form import CoreMLForm
 from ..coreml.link import link as link_package
+from ..form import Form, Report
 from ..openvino.link import link
 from ..recipes import RECIPES
 from ..sources.source import Source
@@ -42,19 +43,19 @@ LORA = "lcm/pytorch_lora_weights.safetensors"
 SHARD = "15MB"
 
 
-def publish(work: Path, target: Path) -> None:
+def publish(work: Path, target: Path, report: Report = lambda what, share: None) -> None:
     """Write the model trained in `work` to `target`, as a diffusers folder and as a bundle. An older one stays whole.
 
     Raises InvalidRequest (what is not trained yet), ConversionError, OutputError (the disk).
     """
     try:
         with replaced(target) as made:
-            _write(work, made)
+            _write(work, made, report)
     except OSError as error:
         raise OutputError(f"{target} cannot be written ({error.strerror or error}); it is as it was") from error
 
 
-def _write(work: Path, target: Path) -> None:
+def _write(work: Path, target: Path, report: Report) -> None:
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     from . import autoencoder, text
@@ -87,7 +88,7 @@ def _write(work: Path, target: Path) -> None:
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(work / "tokenizer" / name, target / "tokenizer" / name)
     save_words(work, target)
-    add_variants(target)
+    add_variants(target, report)
     write_card(work, target)
 
 
@@ -103,16 +104,21 @@ def _save_companions(work: Path, target: Path) -> None:
             shutil.copytree(work / name, target / name)
 
 
-def add_variants(target: Path) -> None:
+def add_variants(target: Path, report: Report = lambda what, share: None) -> None:
     """Convert the diffusers folder `target` to OpenVINO and Core ML, linked to its safetensors; write the manifest."""
+    forms: tuple[Form | str, ...] = ("openvino", CoreMLForm("ane"))
     source = Source.open(target)
     for name in (MANY_STEPS, COREML):
         # Packages bear identifiers that are new each time: nothing of an earlier one may stay.
         shutil.rmtree(target / name, ignore_errors=True)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "bundle"
-        for form in ("openvino", CoreMLForm("ane")):
-            made = build(target, folder, form, RECIPES["fp16"], lambda what, share: print(what))
+        for n, form in enumerate(forms):
+
+            def part(what: str, share: float, n: int = n) -> None:
+                report(what, (n + share) / len(forms))
+
+            made = build(target, folder, form, RECIPES["fp16"], part)
         openvino = {part: link_openvino(made, part, source) for part in made.variant(MANY_STEPS).artifacts}
         coreml = {part: link_coreml(made, part, source) for part in made.variant(COREML).artifacts}
         for name in (MANY_STEPS, COREML):

@@ -405,3 +405,13 @@ def test_a_killed_conversion_lists_nothing_and_goes_on(miniature: Path, tmp_path
     assert "openvino-fp16: text_encoder" not in said
     assert bundle.verify() == []
     assert not [name for name in os.listdir(target) if name.startswith(".")]
+
+
+def test_bars_of_other_libraries_are_not_seen(shallow: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What a command prints is its own: nncf would draw a bar for each component."""
+    from edge_sd.converters.openvino.convert import convert as write
+    from edge_sd.converters.sources.wrappers import wrap
+
+    source = Source.open(shallow)
+    write(wrap("vae_decoder", source.load("vae_decoder"), source.facts), RECIPES["int8"], tmp_path, source.facts)
+    assert capfd.readouterr() == ("", "")

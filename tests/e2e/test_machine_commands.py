@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -155,3 +156,30 @@ def test_a_slow_device_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     (test,) = [each for each in doctor.examine("emoji", 5).tests if each.device == "cpu"]
     assert (test.result, test.why) == ("failed", "no picture within 5 s")
     assert os.environ.get("HOME", "/nowhere") not in test.line()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no pty")
+@pytest.mark.parametrize("command", ["tune", "doctor"])
+def test_a_terminal_sees_the_time_left_and_a_pipe_sees_no_bar(
+    command: str, tmp_path: Path, home: dict[str, str]
+) -> None:
+    import pty
+
+    words = [sys.executable, "-m", "edge_sd", command, "--seconds", "2"]
+    environment = {**os.environ, **home, "TERM": "xterm", "COLUMNS": "80"}
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux says so where the other end is closed.
+            while some := os.read(ours, 1 << 16):
+                shown += some
+        assert process.stdout is not None
+        printed = process.stdout.read()
+    os.close(ours)
+    assert re.search(rb"\d:\d\d|-:--:--", shown)
+    assert "\u2501".encode() in shown
+    assert b"\x1b" not in printed
+    piped = subprocess.run(words, capture_output=True, cwd=tmp_path, env=environment)
+    assert b"\x1b" not in piped.stdout + piped.stderr
+    assert "\u2501".encode() not in piped.stdout + piped.stderr
