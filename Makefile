@@ -31,7 +31,7 @@ types: $(VENV)/.dev
 	MYPYPATH=build/types $(BIN)/mypy -p edge_sd
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m edge_sd.apps.bench
+	$(BIN)/python -m edge_sd bench
 
 # Every fault in full numbers (tests/faults/account.py), and the tests that are too long for `make test`: an hour on two
 # cores. Writes the page with the table.

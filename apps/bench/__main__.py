@@ -1,8 +1,11 @@
-"""`make bench`: all tables."""
+"""`python -m edge_sd.apps.bench` is `edge-sd bench`."""
 
 from __future__ import annotations
 
-from .commands import bench
+import sys
+
+from ..cli import main
 
 if __name__ == "__main__":
-    bench()
+    sys.argv.insert(1, "bench")
+    main()

@@ -273,7 +273,7 @@ def several(tmp_path_factory: pytest.TempPathFactory, shallow: Path) -> ModelBun
 SEVERAL = "coreml-gpu-16x16-24x16-b1-chunks-int8"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_sizes_are_functions_that_share_their_weights(several: ModelBundle) -> None:
     variant = several.variant(SEVERAL)
     for part, artifact in variant.artifacts.items():
@@ -300,7 +300,7 @@ def test_several_sizes_are_functions_that_share_their_weights(several: ModelBund
     assert several.verify() == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_unet_in_chunks_is_named_and_fed_as_swift_programs_do(several: ModelBundle) -> None:
     artifact = several.variant(SEVERAL).artifacts["unet"]
     graphs = [several.path(graph) for graph in (artifact.graph, *artifact.chunks)]
@@ -315,7 +315,7 @@ def test_a_unet_in_chunks_is_named_and_fed_as_swift_programs_do(several: ModelBu
     assert 0.3 < one / (one + other) < 0.7
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_pipeline_draws_at_each_size(several: ModelBundle, shallow: Path, tmp_path: Path) -> None:
     from edge_sd import Pipeline, Request
 

@@ -126,6 +126,7 @@ def test_optimum_loads_what_was_written(sources: Sources, bundle: ModelBundle) -
     assert psnr(np.asarray(image), theirs(sources("sd3"), width=64, height=96), peak=255) >= 40
 
 
+@pytest.mark.long
 def test_an_export_of_optimum_opens_as_a_model(sources: Sources, tmp_path: Path) -> None:
     from optimum.intel import OVStableDiffusion3Pipeline
 
