@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from .failure import Failure, describe, public
+from .events import Event
+from .failure import Failure, describe, public, stopped
 from .guard import Refusal
 from .job import Job
 from .service import Service
@@ -114,17 +115,33 @@ def _mistake(found: dict[str, Any]) -> tuple[str | None, str]:
 
 
 async def finished(request: HttpRequest, service: Service, job: Job) -> None:
-    """Wait for a job whose pictures only this client can have: cancelled when it goes. Raises what the job did."""
-    ended = asyncio.ensure_future(asyncio.wrap_future(job.ended))
-    gone = asyncio.ensure_future(_gone(request))
+    """Wait for a job. One whose pictures are kept nowhere is cancelled when its client goes.
+
+    Raises what the job did, or Stopping where the server stops before it is done; kept ones are drawn by the next one.
+    """
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+
+    def on_event(event: Event | None) -> None:
+        if event is None:
+            loop.call_soon_threadsafe(stopping.set)
+
+    ended: asyncio.Future[Any] = asyncio.wrap_future(job.ended)
+    others: list[asyncio.Future[Any]] = [asyncio.ensure_future(stopping.wait())]
+    if not job.keep:
+        others.append(asyncio.ensure_future(_gone(request)))
     try:
-        await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
+        with service.events.listening(on_event):
+            await asyncio.wait([ended, *others], return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
+            if stopping.is_set():
+                raise stopped()
             service.cancel(job)
             await ended
     finally:
-        gone.cancel()
-        if not ended.done():
+        for other in others:
+            other.cancel()
+        if not ended.done() and not job.keep:
             service.cancel(job)
     job.check()
 

@@ -47,6 +47,11 @@ class Failure:
     message: str
 
 
+def stopped() -> Stopping:
+    """The error of whatever a server that stops does not draw."""
+    return Stopping("the server is stopping; try again later")
+
+
 def public(message: str) -> str:
     """A message in one line, without paths and control characters."""
     return CONTROLS.sub(" ", PATHS.sub("(a path of the server)", message)).strip()[:1000]

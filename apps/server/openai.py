@@ -24,7 +24,7 @@ from edge_sd.pipeline.request import MAX_PROMPT, MAX_SEED, MAX_STEPS
 
 from .answers import OpenAIProblem, error_response, finished, problems, sse
 from .events import Event
-from .failure import describe
+from .failure import describe, stopped
 from .job import Job
 from .service import Service
 from .wish import Wish, as_base64, open_given, open_raw, png_base64
@@ -324,7 +324,9 @@ async def _stream(service: Service, request: HttpRequest, body: Common, submit: 
         try:
             while True:
                 event = await events.get()
-                if event is None or (event.job is job and event.kind == "state" and job.ended.done()):
+                if event is None:
+                    raise stopped()
+                if event.job is job and event.kind == "state" and job.ended.done():
                     break
                 if event.job is not job:
                     continue

@@ -22,7 +22,7 @@ from edge_sd.pipeline.queue import MOST
 
 from .engines import Engine, Engines
 from .events import Event, Events
-from .failure import QueueFull, Stopping, describe
+from .failure import QueueFull, describe, stopped
 from .job import OPEN, Job, State
 from .preview import Previews
 from .store import Store
@@ -104,7 +104,7 @@ class Service:
     def _refuse_where_full(self) -> None:
         with self._changed:
             if self._closing:
-                raise Stopping("the server is stopping; try again later")
+                raise stopped()
             if len(self._waiting) >= self.limit:
                 raise QueueFull(f"{len(self._waiting)} jobs wait already, which is all that are taken; try again later")
 
@@ -203,7 +203,7 @@ class Service:
                     job.state = "waiting"
                     self._save(job)
                 elif not job.ended.done():
-                    job.failure = Stopping("the server is stopping; try again later")
+                    job.failure = stopped()
                     self._end(job, "failed")
 
     def __enter__(self) -> Service:

@@ -246,6 +246,54 @@ def test_the_queue_survives(how: signal.Signals, tmp_path: Path) -> None:
         assert process.wait(timeout=20) == 0
 
 
+DOORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "openai": ("/v1/images/generations", {}),
+    "an address": ("/v1/images/generations", {"response_format": "url"}),
+    "a stream": ("/v1/images/generations", {"stream": True}),
+    "a1111": ("/sdapi/v1/txt2img", {}),
+    "saved": ("/sdapi/v1/txt2img", {"save_images": True}),
+}
+
+
+def test_a_stop_is_told_to_all_who_wait_in_the_words_of_their_api(tmp_path: Path) -> None:
+    answers: dict[str, httpx.Response] = {}
+
+    def draw(door: str) -> None:
+        path, more = DOORS[door]
+        body = {"prompt": "a cat", "steps": 900, **more}
+        answers[door] = httpx.post(address + path, json=body, timeout=60)
+
+    threads = [threading.Thread(target=draw, args=(door,)) for door in DOORS]
+    with served(tmp_path) as (address, service):
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 60
+        while len(service.jobs()) < len(DOORS) or not any(job.step for job in service.jobs()):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        stopping = time.monotonic()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - stopping < 9, "uvicorn's patience is ten seconds"
+    streamed = answers.pop("a stream")
+    assert "the server is stopping" in streamed.text
+    assert "completed" not in streamed.text
+    assert {door: answer.status_code for door, answer in answers.items()} == dict.fromkeys(answers, 503)
+    assert all("the server is stopping" in answer.text for answer in answers.values())
+    # Those of which the pictures are kept are drawn by the next server.
+    assert sorted(job.state for job in Store(tmp_path).read()) == ["waiting"] * 2
+
+
+def test_a_picture_that_is_saved_is_drawn_though_its_client_goes(server: tuple[str, Service]) -> None:
+    before = {job.id for job in server[1].jobs()}
+    body = {"prompt": "a cat", "steps": 150, "size": "64x64", "response_format": "url"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server[0]}/v1/images/generations", json=body, timeout=1)
+    (job,) = [job for job in server[1].jobs() if job.id not in before]
+    job.ended.result(timeout=60)
+    assert (job.state, job.saved) == ("done", [0])
+
+
 def test_a_damaged_record_hides_nothing_else(tmp_path: Path, emoji: Path) -> None:
     with Service(Store(tmp_path), Engines({"emoji": emoji})) as service:
         ids = [service.submit(Wish(prompt="a cat", steps=1)).id for _ in range(3)]
