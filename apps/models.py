@@ -111,6 +111,7 @@ def catalogue(as_json: AsJson = False) -> None:
         print(f"{each.name}\n  {each.family}, {each.form}, {each.gigabytes:g} GB, {each.license}; {each.source}")
         if defaults:
             print(f"  {defaults}")
+        print(f"  read where it is said: {', '.join(each.checked) or 'nothing; from memory'}")
 
 
 @app.command("show")

@@ -4,9 +4,10 @@ A repository's configs say what a model is, but not in how few steps it was taug
 stands on the model's card, or in the documentation of the program that it was made for; each row cites where. The
 defaults go into the record of a pull (hub.json), where they are facts of that model. Nothing looks at a name again.
 
-No row was tried: the hub could not be reached where this was written. File layouts and some licences were confirmed in
-stored copies of its pages; steps, guidance and gigabytes are partly from memory of the cards that the rows cite, and
-want checking there. `edge-sd run` says the real size and licence, as the hub lists them, before it pulls.
+No row was tried: the hub could not be reached where this was written. `checked` names the facts of a row that were read
+in stored copies of what it cites, of the maker's own example, or of the hub's page of the repository. The others are
+from memory, and want checking there. `edge-sd run` says the real size and licence, as the hub lists them, before it
+pulls.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Entry:
     source     where steps, guidance and sampler are said
     steps, guidance, size, sampler   None is what the model's own configs say; a guidance of 1 is none
     openvino   another repository with an export of the same weights
+    checked    the fields that were read where they are said
     """
 
     name: str
@@ -48,6 +50,7 @@ class Entry:
     size: int | None = None
     sampler: str | None = None
     openvino: str | None = None
+    checked: tuple[str, ...] = ()
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -63,49 +66,55 @@ def _card(name: str, family: Family, form: Form, gigabytes: float, license: str,
 
 
 TURBO = f"{DIFFUSERS}using-diffusers/sdxl_turbo"
-SD3 = f"{DIFFUSERS}api/pipelines/stable_diffusion/stable_diffusion_3"
+FASTSD = "https://github.com/rupeshs/fastsdcpu"
 SAI = "stabilityai-ai-community"
 OPENRAIL = "creativeml-openrail-m"
+# What was read of a row: the hub's label, the maker's example, the files.
+LABEL, EXAMPLE, FILES = ("license",), ("steps", "guidance"), ("gigabytes",)
 CATALOGUE = (
     # Stable Diffusion 1, and smaller UNets distilled from it.
-    _card("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", "torch", 2.7, OPENRAIL, guidance=7.5,
+    _card("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", "torch", 2.7, OPENRAIL,
           openvino="OpenVINO/stable-diffusion-v1-5-int8-ov"),
-    _card("CompVis/stable-diffusion-v1-4", "sd1", "torch", 2.7, OPENRAIL, guidance=7.5),
-    _card("Lykon/dreamshaper-8", "sd1", "torch", 2.7, OPENRAIL, steps=25),
-    _card("nota-ai/bk-sdm-small", "sd1", "torch", 2.0, OPENRAIL, steps=25),
-    _card("nota-ai/bk-sdm-tiny", "sd1", "torch", 1.7, OPENRAIL, steps=25),
+    _card("CompVis/stable-diffusion-v1-4", "sd1", "torch", 2.7, OPENRAIL),
+    _card("Lykon/dreamshaper-8", "sd1", "torch", 2.7, OPENRAIL, steps=25, checked=LABEL),
+    # Their cards' example takes diffusers' 50 steps; their figures are of pictures in 25.
+    _card("nota-ai/bk-sdm-small", "sd1", "torch", 2.0, OPENRAIL, steps=25, checked=(*LABEL, "steps")),
+    _card("nota-ai/bk-sdm-tiny", "sd1", "torch", 1.7, OPENRAIL, steps=25, checked=LABEL),
     # One to four steps.
     _card("SimianLuo/LCM_Dreamshaper_v7", "sd1", "torch", 5.5, "mit", steps=4, guidance=8.0,
-          openvino="OpenVINO/LCM_Dreamshaper_v7-int8-ov"),
-    Entry("stabilityai/sd-turbo", "sd2", "torch", 2.6, "stabilityai-ai-community", TURBO, steps=1, guidance=1.0,
-          size=512, openvino="rupeshs/sd-turbo-openvino"),
+          openvino="OpenVINO/LCM_Dreamshaper_v7-int8-ov", checked=(*LABEL, *FILES)),
+    _card("stabilityai/sd-turbo", "sd2", "torch", 2.6, SAI, steps=1, guidance=1.0, size=512,
+          openvino="rupeshs/sd-turbo-openvino", checked=(*EXAMPLE, "size")),
     Entry("stabilityai/sdxl-turbo", "sdxl", "torch", 6.9, "sai-nc-community", TURBO, steps=1, guidance=1.0, size=512,
-          openvino="rupeshs/sdxl-turbo-openvino-int8"),
+          openvino="rupeshs/sdxl-turbo-openvino-int8", checked=(*LABEL, *EXAMPLE, "size")),
     _card("IDKiro/sdxs-512-0.9", "sd2", "torch", 2.4, "openrail++", steps=1, guidance=1.0, size=512,
-          openvino="rupeshs/sdxs-512-0.9-openvino"),
-    _card("IDKiro/sdxs-512-dreamshaper", "sd1", "torch", 2.1, "openrail++", steps=1, guidance=1.0, size=512),
+          openvino="rupeshs/sdxs-512-0.9-openvino", checked=(*LABEL, *EXAMPLE)),
+    _card("IDKiro/sdxs-512-dreamshaper", "sd1", "torch", 2.1, "openrail++", steps=1, guidance=1.0, size=512,
+          checked=LABEL),
     # SDXL.
-    _card("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", "torch", 6.9, "openrail++", guidance=5.0, size=1024),
-    # Stable Diffusion 3.5. The hub wants its terms accepted first; steps and guidance are those of diffusers' page.
-    Entry("stabilityai/stable-diffusion-3.5-medium", "sd3", "torch", 17.0, SAI, SD3, steps=40, guidance=4.5, size=1024),
-    Entry("stabilityai/stable-diffusion-3.5-large-turbo", "sd3", "torch", 28.0, SAI, SD3, steps=4, guidance=1.0,
-          size=1024),
+    _card("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", "torch", 6.9, "openrail++", size=1024, checked=LABEL),
+    # Stable Diffusion 3.5. The hub wants its terms accepted first.
+    _card("stabilityai/stable-diffusion-3.5-medium", "sd3", "torch", 16.3, SAI, steps=40, guidance=4.5, size=1024,
+          checked=(*LABEL, *FILES)),
+    _card("stabilityai/stable-diffusion-3.5-large-turbo", "sd3", "torch", 28.0, SAI, steps=4, guidance=1.0, size=1024,
+          checked=(*EXAMPLE, "size")),
     # Exports of optimum-intel: no torch, no conversion.
-    _card("OpenVINO/stable-diffusion-v1-5-int8-ov", "sd1", "openvino", 1.1, OPENRAIL),
+    _card("OpenVINO/stable-diffusion-v1-5-int8-ov", "sd1", "openvino", 1.1, OPENRAIL, checked=(*LABEL, *FILES)),
     _card("OpenVINO/stable-diffusion-v1-5-fp16-ov", "sd1", "openvino", 2.1, OPENRAIL),
-    _card("OpenVINO/LCM_Dreamshaper_v7-int8-ov", "sd1", "openvino", 1.1, "mit", steps=4, guidance=8.0),
-    _card("OpenVINO/LCM_Dreamshaper_v7-fp16-ov", "sd1", "openvino", 2.1, "mit", steps=4, guidance=8.0),
-    Entry("rupeshs/sd-turbo-openvino", "sd2", "openvino", 2.6, "unknown",
-          "https://github.com/rupeshs/fastsdcpu", steps=1, guidance=1.0, size=512),
-    Entry("rupeshs/sdxl-turbo-openvino-int8", "sdxl", "openvino", 4.6, "unknown",
-          "https://github.com/rupeshs/fastsdcpu", steps=1, guidance=1.0, size=512),
-    Entry("rupeshs/sdxs-512-0.9-openvino", "sd2", "openvino", 1.6, "unknown",
-          "https://github.com/rupeshs/fastsdcpu", steps=1, guidance=1.0, size=512),
+    _card("OpenVINO/LCM_Dreamshaper_v7-int8-ov", "sd1", "openvino", 1.1, "mit", steps=4, guidance=8.0, checked=LABEL),
+    _card("OpenVINO/LCM_Dreamshaper_v7-fp16-ov", "sd1", "openvino", 2.1, "mit", steps=4, guidance=8.0,
+          checked=(*LABEL, *FILES)),
+    Entry("rupeshs/sd-turbo-openvino", "sd2", "openvino", 2.6, "unknown", FASTSD, steps=1, guidance=1.0, size=512,
+          checked=EXAMPLE),
+    # It has no label on the hub, and a LICENSE.TXT.
+    Entry("rupeshs/sdxl-turbo-openvino-int8", "sdxl", "openvino", 4.7, "its LICENSE.TXT", FASTSD, steps=1,
+          guidance=1.0, size=512, checked=(*LABEL, *FILES)),
+    Entry("rupeshs/sdxs-512-0.9-openvino", "sd2", "openvino", 1.6, "unknown", FASTSD, steps=1, guidance=1.0, size=512),
     # Core ML, for Macs.
     _card("apple/coreml-stable-diffusion-v1-4", "sd1", "coreml", 2.7, "other"),
-    _card("apple/coreml-stable-diffusion-v1-5", "sd1", "coreml", 2.7, "other"),
-    _card("apple/coreml-stable-diffusion-2-base", "sd2", "coreml", 2.6, "openrail++"),
-    _card("apple/coreml-stable-diffusion-2-1-base", "sd2", "coreml", 2.6, "openrail++"),
+    _card("apple/coreml-stable-diffusion-v1-5", "sd1", "coreml", 2.7, "other", checked=LABEL),
+    _card("apple/coreml-stable-diffusion-2-base", "sd2", "coreml", 2.6, "other", checked=LABEL),
+    _card("apple/coreml-stable-diffusion-2-1-base", "sd2", "coreml", 2.6, "openrail++", checked=LABEL),
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from .facts import Defaults, Facts, LatentSpace, TextPart
 from .library import model_name
 from .parts import DENOISERS, NET, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER
 from .pulled import hashes, with_record
+from .repository import LARGE_VAE
 from .transformers import READERS, vae_folder
 from .variants import Artifact, Variant
 from .weights import sample, weight_files
@@ -75,6 +76,7 @@ def _unet_facts(folder: Path, index: dict[str, Any], pipeline: str) -> Facts:
     texts = {name: read_json(folder / name / "config.json") for name in encoders or ["text_encoder"]}
     unet = read_json(folder / "unet/config.json")
     vae = read_json(vae_folder(folder) / "config.json")
+    _check_vae(folder, vae)
     scheduler = read_json(folder / "scheduler/scheduler_config.json")
     with _readable(folder):
         scheduler = _as_drawn(scheduler, pipeline)
@@ -117,6 +119,17 @@ def _unet_facts(folder: Path, index: dict[str, Any], pipeline: str) -> Facts:
         instructed=editing, pooled_nets=_pooled_nets(folder, unet, latents.channels),
         vae_float32=family == "sdxl" and bool(vae.get("force_upcast", True)), **more,
     )  # fmt: skip
+
+
+def _check_vae(folder: Path, vae: Mapping[str, Any]) -> None:
+    """Raise InvalidModel for a tiny autoencoder in the large one's place, as SDXS is published."""
+    # An export has its graph instead, whatever that was made of.
+    if vae.get("_class_name") == "AutoencoderTiny" and (folder / "vae").is_dir():
+        large = f"{LARGE_VAE}, which is here" if (folder / LARGE_VAE).is_dir() else "the one that it imitates"
+        raise InvalidModel(
+            f"{folder}: vae is an AutoencoderTiny; call it vae_tiny, and put an AutoencoderKL into vae ({large}); "
+            "a pull from the hub does so"
+        )
 
 
 def _as_drawn(scheduler: dict[str, Any], pipeline: str) -> dict[str, Any]:

@@ -178,6 +178,8 @@ def test_every_row_of_the_catalogue_is_whole_and_cites_its_source() -> None:
         assert each.form in FORMS
         assert each.openvino is None or each.openvino.lower() in names
         assert each.sampler is None or each.sampler in SAMPLERS
+        # What is called checked is said by the row.
+        assert all(getattr(each, name) is not None for name in each.checked), each.name
 
 
 def test_the_catalogue_as_json_has_all_rows(tmp_path: Path) -> None:
