@@ -137,7 +137,7 @@ async def finished(request: HttpRequest, service: Service, job: Job) -> None:
             if stopping.is_set():
                 raise stopped()
             service.cancel(job)
-            await ended
+            await asyncio.wait([ended])
     finally:
         for other in others:
             other.cancel()
