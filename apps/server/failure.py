@@ -21,6 +21,8 @@ from edge_sd.errors import (
 
 # An absolute path of POSIX or Windows, of at least two names.
 PATHS = re.compile(r"(?<![\w:/.])(?:/[^\s/'\":;,()]+){2,}/?|\b[A-Za-z]:\\[^\s'\":;,()]+")
+# The command line's options; the same names are fields of a wish.
+OPTIONS = re.compile(r"(?<!\S)--([a-z]+(?:-[a-z]+)*)")
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]+")
 
 
@@ -78,5 +80,8 @@ def describe(error: BaseException) -> Failure:
     ]
     for kind, status, word in kinds:
         if isinstance(error, kind):
-            return Failure(status, word, public(str(error)))
+            message = str(error)
+            if kind is InvalidRequest:
+                message = OPTIONS.sub(lambda option: f"the field {option[1].replace('-', '_')}", message)
+            return Failure(status, word, public(message))
     return Failure(500, "error", "the server made a mistake; its log says more")

@@ -23,10 +23,11 @@ from PIL import Image
 
 from edge_sd import Pipeline, Request
 from edge_sd.apps.server.engines import Engines
-from edge_sd.apps.server.failure import public
+from edge_sd.apps.server.failure import describe, public
 from edge_sd.apps.server.service import Service
 from edge_sd.apps.server.store import Store
 from edge_sd.apps.server.wish import Wish
+from edge_sd.errors import InvalidRequest
 
 from ..serving import served
 
@@ -320,3 +321,15 @@ def test_a_damaged_record_hides_nothing_else(tmp_path: Path, emoji: Path) -> Non
 )
 def test_no_path_of_the_server_is_told(message: str, expected: str) -> None:
     assert public(message) == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("larger ones need --tile", "larger ones need the field tile"),
+        ("or give --mask-padding, once", "or give the field mask_padding, once"),
+        ("a--b and -- stay", "a--b and -- stay"),
+    ],
+)
+def test_an_option_of_the_command_line_is_a_field_here(message: str, expected: str) -> None:
+    assert describe(InvalidRequest(message)).message == expected
