@@ -21,6 +21,7 @@ WORDS, TAUGHT = "words.json", "taught.json"
 # Words that join others and are no picture's subject, and those of the captions' own form.
 JOINING = frozenset(re.findall(r"\w+", """
     a an the of in on at to with without and or by for from is are as it its this that some
+    over under above below behind beside near between into onto through around across along
     style background mirrored off center centre break
 """))  # fmt: skip
 # Words that together name one thing, at most; phrases that a note names; words offered for each.

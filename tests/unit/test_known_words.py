@@ -37,6 +37,7 @@ def test_what_was_taught_is_known(words: KnownWords, prompt: str) -> None:
         ("a mountain lake", "emoji knows no 'mountain lake'; near: mountain"),
         ("an aple", "emoji knows no 'aple'; near: maple, apple"),
         ("a lighthouse", "emoji knows no 'lighthouse'; `edge-sd models show emoji` lists what it knows"),
+        ("a hovercraft over a dog", "emoji knows no 'hovercraft'; `edge-sd models show emoji` lists what it knows"),
         ("a cat, wearing a tuxedo", "emoji knows no 'wearing', 'tuxedo'"),
         ("un château", "emoji knows no 'un château'"),
     ],
