@@ -175,10 +175,13 @@ class Pipeline:
         """Whether several such pictures could go through the denoiser together: a small one, that takes any batch."""
         plain = settings.image is None and not settings.controls and settings.refiner is None and not settings.tile
         variant = self.bundle.variant(self.plan.parts[self.denoiser].variant)
-        if not plain or self.components.turns is not None or not variant.changeable:
-            return False
-        files = variant.artifacts[self.denoiser].files()
-        return sum(self.bundle.path(name).stat().st_size for name in files) < LARGE
+        return plain and self.components.turns is None and variant.changeable and self.denoiser_bytes < LARGE
+
+    @property
+    def denoiser_bytes(self) -> int:
+        """Bytes of the denoiser's files in the variant that is planned."""
+        files = self.bundle.variant(self.plan.parts[self.denoiser].variant).artifacts[self.denoiser].files()
+        return sum(self.bundle.path(name).stat().st_size for name in files)
 
     def seated(self, unet: Component) -> Pipeline:
         """This pipeline with `unet` in place of its own; they share the other components."""

@@ -22,6 +22,7 @@ from ..components.base import Component, Shapes
 from ..components.batching import Gathering, Seat
 from ..components.fallback import FAILURES
 from ..errors import EdgeSDError, InvalidRequest
+from ..machine import this_machine
 from ..sampling.samplers import Step
 from .pipeline import Pipeline
 from .request import Request
@@ -33,6 +34,8 @@ OnStep = Callable[[int, Step], None]
 # Pictures of a batch; each size needs a UNet compiled for it, and is tried where the one before it gains.
 SIZES = (2, 4, 8)
 MOST = SIZES[-1]
+# A size is tried where so many times the UNet's files are free: what is compiled for it took four times them.
+ROOM = 6
 # Timed runs of each batch size that decide which is faster.
 RUNS = 3
 
@@ -202,8 +205,9 @@ class _Wide:
 
     def __init__(self) -> None:
         self._key: Any = None
-        # By pictures at once; None is a size that cannot be loaded or gains nothing. Seconds of one call, 1 included.
+        # By pictures at once; None is a size that gains nothing, cannot be loaded or has no room.
         self._loaded: dict[int, tuple[Component, Shapes] | None] = {}
+        # Of one call, by pictures at once, from 1.
         self._seconds: dict[int, float] = {}
 
     def of(self, pipeline: Pipeline, settings: Settings, waiting: int) -> Gathering | None:
@@ -230,6 +234,9 @@ class _Wide:
     def _tried(self, pipeline: Pipeline, size: int) -> tuple[Component, Shapes] | None:
         """The UNet for `size` pictures, if it draws them faster than that for half as many."""
         part = pipeline.denoiser
+        free = this_machine().free
+        if free and free < ROOM * pipeline.denoiser_bytes:
+            return None
         shapes = pipeline.components.shapes(part)
         wide = {name: (shape[0] * size if len(shape) > 1 else 1, *shape[1:]) for name, shape in shapes.items()}
         try:

@@ -16,6 +16,7 @@ from edge_sd.components.base import Component, Shapes
 from edge_sd.components.batching import Gathering
 from edge_sd.converters.parity import psnr
 from edge_sd.errors import DeviceError, InvalidRequest
+from edge_sd.machine import this_machine
 from edge_sd.pipeline import queue as queueing
 from edge_sd.pipeline.loader import Components
 
@@ -191,6 +192,19 @@ def test_those_that_wait_are_seated_as_is_fastest(
         for n, future in enumerate(futures):
             assert future.result().pictures[0].settings.seed == n
     assert together == expected
+
+
+def test_where_memory_is_short_each_is_drawn_alone(
+    pipeline: Pipeline, together: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(this_machine(), free=2 * pipeline.denoiser_bytes)
+    monkeypatch.setattr(queueing, "this_machine", lambda: short)
+    with Queue(pipeline) as queue:
+        free = held(queue)
+        futures = [queue.submit(Request("a star", seed=n, steps=1)) for n in range(3)]
+        free.set()
+        assert [pixels(future.result()).shape for future in futures] == [(128, 128, 3)] * 3
+    assert together == [1, 1]
 
 
 @pytest.mark.parametrize("most", [0, 9, "2", None])
