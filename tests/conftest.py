@@ -126,6 +126,12 @@ def shallow(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
     return save_miniature(tmp_path_factory.mktemp("source") / "shallow", emoji, shallow=True)
 
 
+def final_norm(clip: Any) -> Any:
+    """The last norm of a CLIP text model, whose inner model transformers has and, in later versions, has not."""
+    (norm,) = [each for name, each in clip.named_modules() if name.endswith("final_layer_norm")]
+    return norm
+
+
 def convert(source: Path, target: Path, precision: str, report: Any = None) -> ModelBundle:
     from edge_sd.converters.build import build
     from edge_sd.converters.recipes import RECIPES

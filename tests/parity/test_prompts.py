@@ -11,6 +11,7 @@ import pytest
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.converters.parity import psnr
 
+from ..conftest import final_norm
 from .test_peers import GUIDANCE, SEED
 
 SIZE, STEPS = 64, 6
@@ -65,7 +66,7 @@ def context(pipeline: Any, chunks: list[list[tuple[str, float]]], skip: int) -> 
         ids, weights = ids + [tokenizer.eos_token_id] * fill, weights + [1.0] * fill
         with torch.no_grad():
             states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-skip]
-            z = model.text_model.final_layer_norm(states)
+            z = final_norm(model)(states)
         scaled = z * torch.tensor(weights)[None, :, None]
         ratio = float(z.mean() / scaled.mean())
         within = 1 / max(*weights, 1.0) <= ratio <= 1 / min(*weights, 1.0)
@@ -88,6 +89,8 @@ def test_weights_and_chunks_are_what_diffusers_draws_of_such_a_context(
 
 def test_clip_skip_is_one_more_than_diffusers_counts(theirs: Any, bundle: ModelBundle) -> None:
     """Without guidance: diffusers skips no layers for the negative prompt, AUTOMATIC1111 and we do."""
+    if not hasattr(theirs.text_encoder, "text_model"):
+        pytest.skip("this diffusers looks for a part of the text encoder that this transformers no longer has")
     expected = draw(theirs, prompt="a red apple", clip_skip=1, guidance_scale=1.0)
     assert psnr(ours(bundle, "a red apple", clip_skip=2, guidance=1.0), expected, peak=255) >= 40
     assert psnr(ours(bundle, "a red apple", guidance=1.0), expected, peak=255) < 40

@@ -16,6 +16,8 @@ from edge_sd.components.edits import Edits
 from edge_sd.errors import InvalidModel, InvalidRequest
 from edge_sd.text.textual_inversion import FIRST, read_embedding
 
+from ..conftest import final_norm
+
 
 def rows(count: int, width: int = 192) -> np.ndarray:
     return np.random.default_rng(count).normal(0, 0.1, (count, width)).astype(np.float32)
@@ -47,7 +49,7 @@ def test_vectors_are_what_rows_of_the_table_would_be(emoji: Path, clip: Any) -> 
     ids = IDS.copy()
     ids[0, 2:4], ids[1, 1] = (FIRST + 2, FIRST), FIRST + 1
     with torch.no_grad():
-        table = clip.text_model.embeddings.token_embedding
+        table = clip.get_input_embeddings()
         inputs = table(torch.from_numpy(np.where(ids < FIRST, ids, 0)))
         inputs[0, 2], inputs[0, 3], inputs[1, 1] = (torch.from_numpy(added[n]) for n in (2, 0, 1))
         hook = table.register_forward_hook(lambda *_: inputs)
@@ -66,7 +68,7 @@ def test_clip_skip_is_an_earlier_layer_and_the_final_norm(emoji: Path, clip: Any
 
     with torch.no_grad():
         states = clip(torch.from_numpy(IDS), output_hidden_states=True).hidden_states
-        expected = clip.text_model.final_layer_norm(states[-skip]).numpy()
+        expected = final_norm(clip)(states[-skip]).numpy()
     np.testing.assert_allclose(encode(ModelBundle.open(emoji), IDS, Edits(clip_skip=skip)), expected, atol=5e-4)
 
 
