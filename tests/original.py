@@ -94,7 +94,7 @@ def original(folder: Path, family: str) -> dict[str, Any]:
         made["cond_stage_model.model.logit_scale"] = torch.tensor(4.6)
     else:
         prefix = "conditioner.embedders.0" if family == "sdxl" else "cond_stage_model"
-        made |= {f"{prefix}.transformer.{name}": x for name, x in first.items()}
+        made |= {f"{prefix}.transformer.{_of_text(name)}": x for name, x in first.items()}
         made[f"{prefix}.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     if family == "sdxl":
         made |= _open_clip(weights("text_encoder_2", "model"), "conditioner.embedders.1.model.")
@@ -152,6 +152,11 @@ def _vae(name: str) -> str:
     return f"{side}.{way}.{level}.{way}sample.conv.{rest[-1]}"
 
 
+def _of_text(name: str) -> str:
+    """A text encoder's name as transformers wrote it before 5.6, which left an inner model out."""
+    return name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"
+
+
 def _open_clip(state: dict[str, Any], prefix: str) -> dict[str, Any]:
     import torch
 
@@ -161,6 +166,7 @@ def _open_clip(state: dict[str, Any], prefix: str) -> dict[str, Any]:
                "text_model.embeddings.position_embedding.weight": "positional_embedding",
                "text_model.final_layer_norm.weight": "ln_final.weight",
                "text_model.final_layer_norm.bias": "ln_final.bias"}  # fmt: skip
+    state = {_of_text(name): x for name, x in state.items()}
     made = {}
     for name, x in state.items():
         if name == "text_projection.weight":
