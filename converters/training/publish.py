@@ -1,9 +1,10 @@
-"""The trained parts become the embedded model: float16 safetensors, OpenVINO and Core ML variants linked to them.
+"""The trained parts become the embedded model: float16 safetensors, and variants of each backend linked to them.
 
 text_encoder/ unet/ vae/ scheduler/ tokenizer/ model_index.json    a Stable Diffusion model as diffusers loads it
 controlnet/ vae_tiny/ lcm/                                         what diffusers loads beside it, where trained
 evaluator/                                                         the judge (evaluator.py)
-openvino-fp16/, openvino-fp16-lcm, coreml-ane-fp16/                graphs whose weights are the files above
+openvino-fp16/, openvino-fp16-lcm, coreml-ane-fp16/, coreai-gpu-fp16/
+                                                                   graphs whose weights are the files above
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any
 from edge_sd.bundle.bundle import REFERENCE, ModelBundle
 from edge_sd.bundle.diffusers import GRAPH
 from edge_sd.bundle.facts import Defaults
-from edge_sd.bundle.variants import Artifact
+from edge_sd.bundle.variants import Artifact, Variant
 from edge_sd.errors import OutputError
 from edge_sd.files import FileRecord, read_json, record_file, replaced
 
 from ..build import build
+from ..coreai.form import CoreAIForm
+from ..coreai.link import link as link_asset
 from ..coreml.form import CoreMLForm
 from ..coreml.link import link as link_package
 from ..form import Form, Report
@@ -36,7 +39,10 @@ from .taught import save_words
 NAME = "emoji"
 LICENSE = "Apache-2.0 (weights; artwork: MIT, Apache-2.0, CC BY 4.0, see NOTICE)"
 DEFAULTS = Defaults(128, 128, steps=20, guidance=4.0, sampler="ddim", max_side=512)
-MANY_STEPS, FEW_STEPS, COREML = "openvino-fp16", "openvino-fp16-lcm", "coreml-ane-fp16"
+MANY_STEPS, FEW_STEPS = "openvino-fp16", "openvino-fp16-lcm"
+COREML, COREAI = "coreml-ane-fp16", "coreai-gpu-fp16"
+# What writes a package without its weights, and how they are put together.
+PACKAGES = {COREML: link_package, COREAI: link_asset}
 FEW_DEFAULTS = replace(DEFAULTS, steps=4, guidance=1.0, sampler="lcm")
 LORA = "lcm/pytorch_lora_weights.safetensors"
 # No file of a repository should be larger than 25 MB.
@@ -105,10 +111,10 @@ def _save_companions(work: Path, target: Path) -> None:
 
 
 def add_variants(target: Path, report: Report = lambda what, share: None) -> None:
-    """Convert the diffusers folder `target` to OpenVINO and Core ML, linked to its safetensors; write the manifest."""
-    forms: tuple[Form | str, ...] = ("openvino", CoreMLForm("ane"))
+    """Convert the diffusers folder `target` for every backend, linked to its safetensors; write the manifest."""
+    forms: tuple[Form | str, ...] = ("openvino", CoreMLForm("ane"), CoreAIForm("gpu"))
     source = Source.open(target)
-    for name in (MANY_STEPS, COREML):
+    for name in (MANY_STEPS, *PACKAGES):
         # Packages bear identifiers that are new each time: nothing of an earlier one may stay.
         shutil.rmtree(target / name, ignore_errors=True)
     with TemporaryDirectory() as scratch:
@@ -120,15 +126,10 @@ def add_variants(target: Path, report: Report = lambda what, share: None) -> Non
 
             made = build(target, folder, form, RECIPES["fp16"], part)
         openvino = {part: link_openvino(made, part, source) for part in made.variant(MANY_STEPS).artifacts}
-        coreml = {part: link_coreml(made, part, source) for part in made.variant(COREML).artifacts}
-        for name in (MANY_STEPS, COREML):
-            shutil.copyfile(made.path(f"{name}/{REFERENCE}"), target / name / REFERENCE)
-    variants = {
-        name: replace(made.variant(name), artifacts=linked, files=records(target, linked))
-        for name, linked in ((MANY_STEPS, openvino), (COREML, coreml))
-    }
-    for name, variant in variants.items():
-        variant.files[f"{name}/{REFERENCE}"] = record_file(target / name / REFERENCE)
+        variants = {MANY_STEPS: linked_variant(made, MANY_STEPS, openvino, target)}
+        for name in PACKAGES:
+            parts = {part: link_packaged(made, name, part, source) for part in made.variant(name).artifacts}
+            variants[name] = linked_variant(made, name, parts, target)
     if (target / LORA).is_file():
         # One UNet: the few-step model is the same graph and weights, with the low-rank differences added as it is read.
         unets = {part: replace(row, parity=None, lora=LORA) for part, row in openvino.items() if part.endswith("unet")}
@@ -164,17 +165,24 @@ def link_openvino(made: ModelBundle, part: str, source: Source) -> Artifact:
     return replace(artifact, graph=f"{MANY_STEPS}/{part}/{GRAPH}", weights=weights)
 
 
-def link_coreml(made: ModelBundle, part: str, source: Source) -> Artifact:
-    """The same for a Core ML package."""
-    target, artifact = source.folder, made.variant(COREML).artifacts[part]
-    package = made.path(artifact.graph)
+def link_packaged(made: ModelBundle, name: str, part: str, source: Source) -> Artifact:
+    """The same for the package of a variant in PACKAGES."""
+    target, artifact = source.folder, made.variant(name).artifacts[part]
     linked = target / artifact.graph
     linked.mkdir(parents=True)
     safetensors, _ = source.weights(part)
     rest, pieces = linked.with_suffix(".constants"), linked.with_suffix(".pieces.json")
-    link_package(package, safetensors, linked, rest, pieces)
+    PACKAGES[name](made.path(artifact.graph), safetensors, linked, rest, pieces)
     weights = tuple(path.relative_to(target).as_posix() for path in (*safetensors, rest))
     return replace(artifact, weights=weights, pieces=pieces.relative_to(target).as_posix())
+
+
+def linked_variant(made: ModelBundle, name: str, artifacts: dict[str, Artifact], target: Path) -> Variant:
+    """A variant of `made` with these artifacts, which are in `target`, and its reference picture there."""
+    picture = f"{name}/{REFERENCE}"
+    shutil.copyfile(made.path(picture), target / picture)
+    files = {**records(target, artifacts), picture: record_file(target / picture)}
+    return replace(made.variant(name), artifacts=artifacts, files=files)
 
 
 def records(target: Path, artifacts: dict[str, Artifact]) -> dict[str, FileRecord]:

@@ -1,14 +1,15 @@
-"""A Core ML package without its weight file, which is assembled at first use from other files of the model.
+"""A package of Apple's without its weight file, which is assembled at first use from other files of the model.
 
-A package's weight file is its tensors, a 64-byte record before each. In the embedded model the tensors stand in the
-safetensors files that diffusers reads, so a package ships its graph alone, and beside it, as JSON, what the weight file
-is made of:
+A Core ML package's weight file is its tensors, a 64-byte record before each; a Core AI asset's is its program, with the
+tensors in it. In the embedded model the tensors stand in the safetensors files that diffusers reads, so a package ships
+without that file, and beside it, as JSON, what the file is made of:
 
     {"file": "Data/…/weight.bin", "bytes": 27325184, "sha256": "…", "pieces": [[offset, bytes], …]}
 
 Pieces follow one another. Each is a range in the bytes of `Artifact.weights`, one file after the other. One with a
 third number is float16 numbers times that factor: the softmax scale, which the Neural Engine's form has in its queries.
-`converters/coreml/link.py` writes all this. Reading it needs numpy alone, and bytes count only if their hash is right.
+`link.py` of converters/coreml and converters/coreai writes all this. Reading it needs numpy alone, and bytes count only
+if their hash is right.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
         (["generate", "x", "--guidance", "nan"], "guidance nan"),
         (["generate", "x", "--sampler", "best"], "valid: ddim"),
         (["generate", "x", "--model", "best"], "installed: emoji"),
-        (["generate", "x", "--variant", "best"], "it has: coreml-ane-fp16, openvino-fp16"),
+        (["generate", "x", "--variant", "best"], "it has: coreai-gpu-fp16, coreml-ane-fp16, openvino-fp16"),
         (["generate", "x", "--device", "best"], "coreml-reference, cpu"),
         (["generate", "x", "-o", "no/x.png"], "'no' does not exist"),
         (["generate", "x", "-o", "x.txt"], "valid endings"),

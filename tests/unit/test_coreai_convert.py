@@ -170,3 +170,26 @@ def test_a_newer_version_of_apples_format_is_noticed(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["main.hash", "main.mlirb", "metadata.json"]
     assert json.loads((folder / "metadata.json").read_text())["assetVersion"] == "2.0"
     assert [version(f"coreai-{name}") for name in ("core", "torch", "opt")] == ["1.0.0b3", "0.4.3", "0.4.0"]
+
+
+def test_an_asset_is_put_together_of_safetensors(tmp_path: Path) -> None:
+    """Its program holds float16 tensors as torch does; what is stored beside is the graph."""
+    from safetensors.torch import save_file
+
+    from edge_sd.bundle.assembly import Assembly
+    from edge_sd.converters.coreai.link import link
+
+    module = Layers().half()
+    loaded, _ = asset(module, tmp_path)
+    loaded.close()
+    whole, linked = tmp_path / "Layers.aimodel", tmp_path / "linked/Layers.aimodel"
+    weights, rest, pieces = (tmp_path / name for name in ("model.safetensors", "rest", "pieces.json"))
+    save_file(module.state_dict(), weights)
+    link(whole, [weights], linked, rest, pieces)
+    assert not (linked / "main.mlirb").exists()
+    large = sum(2 * value.numel() for value in compress.weights(module).values())
+    assert rest.stat().st_size <= (whole / "main.mlirb").stat().st_size - large
+    Assembly.read(pieces).write([weights, rest], linked)
+    assert {path.name: path.read_bytes() for path in linked.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
