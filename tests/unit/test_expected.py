@@ -86,7 +86,7 @@ SKETCH = Image.new("RGB", (64, 64), (90, 150, 60))
         {"width": 256, "height": 192, "tile": 64},
         {"width": 256, "height": 192, "vae_tile": 64},
     ],
-    ids=str,
+    ids=lambda wishes: "-".join(wishes),
 )
 def test_twice_the_work_is_twice_the_time(wishes: dict[str, Any]) -> None:
     """Each component's seconds grow as what it really computes does; its default picture stands for itself."""
