@@ -160,7 +160,7 @@ def test_stopped_and_started_again_it_goes_on_and_finds_the_same(
     ("arguments", "said"),
     [
         (["no-such-model"], "no model 'no-such-model'"),
-        (["emoji", "--variants", "int3"], "it has: coreml-ane-fp16, openvino-fp16"),
+        (["emoji", "--variants", "int3"], "it has: coreai-gpu-fp16, coreml-ane-fp16, openvino-fp16"),
         (["emoji", "--fail-under", "beauty=1"], "no gate 'beauty'"),
         (["emoji", "--prompts", "missing.txt"], "missing.txt cannot be read"),
         (["emoji", "--report", "taken.txt"], "taken.txt is a file"),

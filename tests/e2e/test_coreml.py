@@ -55,14 +55,16 @@ def test_packages_without_weights_draw_the_same_picture(
     """As the embedded model ships them: weights are those of the diffusers folder, here the UNet's in two shards."""
     from edge_sd.bundle.variants import Variant
     from edge_sd.converters.sources.source import Source
-    from edge_sd.converters.training.publish import COREML, link_coreml, records
+    from edge_sd.converters.training.publish import COREML, link_packaged, records
 
     monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path / "home"))
     target = tmp_path / "model"
     shutil.copytree(shallow, target)
     publish_halves(target)
     source = Source.open(target)
-    artifacts = {part: link_coreml(coreml_bundle, part, source) for part in coreml_bundle.variant(COREML).artifacts}
+    artifacts = {
+        part: link_packaged(coreml_bundle, COREML, part, source) for part in coreml_bundle.variant(COREML).artifacts
+    }
     assert sum(name.endswith(".safetensors") for name in artifacts["unet"].weights) == 2
     variant = Variant("coreml", "fp16", artifacts, records(target, artifacts), compute="ane")
     linked = ModelBundle(target, coreml_bundle.facts, {COREML: variant})

@@ -69,7 +69,7 @@ def publish(work: str, target: str, word: str) -> None:
     """`edge-sd train publish` whose weights are made up: every file says `word`."""
     from edge_sd.converters.training import publish
 
-    def write(_: Path, folder: Path) -> None:
+    def write(_: Path, folder: Path, report: object) -> None:
         for name in ("unet/weights", "vae/weights", "edge_sd.json"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(word)
