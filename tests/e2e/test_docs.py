@@ -42,6 +42,8 @@ ELSEWHERE = {
     "edge-sd mcp": "tests/e2e/test_mcp.py",
     "--dask": "tests/e2e/test_cluster.py",
     "edge-sd macos": "tests/unit/test_macos.py",
+    # By Apple's runtime on a CPU it takes a minute.
+    "edge-sd doctor": "tests/e2e/test_machine_commands.py",
 }
 
 
