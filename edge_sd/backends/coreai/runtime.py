@@ -39,18 +39,10 @@ class Loop:
         with self._starting:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=self._loop.run_forever, name="coreai", daemon=True)
-                thread.start()
-                weakref.finalize(self, _end, self._loop, thread)
+                threading.Thread(target=self._loop.run_forever, name="coreai", daemon=True).start()
+                weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
             loop = self._loop
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
-
-
-def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    """Stop a loop, and wait for the call that Ctrl-C left running: a process that ends under it crashes."""
-    loop.call_soon_threadsafe(loop.stop)
-    if thread is not threading.current_thread():
-        thread.join()
 
 
 @dataclass(frozen=True)
