@@ -134,20 +134,20 @@ def _name_ports(model: Any, wrapped: Wrapped) -> None:
 
 @contextmanager
 def _small_layers_by_numpy(model: Any) -> Iterator[None]:
-    """Context in which nncf rounds the weights of a small model with numpy.
+    """Context in which nncf rounds the weights of a small model with numpy, unless its switch is set already.
 
     For each shape of a layer it compiles a graph that rounds it, which takes longer than to round some thousand
-    numbers: most of the time that the embedded model's conversion to int8 took. Large models are worth the graphs.
+    numbers. Large models are worth the graphs.
     """
     weights = sum(node.get_byte_size() for node in model.get_ops() if node.get_type_name() == "Constant")
-    before = os.environ.get(BY_NUMPY)
-    if weights < LARGE:
-        os.environ[BY_NUMPY] = "1"
+    if weights >= LARGE or BY_NUMPY in os.environ:
+        yield
+        return
+    os.environ[BY_NUMPY] = "1"
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(BY_NUMPY, None)
+        del os.environ[BY_NUMPY]
 
 
 def _compress(model: Any, recipe: QuantRecipe) -> Any:
