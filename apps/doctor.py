@@ -13,7 +13,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,9 +32,10 @@ from edge_sd.images.metrics import PEAK, psnr
 from edge_sd.paths import models_home
 from edge_sd.pipeline.recorded import read_recorded
 
+from .terminal import Watch
+
 PACKAGES = ("numpy", "pillow", "tokenizers", "openvino", "coremltools", "coreai-core", "torch", "diffusers",
             "transformers", "nncf")  # fmt: skip
-Watch = Callable[[str, float], None]
 # The picture must reach this share of its worst component's PSNR: errors of components add up.
 SHARE = 0.6
 

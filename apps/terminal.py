@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+# Is told what is being done, and which share of all of it is done.
+Watch = Callable[[str, float], None]
+
 
 def plain(text: Any) -> str:
     """`text` with control and direction characters written as escapes, but for line ends and tabs.
@@ -75,7 +78,7 @@ def messages(silent: bool) -> Callable[[str], None]:
 
 
 @contextmanager
-def progress(silent: bool, first: str) -> Iterator[Callable[[str, float], None]]:
+def progress(silent: bool, first: str) -> Iterator[Watch]:
     """A bar with the time left on standard error, and nothing where that is no terminal.
 
     Yields report(what, share): what is being done, and how much of all is done, 0 to 1; `first` is said before that.

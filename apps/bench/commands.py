@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +11,7 @@ import typer
 
 from edge_sd.errors import InvalidRequest, MissingExtra, choices
 
-from ..terminal import progress
-
-Report = Callable[[str, float], None]
+from ..terminal import Watch, progress
 
 # "conversion" prints Core ML's, too.
 TABLES = (
@@ -70,14 +68,14 @@ def bench(
         print(json.dumps(found, indent=1))
 
 
-def _own(model: str, variants: list[str], device: str, rounds: int, report: Report) -> Iterator[Any]:
+def _own(model: str, variants: list[str], device: str, rounds: int, report: Watch) -> Iterator[Any]:
     from . import own
 
     yield from own.tables(model, variants, device, rounds, report)
 
 
 def _beside(
-    names: list[str] | tuple[str, ...], rounds: int, pictures: int, home: Path | None, report: Report
+    names: list[str] | tuple[str, ...], rounds: int, pictures: int, home: Path | None, report: Watch
 ) -> Iterator[Any]:
     """The tables of these names; `report` is told which is measured, and the share that is done."""
     try:

@@ -6,7 +6,7 @@ Each row is a process that loads, draws as the model does by default, and says h
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from itertools import pairwise
@@ -17,10 +17,10 @@ from edge_sd.devices.choose import choose
 from edge_sd.devices.discovery import discover
 from edge_sd.errors import EdgeSDError
 
+from ..terminal import Watch
 from .process import measured
 from .report import Column, Table, gibibytes, seconds
 
-Report = Callable[[str, float], None]
 PROMPT, PEER = "a red apple", "openvino.genai"
 DRAW = """
 from edge_sd import Pipeline, Request
@@ -56,7 +56,7 @@ print(json.dumps({"load": load, "marks": marks, "peak": peak_memory()}))
 
 
 def measure(
-    model: str, variants: Sequence[str], device: str, rounds: int, report: Report = lambda what, share: None
+    model: str, variants: Sequence[str], device: str, rounds: int, report: Watch = lambda what, share: None
 ) -> list[dict[str, Any]]:
     """A row for each variant, all that run here if none is named; medians of `rounds` that take turns.
 
@@ -118,7 +118,7 @@ def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def tables(
-    model: str, variants: Sequence[str], device: str, rounds: int, report: Report = lambda what, share: None
+    model: str, variants: Sequence[str], device: str, rounds: int, report: Watch = lambda what, share: None
 ) -> list[Table]:
     """Time and memory of each variant; for OpenVINO's, the UNet operations' shares of a step on the CPU."""
     rows = measure(model, variants, device, rounds, report)

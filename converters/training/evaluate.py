@@ -29,13 +29,13 @@ from edge_sd.images.canny import canny, edge_f1
 from edge_sd.pipeline.pipeline import Pipeline
 from edge_sd.pipeline.request import Request
 
+from ..form import Report as Watch
 from . import composition, controlnet, evaluator, measures
 from .data import BACKGROUNDS, Artwork
 from .publish import FEW_STEPS, MANY_STEPS
 from .recolour import dominant_colour
 
 Report = Callable[[str], None]
-Watch = Callable[[str, float], None]
 # The sets that are graded: artwork, and three sets of pictures in 20, 4 and 1 steps.
 SETS = 1 + 3 * 3
 # Pictures that share their steps: small ones run faster together.
