@@ -42,7 +42,7 @@ def test_only_typed_errors_come_out(name: str, tally: Tally) -> None:
     read(name, kept[0])
     found = [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))]
     for data in [*kept, *found, *(changed(rng.choice(kept), rng) for _ in range(tally.count(2000)))]:
-        started = time.process_time()
+        started = time.thread_time()
         with tally.trial(data[:200]):
             read(name, data)
-            assert time.process_time() - started < SLOW + SLOW_MEGABYTE * len(data) / 1e6
+            assert time.thread_time() - started < SLOW + SLOW_MEGABYTE * len(data) / 1e6

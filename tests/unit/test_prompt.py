@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from edge_sd.errors import InvalidRequest
 from edge_sd.text.prompt import Span, notes, parse, take_loras
 from edge_sd.text.schedule import Stage, composed, script, stages
 from edge_sd.text.wildcards import expand
+
+from ..timing import check_linear
 
 WORDS = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1).filter(
     lambda text: "BREAK" not in text
@@ -188,20 +189,14 @@ SLOW: dict[str, Callable[[int], str]] = {
 @pytest.mark.fault(21, "adversarial prompts")
 @pytest.mark.parametrize("kind", SLOW)
 def test_prompts_take_time_that_grows_with_their_length_alone(kind: str) -> None:
-    def seconds(count: int) -> float:
-        best = 9.0
-        for _ in range(3):
-            started = time.process_time()
-            with contextlib.suppress(InvalidRequest):
-                prompt = take_loras(SLOW[kind](count))[0]
-                notes(prompt)
-                parse(prompt)
-                stages(prompt, 3)
-            best = min(best, time.process_time() - started)
-        return best
+    def read(text: str) -> None:
+        with contextlib.suppress(InvalidRequest):
+            prompt = take_loras(text)[0]
+            notes(prompt)
+            parse(prompt)
+            stages(prompt, 3)
 
-    # Four times the text: 16 times as long where the growth is quadratic.
-    assert seconds(16_000) < 8 * seconds(4_000) + 0.02
+    check_linear(read, SLOW[kind], 4_000)
 
 
 # AUTOMATIC1111's published examples, at 10 steps: text after which step.
