@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from edge_sd.pipeline.recorded import Recorded
 
 # Fields that have another form here, or stand beside a command's own arguments.
-OTHERWISE = ("prompt", "width", "height", "seed", "count", "extend", "controls", "embeddings", "loras")
+OTHERWISE = (
+    "prompt", "width", "height", "seed", "count", "extend", "references", "controls", "embeddings", "loras"
+)  # fmt: skip
 DECLARED = {"colour": ("--colour", "--color"), "safety": ("--safety/--no-safety",)}
 # Option -> its type and what typer says of it, where it is not a field as it is.
 FORMS: dict[str, tuple[Any, str, str, str]] = {
@@ -30,6 +32,7 @@ FORMS: dict[str, tuple[Any, str, str, str]] = {
     "size": (str, "N|WxH", "Pixels, multiples of 8. Default: the model's.", DRAWING),
     "count": (int, "N", "Pictures, at seed, seed + 1, … Default: 1.", DRAWING),
     "extend": (str, "L,R,T,B", "Pixels to add to the image: left, right, top, bottom.", STARTING),
+    "reference": (list[Path], "FILE", "A picture that the prompt refers to. Repeats.", STARTING),
     "embedding": (list[str], "FILE[:WORD]", "A textual inversion, and the word for it. Repeats.", WORDS),
     "lora": (list[str], "FILE[:WEIGHT]", "A LoRA, LoHa, LoKr, and how much of it. Repeats.", WORDS),
 }
@@ -124,7 +127,7 @@ def _help(described: Option, default: Any) -> str:
 def fields_of(wishes: dict[str, Any], recorded: Recorded | None = None) -> dict[str, Any]:
     """What was given, as fields of Request; `recorded` says the rest of its controls."""
     given = dict(wishes)
-    size, lora, embedding = (given.pop(name) for name in ("size", "lora", "embedding"))
+    size, lora, embedding, reference = (given.pop(name) for name in ("size", "lora", "embedding", "reference"))
     extend, seed, count = (given.pop(name) for name in ("extend", "seed", "count"))
     rows = {name: given.pop(_control(name)) for name, _, _ in options(Control)}
     images = rows.pop("image") or []
@@ -140,6 +143,7 @@ def fields_of(wishes: dict[str, Any], recorded: Recorded | None = None) -> dict[
             "seed": first,
             "count": count,
             "extend": parse_extend(extend),
+            "references": tuple(map(Path, reference)) if reference else None,
             "controls": controls or None,
             "embeddings": dict(map(parse_embedding, embedding)) if embedding else None,
             "loras": dict(map(parse_lora, lora)) if lora else None,

@@ -17,10 +17,10 @@ from edge_sd.paths import embedded_models
 
 @contextmanager
 def served(
-    folder: Path, rules: Rules | None = None, limit: int = 100, idle: float = 0
+    folder: Path, rules: Rules | None = None, limit: int = 100, idle: float = 0, others: dict[str, Path] | None = None
 ) -> Iterator[tuple[str, Service]]:
-    """Address and service; both are stopped at the end."""
-    engines = Engines({"emoji": embedded_models() / "emoji"}, idle)
+    """Address and service; both are stopped at the end. `others` are models beside the embedded one."""
+    engines = Engines({"emoji": embedded_models() / "emoji", **(others or {})}, idle)
     with Service(Store(folder), engines, limit) as service:
         running = Running(Server(create_app(service, rules), service.stop), bind("127.0.0.1", 0))
         try:

@@ -94,6 +94,8 @@ def portable(request: Request) -> Request:
         given["image"] = open_picture(request.image, "image")
     if request.mask is not None:
         given["mask"] = open_mask(request.mask)
+    if request.references:
+        given["references"] = [open_picture(each, "reference picture") for each in request.references]
     if request.controls:
         given["controls"] = [
             replace(each, image=open_picture(each.image, "control picture")) for each in request.controls

@@ -87,6 +87,8 @@ class EdgeSDSampler:
                 "image": ("IMAGE", {"tooltip": "Goes on from it; of several, from each."}),
                 "strength": ("FLOAT", {"default": 0.7, "min": 0.01, "max": 1.0, "step": 0.01}),
                 "mask": ("MASK", {"tooltip": "White is drawn anew, the rest of the image stays."}),
+                "reference": ("IMAGE", {"tooltip": "The prompt refers to it, or to all of several."}),
+                "reference_2": ("IMAGE", {"tooltip": "More of them, of another size."}),
                 "control": ("IMAGE", {"tooltip": "Its lines are followed, if the model has a ControlNet."}),
                 "control_weight": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 2.0, "step": 0.05}),
             },
@@ -95,14 +97,15 @@ class EdgeSDSampler:
     def draw(
         self, pipeline: Pipeline, prompt: str, negative: str, seed: int, width: int, height: int, steps: int,
         guidance: float, sampler: str, count: int, image: Any = None, strength: float = 0.7, mask: Any = None,
-        control: Any = None, control_weight: float = 1.0,
+        reference: Any = None, reference_2: Any = None, control: Any = None, control_weight: float = 1.0,
     ) -> tuple[Any, str]:  # fmt: skip
         """The pictures as a tensor [B, H, W, 3], and the first one's parameters. Raises InvalidRequest and others."""
         controls = () if control is None else (Control(from_image(control, 0), weight=control_weight),)
+        batches = [each for each in (reference, reference_2) if each is not None]
         request = Request(
             prompt, negative, width=width or None, height=height or None, steps=steps or None, seed=seed,
             guidance=None if guidance < 0 else guidance, sampler=None if sampler == OWN else sampler, count=count,
-            controls=controls,
+            references=[from_image(each, n) for each in batches for n in range(len(each))], controls=controls,
         )  # fmt: skip
         requests = [request]
         if image is not None:

@@ -17,7 +17,7 @@ from edge_sd import __version__
 from edge_sd.errors import EdgeSDError, InvalidRequest, choices
 
 from ..server.failure import describe
-from ..server.wish import Wish
+from ..server.wish import MAX_REFERENCES, Wish
 from .studio import Progress, Studio, preview
 from .variants import compared
 
@@ -36,6 +36,10 @@ Model = Annotated[str, Field(description="A name of the tool models, or NAME:VAR
 Seed = Annotated[int | None, Field(description="The same seed makes the same picture. None: random.")]
 Steps = Annotated[int | None, Field(description="Denoising steps. None: the model's.")]
 Count = Annotated[int, Field(ge=1, le=16, description="Pictures, at seed, seed + 1, …")]
+References = Annotated[
+    list[str] | None,
+    Field(max_length=MAX_REFERENCES, description="Pictures that the prompt refers to, if the model takes some."),
+]
 Given = Annotated[str, Field(description="A picture: its name or path in the server's folders, or base64.")]
 
 
@@ -54,12 +58,14 @@ def _add_drawing(server: MCPServer[Any], studio: Studio) -> None:
     async def draw(
         context: Context, prompt: Prompt, negative: Negative = "", width: int | None = None, height: int | None = None,
         steps: Steps = None, guidance: float | None = None, seed: Seed = None, sampler: str | None = None,
-        count: Count = 1, model: Model = "", preset: str = "exact",
+        count: Count = 1, model: Model = "", preset: str = "exact", references: References = None,
     ) -> CallToolResult:  # fmt: skip
         """Draw pictures from words. Answers with paths, seeds and a small preview."""
+        with _told():
+            pictures = [studio.given(each, "reference picture") for each in references or ()]
         wish = _wish(
             studio, model, prompt=prompt, negative=negative, width=width, height=height, steps=steps,
-            guidance=guidance, seed=seed, sampler=sampler, count=count, preset=preset,
+            guidance=guidance, seed=seed, sampler=sampler, count=count, preset=preset, references=pictures,
         )  # fmt: skip
         return await _drawn(studio, wish, context)
 

@@ -105,7 +105,7 @@ class Job:
     def view(self) -> dict[str, Any]:
         """What clients see of it. The pictures it was given are named, not repeated."""
         wish = self.wish.model_dump(exclude_defaults=True, exclude=set(PICTURES))
-        given = [name for name in PICTURES if getattr(self.wish, name) is not None]
+        given = [name for name in PICTURES if getattr(self.wish, name)]
         return {
             "id": self.id, "state": self.state, "door": self.door, "wish": wish, "given": given,
             "count": self.wish.count, "done": self.done, "step": self.step, "total": self.total,

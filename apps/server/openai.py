@@ -27,7 +27,7 @@ from .events import Event
 from .failure import describe, stopped
 from .job import Job
 from .service import Service
-from .wish import Wish, as_base64, open_given, open_raw, png_base64
+from .wish import MAX_REFERENCES, Wish, as_base64, open_given, open_raw, png_base64
 
 if TYPE_CHECKING:
     from edge_sd.pipeline.result import Picture
@@ -198,13 +198,15 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/images/edits", response_model=Images, responses=streams, openapi_extra=form)
     async def edits(request: HttpRequest) -> Any:
-        """Draw a picture anew, or only where the mask is transparent."""
+        """Draw a picture anew, or only where the mask is transparent; FLUX.2 klein refers to several."""
         async with request.form(max_files=MAX_IMAGES + 1, max_fields=40, max_part_size=1 << 17) as found:
             body, given = _read_form(found)
-            files = {name: await file.read() for name, file in given.items()}
+            files = {name: [await file.read() for file in several] for name, several in given.items()}
 
         def wish() -> Wish:
-            return body.wish(**_pictures(files, body.strength))
+            name = (body.model or "").partition(":")[0] or service.engines.default
+            refers = service.engines.bundle(name).facts.refers
+            return body.wish(**(_references if refers else _pictures)(files, body.strength))
 
         return await _answer(service, request, body, wish, "image_edit")
 
@@ -214,25 +216,24 @@ def router(service: Service) -> APIRouter:
 def _edit_schema() -> dict[str, Any]:
     schema = Edit.model_json_schema()
     file = {"type": "string", "format": "binary"}
-    schema["properties"] |= {"image": file, "mask": file}
+    several = {"type": "array", "items": file, "minItems": 1, "maxItems": MAX_IMAGES}
+    schema["properties"] |= {"image": {"anyOf": [file, several]}, "mask": file}
     schema["required"] = [*schema["required"], "image"]
     return schema
 
 
-def _read_form(form: FormData) -> tuple[Edit, dict[str, UploadFile]]:
+def _read_form(form: FormData) -> tuple[Edit, dict[str, list[UploadFile]]]:
     """Text fields and files of the form. Raises FieldError."""
     texts: dict[str, Any] = {}
-    files: dict[str, UploadFile] = {}
+    files: dict[str, list[UploadFile]] = {}
     for key, value in form.multi_items():
         name = key.removesuffix("[]")
         if isinstance(value, UploadFile) != (name in ("image", "mask")):
             raise FieldError(name[:40], f"{name[:40]} has to be {'a file' if name in ('image', 'mask') else 'text'}")
-        if name in files:
-            raise FieldError(name, "several pictures cannot be joined into one here; give one image")
-        if name in texts:
+        if name in texts or (name in files and name != "image"):
             raise FieldError(name[:40], f"{name[:40]} is given twice")
         if isinstance(value, UploadFile):
-            files[name] = value
+            files.setdefault(name, []).append(value)
         else:
             texts[name] = value
     if "image" not in files:
@@ -245,12 +246,24 @@ def _read_form(form: FormData) -> tuple[Edit, dict[str, UploadFile]]:
         raise FieldError(param, f"{param}: {first['msg']}") from None
 
 
-def _pictures(files: dict[str, bytes], strength: float | None) -> dict[str, Any]:
+def _references(files: dict[str, list[bytes]], strength: float | None) -> dict[str, Any]:
+    """The pictures of an edit as those that its prompt refers to. Raises FieldError."""
+    for name, value in (("mask", files.get("mask")), ("strength", strength)):
+        if value is not None:
+            raise FieldError(name, f"this model draws all anew and refers to the images: it takes no {name}")
+    if len(files["image"]) > MAX_REFERENCES:
+        raise FieldError("image", f"there are {len(files['image'])} images; at most {MAX_REFERENCES} are taken")
+    return {"references": [png_base64(open_given(each, "image")) for each in files["image"]]}
+
+
+def _pictures(files: dict[str, list[bytes]], strength: float | None) -> dict[str, Any]:
     """The fields of a wish that hold pictures. OpenAI's mask is transparent where it is drawn anew."""
-    image = open_given(files["image"], "image")
+    if len(files["image"]) > 1:
+        raise FieldError("image", "several pictures cannot be joined into one by this model; give one image")
+    image = open_given(files["image"][0], "image")
     given: dict[str, Any] = {"image": png_base64(image), "strength": strength}
     if "mask" in files:
-        mask = open_raw(files["mask"], "mask")
+        mask = open_raw(files["mask"][0], "mask")
         if mask.mode not in ("RGBA", "LA", "PA") and "transparency" not in mask.info:
             raise FieldError("mask", "the mask has no transparency, which says where the image is drawn anew")
         alpha = mask.convert("RGBA").getchannel("A")

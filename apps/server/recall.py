@@ -42,7 +42,7 @@ def recall(data: bytes) -> dict[str, Any]:
         }
     fields = set(Wish.model_fields) - {*PICTURES, *PLACE, "loras"}
     wish = {name: value for name, value in found.settings.items() if name in fields and value is not None}
-    left_out = [name for name in PICTURES if found.settings.get(name)]
+    left_out = [name for name, ours in PICTURES.items() if found.settings.get(ours)]
     left_out += [f"LoRA {public(str(name))}" for name in found.settings.get("loras") or {}]
     left_out += [f"embedding {public(str(name))}" for name in found.settings.get("embeddings") or {}]
     return {"reason": "", "exact": found.exact, "model": public(found.model), "variant": public(found.variant),

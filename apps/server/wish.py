@@ -27,9 +27,10 @@ MAX_GIVEN_PIXELS = 4096 * 4096
 # The same limit for what is drawn: larger ones belong to the command line.
 MAX_DRAWN_PIXELS = 4096 * 4096
 MAX_COUNT = 64
+MAX_REFERENCES = 4
 FORMATS = ("PNG", "JPEG", "WEBP")
-# Fields that hold pictures in base64.
-PICTURES = ("image", "mask", "control")
+# Fields that hold a picture in base64, or several -> what a Request and its Settings call them.
+PICTURES = {"image": "image", "mask": "mask", "references": "references", "control": "controls"}
 # Fields of Wish that are no fields of Request.
 PLACE = ("model", "variant", "device", "preset")
 
@@ -64,6 +65,7 @@ class Wish(BaseModel):
     mask: Base64 | None = None
     mask_blur: Annotated[float, Field(ge=0, le=64)] | None = None
     mask_padding: Annotated[int, Field(ge=0, le=4096)] | None = None
+    references: Annotated[list[Base64], Field(max_length=MAX_REFERENCES)] = []
     control: Base64 | None = None
     control_weight: Annotated[float, Field(ge=0, le=2)] = 1.0
     control_start: Share = 0.0
@@ -94,9 +96,11 @@ class Wish(BaseModel):
         given = {**preset_named(self.preset).changes, **given}
         if (self.width or 1) * (self.height or 1) > MAX_DRAWN_PIXELS:
             raise InvalidRequest(f"{self.width}x{self.height} has more than {MAX_DRAWN_PIXELS} pixels")
-        for name in PICTURES:
+        for name in ("image", "mask", "control"):
             if (text := getattr(self, name)) is not None:
                 given[name] = open_given(decode_base64(text, name), name)
+        what = "reference picture"
+        given["references"] = [open_given(decode_base64(text, what), what) for text in self.references]
         flat = {name: given.pop(f"control_{name}") for name in ("weight", "start", "end", "reading")}
         if "control" in given:
             given["controls"] = [Control(given.pop("control"), **flat)]

@@ -205,6 +205,11 @@ class Facts:
         return self.texts or (TextPart(tokenizer=self.tokenizer),)
 
     @property
+    def refers(self) -> bool:
+        """Whether prompts may refer to pictures: FLUX.2 has a place in time for each."""
+        return self.family == "flux2"
+
+    @property
     def sample_channels(self) -> int:
         """Of what goes into the denoiser."""
         return self.latents.channels * (2 if self.inpainting or self.instructed else 1) + self.inpainting

@@ -5,7 +5,8 @@ tiles and batches know one form. What a backend runs has the names and shapes of
 
     sd3     hidden_states [B, C, h, w], timestep [1] in 0..1000, encoder_hidden_states, pooled_projections
     flux2   hidden_states [B, h w, C], timestep [1] in 0..1, encoder_hidden_states, and the positions of tokens, img_ids
-            [1, h w, 4] of (0, y, x, 0) and txt_ids [1, S, 4] of (0, 0, 0, place)
+            [1, h w, 4] of (0, y, x, 0) and txt_ids [1, S, 4] of (0, 0, 0, place); tokens of reference pictures follow
+            those of the latents, at (10, y, x, 0), (20, y, x, 0), …, and the output's are cut off
     zimage  hidden_states [B, C, h, w], timestep [B] of 1 - s, encoder_hidden_states, encoder_attention_mask [B, S] of 0
             or the lowest number, txt_ids [B, S, 3] of (place, 0, 0) and img_ids [B, N, 3] of (end of the text, y, x)
 """
@@ -51,13 +52,24 @@ class Transformer:
         self.component.close()
 
 
+# The latents of the pictures that a prompt refers to, bound all at once: reference_0, reference_1, … [1, C, h, w].
+REFERENCE = "reference_"
+# In time, how far reference pictures are from each other, and the first from what is drawn.
+APART = 10
+
+
+@dataclass
 class Flux2(Transformer):
-    """FLUX.2's, which takes latents as a row of tokens."""
+    """FLUX.2's, which takes latents, its own and those of reference pictures, as a row of tokens."""
+
+    # Tokens of all reference pictures [1, R, C], and their places [1, R, 4].
+    seen: tuple[Array, Array] | None = None
 
     @staticmethod
     def shapes(shapes: Shapes) -> Shapes:
-        batch, channels, height, width = shapes["sample"]
-        tokens, text = height * width, shapes["encoder_hidden_states"]
+        batch, channels, *_ = shapes["sample"]
+        pictures = [shape for name, shape in shapes.items() if name == "sample" or name.startswith(REFERENCE)]
+        tokens, text = sum(height * width for *_, height, width in pictures), shapes["encoder_hidden_states"]
         return {
             "hidden_states": (batch, tokens, channels),
             "encoder_hidden_states": text,
@@ -71,19 +83,37 @@ class Flux2(Transformer):
             places = np.zeros((1, text.shape[1], 4), np.float32)
             places[0, :, 3] = np.arange(text.shape[1])
             constants = {**constants, "txt_ids": places}
+        count = sum(name.startswith(REFERENCE) for name in constants)
+        if references := [constants.pop(f"{REFERENCE}{n}") for n in range(count)]:
+            where = [_places(*each.shape[2:], APART * n) for n, each in enumerate(references, 1)]
+            self.seen = np.concatenate([*map(_tokens, references)], axis=1), np.concatenate(where, axis=1)
         self.component.bind(**constants)
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         batch, channels, height, width = inputs["sample"].shape
-        rows, columns = np.indices((height, width), np.float32)
-        places = np.zeros((1, height * width, 4), np.float32)
-        places[0, :, 1], places[0, :, 2] = rows.ravel(), columns.ravel()
-        tokens = inputs["sample"].reshape(batch, channels, -1).transpose(0, 2, 1)
+        tokens, places = _tokens(inputs["sample"]), _places(height, width)
+        if self.seen is not None:
+            seen, where = self.seen
+            tokens = np.concatenate([tokens, seen.repeat(batch, axis=0)], axis=1)
+            places = np.concatenate([places, where], axis=1)
         more = {name: value for name, value in inputs.items() if name not in ("sample", "timestep")}
         s = np.asarray(inputs["timestep"] / 1000, np.float32)
         found = self.component(hidden_states=np.ascontiguousarray(tokens), timestep=s, img_ids=places, **more)
-        latents = found["out_sample"].transpose(0, 2, 1).reshape(batch, channels, height, width)
-        return {"out_sample": np.ascontiguousarray(latents)}
+        own = found["out_sample"][:, : height * width]
+        return {"out_sample": np.ascontiguousarray(own.transpose(0, 2, 1).reshape(batch, channels, height, width))}
+
+
+def _tokens(latents: Array) -> Array:
+    """Latents [B, C, h, w] as a row of tokens [B, h w, C]."""
+    return latents.reshape(*latents.shape[:2], -1).transpose(0, 2, 1)
+
+
+def _places(height: int, width: int, time: int = 0) -> Array:
+    """Those of a picture's tokens, float32 [1, h w, 4] of (time, y, x, 0)."""
+    rows, columns = np.indices((height, width), np.float32)
+    places = np.zeros((1, height * width, 4), np.float32)
+    places[0, :, 0], places[0, :, 1], places[0, :, 2] = time, rows.ravel(), columns.ravel()
+    return places
 
 
 class ZImage(Transformer):

@@ -5,8 +5,8 @@ text encoders, bound once -> noise, the same everywhere -> the sampler's loop ov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -34,13 +34,17 @@ NoiseOf = Callable[[int], NoiseSource]
 
 @dataclass(frozen=True)
 class Drawing:
-    """What draws `run`; the components are loaded for it, and `second` is the noise of its variation."""
+    """What draws `run`; the components are loaded for it, and `second` is the noise of its variation.
+
+    references   latents of the pictures that its prompt refers to, as inputs of the denoiser
+    """
 
     run: Run
     components: Components
     wording: Wording
     noise: NoiseSource
     second: NoiseSource | None = None
+    references: Mapping[str, Latents] = field(default_factory=dict)
 
     def steps(self) -> Iterator[Step]:
         """The loop; the last step's latents are the picture's. A refiner's base model stops where that begins."""
@@ -82,7 +86,10 @@ class Drawing:
         """The denoiser for the run's size; a UNet with its ControlNets around it."""
         run, controls = self.run, self.run.settings.controls
         if run.source.lines is None:
-            return self.components.fitted(run.facts.denoiser, run.latent_shape)
+            denoiser = self.components.fitted(run.facts.denoiser, run.latent_shape)
+            if self.references:
+                denoiser.bind(**self.references)
+            return denoiser
         nets = [
             Net(
                 self.components[each.part], each.weight, active_timesteps(run.timesteps, each.start, each.end),

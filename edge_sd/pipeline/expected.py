@@ -38,22 +38,24 @@ def expected(plan: DevicePlan, bundle: ModelBundle, run: Run, chunks: int) -> De
     denoiser, decoder = bundle.facts.denoiser, "vae_decoder"
     defaults = {part: bundle.defaults_of(plan.parts[part].variant) for part in plan.parts}
     nets = [_share(plan, bundle, denoiser, each.part) for each in settings.controls]
-    encoder = _share(plan, bundle, decoder, "vae_encoder") if settings.image is not None else 0.0
+    encoder = _share(plan, bundle, decoder, "vae_encoder")
+    begun, referred = settings.image is not None, sum(each.width * each.height for each in settings.references)
     tiny = _share(plan, bundle, decoder, TINY) if DECODER[settings.decoder] == TINY else 1.0
     own = defaults[denoiser]
     sizes = {part: each.width * each.height for part, each in defaults.items()}
     steps = _rows(run, nets) / (own.steps * rows_of(bundle.facts, own.guidance))
-    pixels = _pixels(settings, bundle.facts, settings.window) / sizes[denoiser]
+    # A transformer takes reference pictures beside what it draws, as so many pixels more.
+    pixels = (_pixels(settings, bundle.facts, settings.window) + referred) / sizes[denoiser]
     decoded = _pixels(settings, bundle.facts, settings.vae_window) / sizes[decoder]
     texts = (1 + len(settings.weights)) if run.doubled else len(settings.weights)
     count = settings.count
     draws = {
         denoiser: count * steps * pixels,
-        decoder: count * decoded * (tiny + encoder),
-        # Encoded once for all pictures.
+        # Prompts and reference pictures are encoded once for all pictures.
+        decoder: count * decoded * (tiny + begun * encoder) + referred / sizes[decoder] * encoder,
         "text_encoder": chunks * texts / rows_of(bundle.facts, defaults["text_encoder"].guidance),
     }
-    loads = {denoiser: 1 + sum(nets), decoder: tiny + encoder}
+    loads = {denoiser: 1 + sum(nets), decoder: tiny + (encoder if begun or referred else 0)}
     return plan.scaled(draws, loads, "this picture" if count == 1 else f"these {count} pictures")
 
 

@@ -36,6 +36,7 @@ from .loader import Components
 from .options import Choice, Place
 from .presets import EXACT, Preset, preset_named
 from .prompting import Wording
+from .references import References
 from .request import DECODERS, Request
 from .resolver import Resolver
 from .result import Picture, Result
@@ -63,7 +64,7 @@ class Pipeline:
 
     def __init__(self, components: Components, preset: Preset = EXACT) -> None:
         self.bundle, self.components, self.preset = components.bundle, components, preset
-        self.wording = Wording(self.bundle)
+        self.wording, self._references = Wording(self.bundle), References()
         # Settings.refiner -> the pipeline that draws the last steps.
         self._refiners: dict[str, Pipeline] = {}
 
@@ -173,7 +174,8 @@ class Pipeline:
 
     def gathers(self, settings: Settings) -> bool:
         """Whether several such pictures could go through the denoiser together: a small one, that takes any batch."""
-        plain = settings.image is None and not settings.controls and settings.refiner is None and not settings.tile
+        pictures = settings.image is not None or settings.references or settings.controls
+        plain = not pictures and settings.refiner is None and not settings.tile
         variant = self.bundle.variant(self.plan.parts[self.denoiser].variant)
         return plain and self.components.turns is None and variant.changeable and self.denoiser_bytes < LARGE
 
@@ -242,7 +244,8 @@ class Pipeline:
         settings, noise = run.settings, source_of(noise_of, run.settings.seed)
         second = None if settings.variation_seed is None else source_of(noise_of, settings.variation_seed)
         self.prepare(settings)
-        for step in Drawing(run, self.components, self.wording, noise, second).steps():
+        seen = self._references.latents(run, self.components)
+        for step in Drawing(run, self.components, self.wording, noise, second, seen).steps():
             x = step.latents
             yield step
         if settings.refiner is None:
@@ -374,8 +377,7 @@ class Pipeline:
 
     def _notes(self, run: Run, pictures: list[Picture], planned: int) -> list[str]:
         """What a person should know of the pictures: changes of the plan, and what had no effect."""
-        notes = [*self.plan.reasons[planned:], *(run.source.canvas.notes if run.source.canvas else ())]
-        notes += self.components.changed
+        notes = [*self.plan.reasons[planned:], *run.source.notes, *self.components.changed]
         self.components.changed.clear()
         notes += self._beyond(run.settings)
         if run.settings.safety is False:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Files that a picture was made from; it holds the hashes of their pixels.
 SOURCES = ("image", "mask")
+# The same, of which there may be several.
+SEVERAL = {"controls": "control picture", "references": "reference picture"}
 # The one setting that holds the name of a model.
 REFINER = "refiner"
 # What other programs call settings.
@@ -90,13 +92,14 @@ class Recorded:
                 raise InvalidRequest(
                     f"{self.path} was made with {_a(name)} whose pixels hash to {self.settings[name]}; give that again"
                 )
-        controls = self.settings.get("controls") or ()
-        if controls and len(controls) != len(given.get("controls") or ()):
-            hashes = ", ".join(str(each["image"]) for each in controls)
-            raise InvalidRequest(
-                f"{self.path} was made with {len(controls)} control pictures whose pixels hash to {hashes}; "
-                "give them again"
-            )
+        for name, what in SEVERAL.items():
+            hashes = self._hashes(name)
+            if hashes and len(hashes) != len(given.get(name) or ()):
+                made = f"{len(hashes)} {what}s" if len(hashes) > 1 else f"a {what}"
+                raise InvalidRequest(
+                    f"{self.path} was made with {made} whose pixels hash to {', '.join(hashes)}; "
+                    f"give {'them' if len(hashes) > 1 else 'it'} again"
+                )
         names = {*given.get("embeddings", {}), *(Path(path).stem for path in given.get("loras", {}))}
         for (kind, name), digest in self._files().items():
             if name not in names:
@@ -169,13 +172,13 @@ class Recorded:
                     f"{self.path} was made with another {name}: its pixels hash to {wanted}, those given to {found}"
                 )
 
-        wanted_lines = [str(each["image"]) for each in self.settings.get("controls") or ()]
-        found_lines = [str(each.image) for each in settings.controls]
-        if wanted_lines and wanted_lines != found_lines:
-            raise InvalidRequest(
-                f"{self.path} was made with another control picture: its pixels hash to {', '.join(wanted_lines)}, "
-                f"those given to {', '.join(found_lines)}"
-            )
+        for name, what in SEVERAL.items():
+            hashes, others = self._hashes(name), [str(each.image) for each in getattr(settings, name)]
+            if hashes and hashes != others:
+                raise InvalidRequest(
+                    f"{self.path} was made with another {what}: its pixels hash to {', '.join(hashes)}, "
+                    f"those given to {', '.join(others)}"
+                )
         found = _files({"embeddings": settings.embeddings, "loras": settings.loras})
         for (kind, name), digest in self._files().items():
             if found.get((kind, name)) != digest:
@@ -183,6 +186,13 @@ class Recorded:
                     f"{self.path} was made with another {kind} {name!r}: its file hashes to {digest[:10]}, "
                     f"that given to {found.get((kind, name), 'nothing')[:10]}"
                 )
+
+    def _hashes(self, name: str) -> list[str]:
+        """Of the pixels of several pictures, in their order. Raises InvalidRequest where there is no such list."""
+        try:
+            return [str(each["image"]) for each in self.settings.get(name) or ()]
+        except (TypeError, KeyError) as error:
+            raise InvalidRequest(f"{self.path} holds parameters that are damaged ({name}: {error})") from error
 
     def _files(self) -> dict[tuple[str, str], str]:
         return _files(self.settings)

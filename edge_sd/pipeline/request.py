@@ -32,6 +32,7 @@ MAX_BLUR = 64
 MAX_REUSE = 10
 MAX_SKIP = 48
 MAX_LORA = 10
+MAX_REFERENCES = 10
 DECODERS = ("full", "tiny", "auto")
 
 # Headings of the help page, in its order.
@@ -68,6 +69,10 @@ class Asked:
     extend: Sequence[int] | None = option(
         Other(), "Pixels to add to the image: left, right, top, bottom.", group=STARTING
     )
+    references: Sequence[str | Path | Image] = option(
+        Other(), f"Pictures that the prompt refers to, in models that take some; at most {MAX_REFERENCES}.", (),
+        group=STARTING, title="reference picture",
+    )  # fmt: skip
     controls: Sequence[Control] = option(Other(), "Pictures whose lines are followed.", (), group=FOLLOWING)
     embeddings: Mapping[str, str | Path] = option(
         Other(), "Textual inversions, and the word for each.", group=WORDS, factory=dict
@@ -178,6 +183,7 @@ class Request(Shared, Asked):
         mask_blur: Pixels over which the two are blended.
         mask_padding: Only the mask and so many pixels around it are drawn, at the model's size, and pasted back.
         extend: Pixels to add to the image: left, right, top, bottom.
+        references: Pictures that the prompt refers to, files or PIL pictures, in models that take some; 10 at most.
         colour: Of what is drawn only the colours are taken; light and dark are the image's.
         controls: Pictures whose lines are followed, with what belongs to each (see Control).
         guidance_start: Share of the steps after which steps are guided, 0 to 1, below `guidance_end`.
@@ -212,6 +218,7 @@ class Request(Shared, Asked):
         if self.prompt is None:
             raise InvalidRequest("there is no prompt; say what to draw")
         object.__setattr__(self, "controls", _tuple_of_controls(self.controls))
+        object.__setattr__(self, "references", _tuple_of_references(self.references))
         check(self)
         for text in (self.prompt, self.negative, self.toward or ""):
             parse(text)
@@ -328,4 +335,14 @@ def _tuple_of_controls(given: Any) -> tuple[Control, ...]:
         raise InvalidRequest("controls are Control objects: controls=[Control(image)]")
     if not isinstance(given, Iterable):
         raise InvalidRequest("controls are a list of Control objects: controls=[Control(image)]")
+    return found
+
+
+def _tuple_of_references(given: Any) -> tuple[Any, ...]:
+    """The reference pictures of any iterable. Raises InvalidRequest for what is none, and for too many."""
+    if isinstance(given, str | Path) or not isinstance(given, Iterable):
+        raise InvalidRequest("references are a list of paths or pictures: references=[image]")
+    found = tuple(Place(picture=True).check("reference picture", each) for each in given)
+    if len(found) > MAX_REFERENCES:
+        raise InvalidRequest(f"there are {len(found)} reference pictures; at most {MAX_REFERENCES} are taken")
     return found

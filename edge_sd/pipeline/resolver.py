@@ -9,17 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..bundle.bundle import ModelBundle
+from ..bundle.facts import Defaults
 from ..bundle.parts import DENOISERS, NET, SAFETY_CHECKER, TINY, home_of
 from ..bundle.variants import Artifact
 from ..components.base import Array
 from ..devices.plan import DevicePlan
 from ..errors import InvalidRequest, choices
-from ..images.canvas import Canvas, Start, content_hash, grain
+from ..images.canvas import Canvas, Start, content_hash, grain, proportioned
 from ..images.lines import read_lines
 from ..images.opening import open_picture
 from ..text.prompt import take_loras
 from ..text.schedule import composed
 from .prompting import Wording
+from .references import ENCODER, Shown, open_references
 from .request import MAX_SEED, Request
 from .run import Run, Source
 from .settings import IMAGE_GUIDANCE, Settings
@@ -41,7 +43,9 @@ class Resolver:
     def resolve(self, request: Request) -> Run:
         """Raises InvalidRequest for what this model can't draw, InvalidModel for files that are damaged."""
         facts, defaults = self.bundle.facts, self.bundle.defaults_of(self.plan.variant)
-        start = open_start(request)
+        start, references = open_start(request), self._read_references(request)
+        if references:
+            defaults = replace(defaults, **self._size_of(references[0], defaults))
         if start is not None and request.width is None and request.height is None:
             multiple = grain(defaults.width, facts.grain)
             width, height = start[0].size(defaults.width * defaults.height, multiple, defaults.max_side)
@@ -56,11 +60,13 @@ class Resolver:
         self._check_size(settings, defaults.max_side)
         self._check_task(request)
         settings = self._instructed(settings, request)
+        settings = replace(settings, references=tuple(each.reference for each in references))
         settings, lines = self._read_controls(settings)
-        if start is None:
-            return Run.of(request, settings, Source(None, lines), facts)
-        settings, canvas = self._read_start(settings, request, *start)
-        return Run.of(request, settings, Source(canvas, lines), facts)
+        canvas = None
+        if start is not None:
+            settings, canvas = self._read_start(settings, request, *start)
+        seen, cuts = tuple(each.pixels for each in references), tuple(each.note for each in references if each.note)
+        return Run.of(request, settings, Source(canvas, lines, seen, cuts), facts)
 
     def _check_parts(self, settings: Settings) -> None:
         """Refuse AND where there is no negative prompt to compose from, or another number of parts to go towards."""
@@ -84,7 +90,8 @@ class Resolver:
     def _check_task(self, request: Request) -> None:
         """Refuse a request without the pictures that this model can't do without, or with one that it can't take."""
         if self.bundle.facts.text_only and request.image is not None:
-            raise InvalidRequest(f"{self.bundle.name} draws from text alone: it takes no image to go on from")
+            other = ", but reference pictures" if self.bundle.facts.refers else ""
+            raise InvalidRequest(f"{self.bundle.name} draws from text alone: it takes no image to go on from{other}")
         if self.bundle.facts.conditioning == "aesthetic" and request.image is None:
             raise InvalidRequest(
                 f"{self.bundle.name} is a refiner: it goes on from an image, or from a base model that it is given to"
@@ -113,6 +120,25 @@ class Resolver:
         if settings.weights != (1.0,):
             raise InvalidRequest(f"{name} follows one instruction: it takes no AND")
         return replace(settings, strength=None, image_guidance=settings.image_guidance or IMAGE_GUIDANCE)
+
+    def _read_references(self, request: Request) -> tuple[Shown, ...]:
+        """The pictures that the prompt refers to, as the model is shown them. Raises InvalidRequest."""
+        if not request.references:
+            return ()
+        if not self.bundle.facts.refers:
+            raise InvalidRequest(f"{self.bundle.name} takes no reference pictures; FLUX.2 klein does")
+        if request.tile is not None:
+            raise InvalidRequest("reference pictures go with no tile: each would be drawn of the whole of them")
+        self._need(ENCODER, "a reference picture")
+        return open_references(request.references, self.bundle.facts.grain)
+
+    def _size_of(self, shown: Shown, defaults: Defaults) -> dict[str, int]:
+        """The width and height of a reference picture; as near as the model draws, of a long one."""
+        width, height = shown.reference.width, shown.reference.height
+        if max(width, height) > defaults.max_side:
+            multiple = self.bundle.facts.grain
+            width, height = proportioned((width, height), width * height, multiple, defaults.max_side)
+        return {"width": width, "height": height}
 
     def _read_start(
         self, settings: Settings, request: Request, start: Start, hashes: Mapping[str, str]

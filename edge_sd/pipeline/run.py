@@ -22,10 +22,19 @@ class Source:
 
     canvas   what it starts from
     lines    what its ControlNets follow, float32 [1, 3 N, H, W] in [0, 1]
+    references   what its prompt refers to, uint8 [H, W, 3] each
+    cuts     what of those was cut off, as notes
     """
 
     canvas: Canvas | None = None
     lines: NDArray[np.float32] | None = None
+    references: tuple[NDArray[np.uint8], ...] = ()
+    cuts: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was lost of the pictures on the way here."""
+        return (*(self.canvas.notes if self.canvas else ()), *self.cuts)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,15 @@ IMAGE_GUIDANCE = 1.5
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A reference picture as Settings have it: the hash of its pixels, and the size that the model is shown it at."""
+
+    image: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class Filled:
     """Options in another form than Request's: nothing is None that the model has a default for."""
 
@@ -38,6 +47,7 @@ class Filled:
     image: str | None = None
     mask: str | None = None
     extend: tuple[int, ...] | None = None
+    references: tuple[Reference, ...] = ()
     controls: tuple[Control, ...] = ()
     embeddings: dict[str, str] = field(default_factory=dict)
     loras: dict[str, tuple[float, float, str]] = field(default_factory=dict)
@@ -51,9 +61,9 @@ class Filled:
 class Settings(Shared, Filled):
     """A request with nothing left open: what a model really draws. Fields are Request's, with these differences.
 
-    `image`, `mask` and the controls' images are hashes of pixels, the values of `embeddings` hashes of files, and
-    `loras` are names with the weights for text encoders and UNet, and a hash. `safety` is None where the model has no
-    checker, and False where it was switched off.
+    `image`, `mask` and the images of references and controls are hashes of pixels, the values of `embeddings` hashes of
+    files, and `loras` are names with the weights for text encoders and UNet, and a hash. `safety` is None where the
+    model has no checker, and False where it was switched off.
 
     Example:
         settings = pipeline.resolve(Request("a red apple"))
@@ -122,9 +132,13 @@ class Settings(Shared, Filled):
     @property
     def vae_window(self) -> tuple[int, int]:
         """Width and height, in pixels, that the autoencoder takes at once."""
-        whole = self.width * self.height <= VAE_WHOLE
+        return self.vae_window_of(self.width, self.height)
+
+    def vae_window_of(self, width: int, height: int) -> tuple[int, int]:
+        """The same for a picture of width x height."""
+        whole = width * height <= VAE_WHOLE
         side = (0 if whole else VAE_TILE) if self.vae_tile is None else self.vae_tile
-        return (min(self.width, side), min(self.height, side)) if side else (self.width, self.height)
+        return (min(width, side), min(height, side)) if side else (width, height)
 
     @property
     def stochasticity(self) -> Stochasticity:

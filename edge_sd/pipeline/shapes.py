@@ -6,6 +6,7 @@ from ..bundle.facts import Facts
 from ..bundle.parts import DECODER, SAFETY_CHECKER
 from ..components.base import Shapes
 from ..components.shapes import shapes_of
+from ..components.transformer import REFERENCE
 from .settings import Settings
 
 
@@ -19,6 +20,12 @@ def shapes_for(facts: Facts, settings: Settings, chunks: int, view: int = 0) -> 
     batch = 1 + len(settings.weights) if settings.guided and not facts.guidance_width else 1
     width, height = settings.window
     shapes = shapes_of(facts, width, height, batch, chunks)
+    factor, channels = facts.latents.factor, facts.latents.channels
+    seen = {
+        f"{REFERENCE}{n}": (1, channels, each.height // factor, each.width // factor)
+        for n, each in enumerate(settings.references)
+    }
+    shapes[facts.denoiser] = {**shapes[facts.denoiser], **seen}
     if settings.controls:
         unet = shapes.pop("unet")
         rows, _, *sides = unet["sample"]

@@ -253,8 +253,8 @@ def test_a_mistake_in_a_row_is_named_before_anything_is_drawn(
 
 PLACE = Place("emoji", None, "auto", "speed", "exact", False)
 WISHES: dict[str, Any] = dict.fromkeys(
-    ["size", "lora", "embedding", "extend", "seed", "count", "control", "control_weight", "control_start",
-     "control_end", "control_reading", "control_net"]
+    ["size", "lora", "embedding", "extend", "reference", "seed", "count", "control", "control_weight",
+     "control_start", "control_end", "control_reading", "control_net"]
 )  # fmt: skip
 
 
@@ -263,8 +263,8 @@ def test_rows_hold_every_option_of_a_request(tmp_path: Path, monkeypatch: pytest
     for name in ("a.png", "b.png"):
         Image.new("RGB", (64, 64)).save(name)
     Path("p.csv").write_text(
-        "prompt\tControl\tcontrol-weight\tsize\tseed\tcolour\timage\textend\n"
-        "a cat\ta.png|b.png\t0.5\t64x128\t5-7\tyes\ta.png\t\na dog\t\t\t\t\t\ta.png\t0,8,0,0\n"
+        "prompt\tControl\tcontrol-weight\tsize\tseed\tcolour\timage\textend\treference\n"
+        "a cat\ta.png|b.png\t0.5\t64x128\t5-7\tyes\ta.png\t\t\na dog\t\t\t\t\t\ta.png\t0,8,0,0\ta.png|b.png\n"
     )
     first, second = read_rows("p.csv", None, {**WISHES, "steps": 3})
     assert first.request.controls[1].weight == 0.5
@@ -272,6 +272,11 @@ def test_rows_hold_every_option_of_a_request(tmp_path: Path, monkeypatch: pytest
     assert (first.request.width, first.request.height, first.request.seed, first.request.count) == (64, 128, 5, 3)
     assert first.request.colour
     assert (second.request.steps, second.request.extend, second.request.seed) == (3, (0, 8, 0, 0), None)
+    assert second.request.references == (Path("a.png"), Path("b.png"))
+    key = manifest._plain(second.fields)
+    Image.new("RGB", (64, 64), "red").save("b.png")
+    manifest._hash.cache_clear()
+    assert manifest._plain(second.fields) != key, "another file is another picture"
 
 
 @pytest.mark.usefixtures("alone")

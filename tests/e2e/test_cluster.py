@@ -123,7 +123,9 @@ def test_a_worker_says_why_it_can_not_draw() -> None:
 def test_what_a_worker_lacks_is_refused_and_pixels_go_along(tmp_path: Path) -> None:
     Image.effect_noise((64, 64), 80).save(tmp_path / "a.png")
     moved = portable(Request("a cat", seed=1, image=tmp_path / "a.png", mask=tmp_path / "a.png"))
+    referring = portable(Request("a cat", seed=1, references=[tmp_path / "a.png"]))
     (tmp_path / "a.png").unlink()
+    assert [each.size for each in referring.references] == [(64, 64)]
     with Pipeline.open("emoji") as pipeline:
         assert pipeline.resolve(moved).mask
     with pytest.raises(InvalidRequest, match="loras is a file of this machine"):

@@ -20,10 +20,12 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from edge_sd import Pipeline, Request
 from edge_sd.apps.server.engines import Engines
 from edge_sd.apps.server.failure import describe, public
+from edge_sd.apps.server.recall import recall
 from edge_sd.apps.server.service import Service
 from edge_sd.apps.server.store import Store
 from edge_sd.apps.server.wish import Wish
@@ -155,6 +157,15 @@ def test_what_a_picture_says_can_be_asked_for_again(http: httpx.Client) -> None:
     assert {name: found["wish"][name] for name in wish} == wish
     again = done(http, http.post("/jobs", json=found["wish"]).json()["id"])
     assert np.array_equal(opened(http, again["id"]), opened(http, job["id"]))
+
+
+def test_pictures_that_have_to_be_given_anew_are_named() -> None:
+    made = {"prompt": "a fish", "image": "01", "controls": [{"image": "23"}], "references": [{"image": "45"}]}
+    chunks = PngInfo()
+    chunks.add_text("edge_sd", json.dumps({"request": made}))
+    data = BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG", pnginfo=chunks)
+    assert recall(data.getvalue())["left_out"] == ["image", "references", "control"]
 
 
 def test_offer_and_plan(http: httpx.Client) -> None:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,8 +19,10 @@ from PIL import Image
 
 from edge_sd import Pipeline, Request
 from edge_sd.apps.server.service import Service
+from edge_sd.apps.server.wish import as_base64
 
 from ..serving import served
+from ..transformers import save_klein
 
 SPEED = {"steps": 3, "seed": 7}
 
@@ -111,6 +114,44 @@ def test_an_edit_without_a_mask_starts_from_the_image(client: openai.OpenAI) -> 
         alone = pipeline.generate(Request("a star", image=image, strength=0.5, steps=4, seed=7)).pictures[0].image
     assert answer.data is not None
     assert np.array_equal(np.asarray(opened(answer.data[0].b64_json)), np.asarray(alone))
+
+
+def test_the_images_of_an_edit_are_references_of_a_model_that_takes_some(tmp_path: Path) -> None:
+    klein = save_klein(tmp_path / "klein")
+    images = [Image.radial_gradient("L").resize(size).convert("RGB") for size in ((64, 96), (80, 64))]
+    with served(tmp_path / "jobs", others={"klein": klein}) as (address, _):
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        asked: dict[str, Any] = {"model": "klein", "prompt": "a table", "extra_body": {"steps": 2, "seed": 7}}
+        answer = client.images.edit(image=[png(each) for each in images], **asked)
+        with Pipeline.open(klein) as pipeline:
+            alone = pipeline.generate(Request("a table", references=images, steps=2, seed=7)).pictures[0].image
+        assert answer.data is not None
+        assert np.array_equal(np.asarray(opened(answer.data[0].b64_json)), np.asarray(alone))
+
+        wish = {"prompt": "a table", "model": "klein", "references": [as_base64(png(each)[1]) for each in images],
+                "steps": 2, "seed": 7}  # fmt: skip
+        job = httpx.post(f"{address}/api/jobs", json=wish).json()
+        assert (job["given"], "references" in job["wish"]) == (["references"], False)
+        until = time.monotonic() + 60
+        while httpx.get(f"{address}/api/jobs/{job['id']}").json()["state"] != "done":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        drawn = httpx.get(f"{address}/api/jobs/{job['id']}/pictures/0").content
+        with Image.open(BytesIO(drawn)) as image:
+            assert np.array_equal(np.asarray(image), np.asarray(alone))
+        found = httpx.post(f"{address}/api/recorded", json={"image": as_base64(drawn)}).json()
+        assert (found["left_out"], "references" in found["wish"]) == (["references"], False)
+
+        clear = Image.new("RGBA", (64, 96))
+        cases: list[tuple[dict[str, Any], str, str]] = [
+            ({"image": png(images[0]), "mask": png(clear)}, "mask", "it takes no mask"),
+            ({"image": [png(images[0])] * 5}, "image", "at most 4"),
+            ({"image": [png(images[0])] * 2, "model": "emoji"}, "image", "give one image"),
+        ]
+        for given, param, said in cases:
+            with pytest.raises(openai.BadRequestError, match=said) as caught:
+                client.images.edit(**{**asked, **given})
+            assert caught.value.param == param
 
 
 def test_models_and_variants(client: openai.OpenAI) -> None:

@@ -95,6 +95,7 @@ def test_optimum_loads_what_was_written(source: Path, bundle: ModelBundle) -> No
 def test_an_export_of_optimum_opens_with_the_layers_that_were_trained(source: Path, tmp_path: Path) -> None:
     """optimum-intel 2.2 calls layer 10's states hidden_states.9, and draws with those."""
     import openvino as ov
+    import torch
     from optimum.intel import OVFlux2KleinPipeline
 
     OVFlux2KleinPipeline.from_pretrained(source, export=True, compile=False).save_pretrained(tmp_path)
@@ -107,6 +108,11 @@ def test_an_export_of_optimum_opens_with_the_layers_that_were_trained(source: Pa
     assert psnr(found["hidden_states.8"], expected) >= 40
     assert psnr(found["hidden_states.9"], expected) < 40
     assert psnr(ours(tmp_path), theirs(source), peak=255) >= 40
+    pictures = [Image.radial_gradient("L").resize(size).convert("RGB") for size in ((64, 96), (80, 64))]
+    referring = loaded(source)(
+        image=pictures, prompt=PROMPT, num_inference_steps=4, generator=torch.Generator().manual_seed(SEED), **SIZE
+    )
+    assert psnr(ours(tmp_path, references=pictures), np.asarray(referring.images[0]), peak=255) >= 40
 
 
 def test_the_manifest_says_what_the_family_needs(source: Path, bundle: ModelBundle) -> None:
@@ -147,7 +153,7 @@ def test_latents_of_two_grids_are_each_others_inverse() -> None:
 def test_what_the_family_cannot_do_is_said_by_name(source: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"width": 72}, "width 72 is not a multiple of 16, as this model needs"),
-        ({"image": Image.new("RGB", (64, 64))}, "draws from text alone"),
+        ({"image": Image.new("RGB", (64, 64))}, "draws from text alone: it takes no image to go on from, but ref"),
     ]
     for wishes, said in cases:
         with Pipeline.open(source) as pipeline, pytest.raises(InvalidRequest, match=said):

@@ -113,6 +113,8 @@ def test_a_control_picture_is_followed_and_what_cannot_be_drawn_is_said(pipeline
     assert not torch.equal(plain, followed)
     with pytest.raises(InvalidRequest, match="width 1024 is beyond"):
         draw(pipeline, width=1024)
+    with pytest.raises(InvalidRequest, match="emoji takes no reference pictures"):
+        draw(pipeline, reference=control)
 
 
 def test_the_bar_moves_and_a_stop_holds_within_a_step(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

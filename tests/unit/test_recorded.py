@@ -108,6 +108,10 @@ def ours(**changes: Any) -> str:
         ('{"request": {"prompt": 5}}', "parameters that are damaged"),
         (ours(steps="ten"), "parameters that are damaged"),
         (ours(steps=0), "steps 0 is not"),
+        (ours(references=5), "parameters that are damaged"),
+        (ours(references="ab"), "parameters that are damaged"),
+        (ours(controls=[{"weight": 1}]), "parameters that are damaged"),
+        (ours(references=[{"image": "0123456789"}]), "made with a reference picture whose pixels hash to 0123456789;"),
         (ours(flavour="sweet"), "made by edge-sd 9.9 with 'flavour', which this version lacks"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,8 @@ def test_noise_can_be_handed_in() -> None:
     [
         {"prompt": None}, {"controls": None}, {"controls": Control("a.png")}, {"controls": ["a.png"]}, {"extend": 5},
         {"refiner_start": "a"}, {"lora_folder": 5}, {"embeddings": {1: "a"}}, {"embeddings": {"a": 2}}, {"image": 5},
+        {"references": "a.png"}, {"references": Path("a.png")}, {"references": None}, {"references": 5},
+        {"references": [5]}, {"references": b"png"}, {"references": ["a.png"] * 11},
         {"image": b"png"}, {"image": np.zeros((8, 8, 3))}, {"mask": 5}, {"loras": {5: 1}}, {"refiner": 5},
         {"wildcards": 5}, {"decoder": ["tiny"]}, {"steps": np.float32(20)}, {"steps": True},
     ],
@@ -131,6 +134,12 @@ def test_numpys_numbers_are_numbers() -> None:
 
 def test_controls_of_an_iterable_are_kept() -> None:
     assert len(Request("a cat", controls=(Control(name) for name in ("a.png", "b.png"))).controls) == 2  # type: ignore[arg-type]
+
+
+def test_a_model_that_takes_no_reference_pictures_says_so() -> None:
+    said = "^fake takes no reference pictures; FLUX.2 klein does$"
+    with pipeline() as opened, pytest.raises(InvalidRequest, match=said):
+        opened.resolve(Request("a cat", references=["no.png"]))
 
 
 def test_what_is_asked_for_comes_first() -> None:
