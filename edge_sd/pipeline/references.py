@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class References:
         found = {}
         for n, pixels in enumerate(run.source.references):
             window = run.settings.vae_window_of(pixels.shape[1], pixels.shape[0])
-            key = window, pixels.shape, pixels.tobytes()
+            key = window, pixels.shape, hashlib.sha256(pixels.tobytes()).digest()
             if key not in self._known:
                 self._known[key] = before[key] if key in before else _encoded(run, components, pixels, window)
             found[f"{REFERENCE}{n}"] = self._known[key]

@@ -45,7 +45,7 @@ class Resolver:
         facts, defaults = self.bundle.facts, self.bundle.defaults_of(self.plan.variant)
         start, references = open_start(request), self._read_references(request)
         if references:
-            defaults = replace(defaults, **self._size_of(references[0], defaults))
+            defaults = self._sized(defaults, references[0])
         if start is not None and request.width is None and request.height is None:
             multiple = grain(defaults.width, facts.grain)
             width, height = start[0].size(defaults.width * defaults.height, multiple, defaults.max_side)
@@ -132,13 +132,13 @@ class Resolver:
         self._need(ENCODER, "a reference picture")
         return open_references(request.references, self.bundle.facts.grain)
 
-    def _size_of(self, shown: Shown, defaults: Defaults) -> dict[str, int]:
-        """The width and height of a reference picture; as near as the model draws, of a long one."""
+    def _sized(self, defaults: Defaults, shown: Shown) -> Defaults:
+        """`defaults` with the size of a reference picture; as near as the model draws, of a long one."""
         width, height = shown.reference.width, shown.reference.height
         if max(width, height) > defaults.max_side:
             multiple = self.bundle.facts.grain
             width, height = proportioned((width, height), width * height, multiple, defaults.max_side)
-        return {"width": width, "height": height}
+        return replace(defaults, width=width, height=height)
 
     def _read_start(
         self, settings: Settings, request: Request, start: Start, hashes: Mapping[str, str]

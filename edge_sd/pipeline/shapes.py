@@ -21,7 +21,7 @@ def shapes_for(facts: Facts, settings: Settings, chunks: int, view: int = 0) -> 
     width, height = settings.window
     shapes = shapes_of(facts, width, height, batch, chunks)
     factor, channels = facts.latents.factor, facts.latents.channels
-    seen = {
+    seen: dict[str, tuple[int, ...]] = {
         f"{REFERENCE}{n}": (1, channels, each.height // factor, each.width // factor)
         for n, each in enumerate(settings.references)
     }
