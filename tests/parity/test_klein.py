@@ -20,6 +20,7 @@ from .test_sd3 import edited
 
 PROMPT, SEED = "a red apple, glossy style", 3
 SIZE = {"width": 64, "height": 96}
+PICTURES = [Image.radial_gradient("L").resize(size).convert("RGB") for size in ((64, 96), (80, 64))]
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +43,12 @@ def loaded(source: Path) -> Any:
 
 
 @cache
-def theirs(source: Path, prompt: str = PROMPT, guidance: float = 4.0) -> np.ndarray:
+def theirs(source: Path, prompt: str = PROMPT, guidance: float = 4.0, referring: bool = False) -> np.ndarray:
     import torch
 
     result = loaded(source)(
-        prompt=prompt, num_inference_steps=4, guidance_scale=guidance, generator=torch.Generator().manual_seed(SEED),
-        **SIZE,
+        image=PICTURES if referring else None, prompt=prompt, num_inference_steps=4, guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(SEED), **SIZE,
     )  # fmt: skip
     return np.asarray(result.images[0])
 
@@ -85,17 +86,18 @@ def test_optimum_loads_what_was_written(source: Path, bundle: ModelBundle) -> No
     )
     pipeline.set_progress_bar_config(disable=True)
     # It does not know that the model is distilled, and would guide it by 4.
-    image = pipeline(
-        prompt=PROMPT, num_inference_steps=4, guidance_scale=1.0, generator=torch.Generator().manual_seed(SEED), **SIZE
-    )
-    assert psnr(np.asarray(image.images[0]), theirs(source), peak=255) >= 40
+    for referring in (False, True):
+        found = pipeline(
+            image=PICTURES if referring else None, prompt=PROMPT, num_inference_steps=4, guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(SEED), **SIZE,
+        )  # fmt: skip
+        assert psnr(np.asarray(found.images[0]), theirs(source, referring=referring), peak=255) >= 40
 
 
 @pytest.mark.long
 def test_an_export_of_optimum_opens_with_the_layers_that_were_trained(source: Path, tmp_path: Path) -> None:
     """optimum-intel 2.2 calls layer 10's states hidden_states.9, and draws with those."""
     import openvino as ov
-    import torch
     from optimum.intel import OVFlux2KleinPipeline
 
     OVFlux2KleinPipeline.from_pretrained(source, export=True, compile=False).save_pretrained(tmp_path)
@@ -108,11 +110,7 @@ def test_an_export_of_optimum_opens_with_the_layers_that_were_trained(source: Pa
     assert psnr(found["hidden_states.8"], expected) >= 40
     assert psnr(found["hidden_states.9"], expected) < 40
     assert psnr(ours(tmp_path), theirs(source), peak=255) >= 40
-    pictures = [Image.radial_gradient("L").resize(size).convert("RGB") for size in ((64, 96), (80, 64))]
-    referring = loaded(source)(
-        image=pictures, prompt=PROMPT, num_inference_steps=4, generator=torch.Generator().manual_seed(SEED), **SIZE
-    )
-    assert psnr(ours(tmp_path, references=pictures), np.asarray(referring.images[0]), peak=255) >= 40
+    assert psnr(ours(tmp_path, references=PICTURES), theirs(source, referring=True), peak=255) >= 40
 
 
 def test_the_manifest_says_what_the_family_needs(source: Path, bundle: ModelBundle) -> None:
