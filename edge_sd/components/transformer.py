@@ -85,13 +85,13 @@ class Flux2(Transformer):
             constants = {**constants, "txt_ids": places}
         count = sum(name.startswith(REFERENCE) for name in constants)
         if references := [constants.pop(f"{REFERENCE}{n}") for n in range(count)]:
-            where = [_places(*each.shape[2:], APART * n) for n, each in enumerate(references, 1)]
+            where = [_places(each.shape[2:], APART * n) for n, each in enumerate(references, 1)]
             self.seen = np.concatenate([*map(_tokens, references)], axis=1), np.concatenate(where, axis=1)
         self.component.bind(**constants)
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         batch, channels, height, width = inputs["sample"].shape
-        tokens, places = _tokens(inputs["sample"]), _places(height, width)
+        tokens, places = _tokens(inputs["sample"]), _places((height, width))
         if self.seen is not None:
             seen, where = self.seen
             tokens = np.concatenate([tokens, seen.repeat(batch, axis=0)], axis=1)
@@ -105,13 +105,14 @@ class Flux2(Transformer):
 
 def _tokens(latents: Array) -> Array:
     """Latents [B, C, h, w] as a row of tokens [B, h w, C]."""
-    return latents.reshape(*latents.shape[:2], -1).transpose(0, 2, 1)
+    row: Array = latents.reshape(*latents.shape[:2], -1).transpose(0, 2, 1)
+    return row
 
 
-def _places(height: int, width: int, time: int = 0) -> Array:
-    """Those of a picture's tokens, float32 [1, h w, 4] of (time, y, x, 0)."""
-    rows, columns = np.indices((height, width), np.float32)
-    places = np.zeros((1, height * width, 4), np.float32)
+def _places(sides: tuple[int, ...], time: int = 0) -> Array:
+    """Those of the tokens of a picture of (h, w) latents, float32 [1, h w, 4] of (time, y, x, 0)."""
+    rows, columns = np.indices(sides, np.float32)
+    places = np.zeros((1, rows.size, 4), np.float32)
     places[0, :, 0], places[0, :, 1], places[0, :, 2] = time, rows.ravel(), columns.ravel()
     return places
 
