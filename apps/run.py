@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,8 @@ from .terminal import progress, say
 if TYPE_CHECKING:
     from edge_sd.bundle.hub import Repository
     from edge_sd.bundle.repository import Selection, Wish
+    from edge_sd.converters.form import Form
+    from edge_sd.converters.recipes import QuantRecipe
 
 # The forms that need the converters, or torch.
 WEIGHTS = ("torch", "checkpoint")
@@ -116,34 +117,88 @@ def can_convert() -> bool:
 
 
 def converted(name: str, weights: Path, precision: str, silent: bool) -> Path:
-    """The bundle that was made of a pull; it is made, or made anew where the pull is of another revision."""
-    from edge_sd.bundle.bundle import read_manifest
-    from edge_sd.bundle.library import HUB_RECORD, MANIFEST, converted_folder
-    from edge_sd.bundle.pulled import recorded
-    from edge_sd.converters.build import build, variant_name
+    """The bundle that was made of a pull; it is made, or made anew where the pull is of another revision.
+
+    Until the new one is whole, the one of the other revision stays. Raises what converting raises.
+    """
+    from edge_sd.bundle.library import converted_folder
+    from edge_sd.converters.build import variant_name
     from edge_sd.converters.recipes import recipe_named
-    from edge_sd.converters.sources.checkpoint import unpacked
     from edge_sd.converters.targets import form_named
+    from edge_sd.errors import ConversionError
+    from edge_sd.files import aside, locked
+
+    form = form_named("coreml" if sys.platform == "darwin" and not find_spec("openvino") else "openvino")
+    recipe = recipe_named(precision, form.recipes)
+    bundle, variant = converted_folder(name), variant_name(form, recipe)
+    if _has(bundle, weights, variant) and not (_next(bundle).exists() or aside(bundle).exists()):
+        return bundle
+    try:
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may be making it.
+        with locked(bundle):
+            _clear(bundle, weights)
+            if not _has(bundle, weights, variant):
+                if not silent:
+                    say(f"converting {name} to {variant}, once", error=True)
+                _convert(weights, bundle, form, recipe, silent)
+    except OSError as error:
+        raise ConversionError(f"{bundle}: {error.strerror or error}; nothing was added") from error
+    return bundle
+
+
+def _next(bundle: Path) -> Path:
+    """Where the successor of a bundle is made, or what is left of the bundle that it replaced."""
+    return bundle.with_name(f".{bundle.name}.partial")
+
+
+def _is_of(bundle: Path, weights: Path) -> bool:
+    """Whether a bundle was made of this very pull."""
+    from edge_sd.bundle.library import MANIFEST
+    from edge_sd.bundle.pulled import recorded
+
+    return (bundle / MANIFEST).is_file() and recorded(bundle).get("revision") == recorded(weights).get("revision")
+
+
+def _has(bundle: Path, weights: Path, variant: str) -> bool:
+    from edge_sd.bundle.bundle import read_manifest
+
+    return _is_of(bundle, weights) and variant in read_manifest(bundle).variants
+
+
+def _clear(bundle: Path, weights: Path) -> None:
+    """Finish what a killed process began; half a conversion of these weights stays, to go on from. Raises OSError."""
+    from edge_sd.bundle.library import MANIFEST
+    from edge_sd.files import exchange, recover, remove
+
+    recover(bundle)
+    made = _next(bundle)
+    if _is_of(bundle, weights):
+        remove(made)
+    elif _is_of(made, weights):
+        exchange(made, bundle)
+    elif (made / MANIFEST).is_file():
+        # Of another revision, or not recorded yet.
+        remove(made)
+
+
+def _convert(weights: Path, bundle: Path, form: Form, recipe: QuantRecipe, silent: bool) -> None:
+    """Add a variant to the bundle of these weights, or make it, and put it in the place of an older one."""
+    from edge_sd.bundle.library import HUB_RECORD
+    from edge_sd.converters.build import build
+    from edge_sd.converters.sources.checkpoint import unpacked
+    from edge_sd.files import exchange, write_atomically
 
     from .libraries import hush_libraries
 
-    bundle = converted_folder(name)
-    form = form_named("coreml" if sys.platform == "darwin" and not find_spec("openvino") else "openvino")
-    recipe = recipe_named(precision, form.recipes)
-    same = recorded(bundle).get("revision") == recorded(weights).get("revision")
-    if (bundle / MANIFEST).is_file():
-        if same and variant_name(form, recipe) in read_manifest(bundle).variants:
-            return bundle
-        if not same:
-            shutil.rmtree(bundle)
+    place = bundle if _is_of(bundle, weights) else _next(bundle)
     hush_libraries()
-    if not silent:
-        say(f"converting {name} to {variant_name(form, recipe)}, once", error=True)
     with progress(silent, "reading") as report, unpacked(weights, bundle) as folder:
-        build(folder, bundle, form, recipe, report)
-    if (weights / HUB_RECORD).is_file():
-        shutil.copyfile(weights / HUB_RECORD, bundle / HUB_RECORD)
-    return bundle
+        build(folder, place, form, recipe, report)
+    if place != bundle:
+        if (weights / HUB_RECORD).is_file():
+            write_atomically(place / HUB_RECORD, (weights / HUB_RECORD).read_bytes())
+        exchange(place, bundle)
 
 
 def _elsewhere(name: str) -> str:

@@ -120,8 +120,10 @@ def replaced(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch(target: Path) -> Iterator[Path]:
-    """A folder beside `target` for what is then moved to that name. It goes at the end, as does other debris."""
-    sweep(target.parent)
+    """A folder beside `target`, for what is then moved to that name or is needed for a while. It goes at the end.
+
+    What killed processes left of the same name goes at the beginning.
+    """
     folder = partial(target)
     folder.mkdir()
     try:

@@ -96,7 +96,7 @@ def _job(comparison: Comparison, artist: Artist, shots: list[Shot], folder: Path
 
 
 def _run(job: dict[str, Any], hear: Callable[[dict[str, Any]], None]) -> str:
-    """Run a worker to its end; the reason of its failure, or ""."""
+    """Run a worker to its end; the reason of its failure, or "". Raises OutputError where it can't write."""
     command = [sys.executable, "-m", "edge_sd.apps.compare.worker"]
     reason = ""
     with (
@@ -114,6 +114,8 @@ def _run(job: dict[str, Any], hear: Callable[[dict[str, Any]], None]) -> str:
             for line in worker.stdout:
                 said = json.loads(line)
                 reason = said.get("error", reason)
+                if said.get("unwritable"):
+                    raise OutputError(reason)
                 hear(said)
             code = worker.wait()
         except BaseException:  # Ctrl-C as well: no worker is left behind.

@@ -17,7 +17,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from edge_sd.errors import EdgeSDError
+from edge_sd.errors import EdgeSDError, OutputError
+
+
+class Unwritable(OutputError):
+    """The folder of the comparison can't be written to: no variant's failure, but the end of all of them."""
 
 
 def main() -> int:
@@ -34,7 +38,7 @@ def main() -> int:
         else:
             _draw(job, say)
     except EdgeSDError as error:
-        say(error=" ".join(str(error).split()))
+        say(error=" ".join(str(error).split()), unwritable=isinstance(error, Unwritable))
         return 1
     except Exception as error:
         # A library's own error: the row says it, and the traceback goes where the parent may look.
@@ -65,30 +69,26 @@ def _draw(job: dict[str, Any], say: Any) -> None:
     import numpy as np
     from PIL import Image
 
-    from edge_sd.files import write_atomically
-
     from .plan import Shot
 
     folder, artist = Path(job["folder"]), _open(job)
     about = artist.about(_request(job, job["shots"][0]))
-    write_atomically(folder / "artist.json", json.dumps(about, indent=1).encode())
+    _keep(folder / "artist.json", json.dumps(about, indent=1).encode())
     for shot in job["shots"]:
         drawing = artist.draw(_request(job, shot))
         latents, picture = BytesIO(), BytesIO()
         np.save(latents, drawing.latents.astype(np.float32))
         Image.fromarray(drawing.pixels).save(picture, "PNG")
         stem = Shot(**shot).stem
-        write_atomically(folder / f"{stem}.npy", latents.getvalue())
+        _keep(folder / f"{stem}.npy", latents.getvalue())
         # The picture comes last: a shot that has one is whole.
-        write_atomically(folder / f"{stem}.png", picture.getvalue())
+        _keep(folder / f"{stem}.png", picture.getvalue())
         say(done=stem)
 
 
 def _time(job: dict[str, Any]) -> None:
     import numpy as np
     from PIL import Image
-
-    from edge_sd.files import write_atomically
 
     from .energy import consumed, joules
     from .plan import Shot
@@ -111,7 +111,18 @@ def _time(job: dict[str, Any]) -> None:
     steps = again.steps[1:] or again.steps
     times = {"load": load, "first": first, "step": statistics.median(steps), "decode": again.decode,
              "picture": sum(again.steps) + again.decode, "memory": memory, "energy": energy, "same": same}  # fmt: skip
-    write_atomically(Path(job["output"]), json.dumps(times).encode())
+    _keep(Path(job["output"]), json.dumps(times).encode())
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """Write a result whole. Raises Unwritable."""
+    from edge_sd.files import write_atomically
+
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        why = error.strerror or error
+        raise Unwritable(f"{path} cannot be written: {why}; what was drawn is kept, compare again") from error
 
 
 def peak_memory() -> int | None:

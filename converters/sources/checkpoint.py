@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from edge_sd.bundle.library import HUB_RECORD, find_model, find_pulled
 from edge_sd.errors import ConversionError, InvalidRequest
+from edge_sd.files import scratch
 from edge_sd.text.tokenizer import END, START, read_vocabulary
 
 from .single_file import CLIP_L, KINDS, XL_L, Checkpoint, write_json
@@ -37,9 +37,9 @@ def unpacked(
     parent = beside.absolute().parent
     if not parent.is_dir():
         raise InvalidRequest(f"the folder {str(parent)!r}, where the bundle would go, does not exist")
-    with tempfile.TemporaryDirectory(prefix=".edge-sd-", dir=parent) as folder:
+    with scratch(parent / f"{beside.name}.unpacked") as folder:
         try:
-            made = unpack(path, Path(folder) / path.stem, tokenizer=tokenizer, prediction=prediction)
+            made = unpack(path, folder / path.stem, tokenizer=tokenizer, prediction=prediction)
             for place in list(path.parents)[:2]:
                 if (place / HUB_RECORD).is_file():
                     # Its licence, and what the catalogue knows of how to draw with it.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from edge_sd.bundle.library import MANIFEST, find_model, find_pulled, model_name
 from edge_sd.bundle.parts import UPSCALER
 from edge_sd.errors import ConversionError, InvalidModel, InvalidRequest, ModelNotFound
-from edge_sd.files import read_json
+from edge_sd.files import read_json, scratch
 
 # Folder of a source -> the class of what goes there.
 CLASSES = {"vae": "AutoencoderKL", "controlnet": "ControlNetModel", "vae_tiny": "AutoencoderTiny"}
@@ -43,8 +42,8 @@ def composed(source: str | Path, beside: Path, parts: Mapping[str, str | Path | 
     parent = beside.absolute().parent
     if not parent.is_dir():
         raise InvalidRequest(f"the folder {str(parent)!r}, where the bundle would go, does not exist")
-    with tempfile.TemporaryDirectory(prefix=".edge-sd-", dir=parent) as folder:
-        made = Path(folder) / model_name(whole)
+    with scratch(parent / f"{beside.name}.composed") as folder:
+        made = folder / model_name(whole)
         made.mkdir()
         try:
             for each in whole.iterdir():

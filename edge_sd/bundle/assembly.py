@@ -30,7 +30,7 @@ import numpy as np
 
 from ..caches import cache_folder
 from ..errors import InvalidModel, OutputError
-from ..files import FileRecord, hash_file, inside, record_file, scratch
+from ..files import FileRecord, hash_file, inside, record_file, scratch, sweep
 from .bundle import ModelBundle
 from .variants import Artifact
 
@@ -102,6 +102,7 @@ def whole_package(bundle: ModelBundle, artifact: Artifact) -> Path:
         return kept
     try:
         home.mkdir(parents=True, exist_ok=True)
+        sweep(home)
         # Written beside and renamed, so that a reader never sees half of it.
         with scratch(home / key) as beside:
             made = beside / key / graph.name

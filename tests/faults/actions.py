@@ -19,7 +19,6 @@ def convert(source: str, target: str, precision: str = "fp16") -> None:
     from edge_sd.bundle.variants import Parity
     from edge_sd.converters import build
     from edge_sd.converters.form import Made
-    from edge_sd.converters.openvino import convert as openvino
     from edge_sd.converters.recipes import RECIPES
     from edge_sd.files import record_file
 
@@ -35,11 +34,52 @@ def convert(source: str, target: str, precision: str = "fp16") -> None:
         row = {"made": asdict(made), "parity": asdict(Parity(99.0, 0.0)), "files": files}
         return row, [{"picture": np.zeros((1, 3, 64, 64), np.float32)}]
 
+    _stand_in(part)
+    build.build(source, Path(target), "openvino", RECIPES[precision], lambda what, share: None)
+
+
+def run(made: str, *words: str) -> None:
+    """`edge-sd run` whose conversion computes nothing: its components are those of the bundle `made`."""
+    import shutil
+    import sys
+
+    import numpy as np
+
+    from edge_sd.apps.cli import main
+    from edge_sd.bundle.bundle import read_manifest
+    from edge_sd.converters.form import Made
+
+    bundle = read_manifest(Path(made))
+    ((title, variant),) = bundle.variants.items()
+
+    def part(_: Any, form: Any, recipe: Any, name: str, staging: Path, *rest: Any) -> Any:
+        artifact, files = variant.artifacts[name], {}
+        for each in (artifact.graph, *artifact.weights):
+            place = staging / each.removeprefix(f"{title}/")
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(bundle.path(each), place)
+            files[each.removeprefix(f"{title}/")] = asdict(variant.files[each])
+        graph, *weights = files
+        row = Made((name,), graph, tuple(weights), artifact.inputs, artifact.outputs)
+        parity = {"psnr": 99.0, "max_error": 0.0}
+        return {"made": asdict(row), "parity": parity, "files": files}, [
+            {"picture": np.zeros((1, 3, 16, 16), np.float32)}
+        ]
+
+    _stand_in(part)
+    sys.argv = ["edge-sd", "run", *words]
+    main()
+
+
+def _stand_in(part: Any) -> None:
+    """Let `part` make the components of all conversions of this process."""
+    from edge_sd.converters import build
+    from edge_sd.converters.openvino import convert as openvino
+
     def tokenizer(_: Path, staging: Path) -> None:
         (staging / "openvino_tokenizer.xml").write_text(json.dumps({"x": "y" * 50_000}))
 
     build._make_part, openvino.convert_tokenizer = part, tokenizer
-    build.build(source, Path(target), "openvino", RECIPES[precision], lambda what, share: None)
 
 
 def install(home: str) -> None:

@@ -3,13 +3,9 @@ after the next start."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_sd.bundle.bundle import ModelBundle
-
-from ..hub import Hub, serving
 from .account import Tally
-from .interrupted import FAIL_FROM, FAIL_ONCE, KILL, Commands, Ended, Fault, points
-
-NAME = "some-org/tiny.sd"
-# At most so many points of a command in full, and calls that write pieces of large files in between.
-MOST = 100
-
-
-@dataclass
-class Scenario:
-    """A command, and what may be there when it was stopped.
-
-    prepare  makes the old state in an empty folder
-    state    what a reader finds, with asserts that it is whole; None is nothing
-    watched  the folder below which calls count; others, such as caches, may be anything
-    """
-
-    words: tuple[str, ...]
-    prepare: Callable[[Path], None]
-    state: Callable[[Path], Any]
-    watched: str = "."
-    call: str = ""
-    arguments: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def run(self, commands: Commands, at: Path, fault: Fault | None = None) -> Ended:
-        def here(text: str) -> str:
-            return text.replace("{at}", str(at))
-
-        watched = at if self.watched == "." else at / self.watched
-        return commands.run(
-            *map(here, self.words), at=at, watched=watched, fault=fault, call=self.call,
-            arguments=list(map(here, self.arguments)),
-            **{name: here(value) for name, value in self.environment.items()},
-        )  # fmt: skip
-
-
-def debris(folder: Path) -> list[str]:
-    """Names of half-written things."""
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob(".*"))
-    return [name for name in found if name.endswith((".partial", ".old")) or "/.edge-sd-" in f"/{name}"]
-
-
-def pixels(path: Path) -> Any:
-    """Whether the picture is there, and its size; an opened one is whole."""
-    if not path.exists():
-        return None
-    with Image.open(path) as image:
-        image.load()
-        return image.size
+from .interrupted import FAIL_FROM, FAIL_ONCE, Commands
+from .scenarios import Scenario, Trials, pixels
 
 
 def old_picture(folder: Path) -> None:
@@ -108,6 +54,11 @@ def measured(folder: Path) -> Any:
 
 TUNE = Scenario(
     (), lambda folder: None, measured, call="remember", arguments=("emoji",),
+    environment={"EDGE_SD_CACHE": "{at}/cache"},
+)  # fmt: skip
+# The command itself measures for seconds before it writes.
+TUNE_WHOLE = Scenario(
+    ("tune", "emoji", "--seconds", "15"), lambda folder: None, measured, "cache/measured",
     environment={"EDGE_SD_CACHE": "{at}/cache"},
 )  # fmt: skip
 
@@ -186,7 +137,7 @@ def compared(folder: Path) -> Any:
 COMPARE = Scenario(
     ("compare", "emoji", "--variants", "openvino-fp16,openvino-fp16-lcm", "--reference", "openvino-fp16", "--prompts",
      "prompts.txt", "--steps", "1", "--rounds", "0", "--swap", "0", "--report", "R", "--quiet"),
-    lambda folder: (folder / "prompts.txt").write_text("a cat") and None, compared, "R",
+    lambda folder: (folder / "prompts.txt").write_text("a cat") and None, compared, "R", goes_on=True,
 )  # fmt: skip
 
 SCENARIOS = {
@@ -194,69 +145,7 @@ SCENARIOS = {
     "macos install again": INSTALL_AGAIN, "train publish": PUBLISH,
 }  # fmt: skip
 # Those in which a call that fails is the whole command's end: the old state stays.
-WRITERS = ("generate", "macos install again", "train publish")
-
-
-class Trials:
-    def __init__(self, commands: Commands, scenario: Scenario, folder: Path) -> None:
-        self.commands, self.scenario, self.folder = commands, scenario, folder
-
-    def fresh(self) -> Path:
-        at = self.folder / "at"
-        shutil.rmtree(at, ignore_errors=True)
-        at.mkdir()
-        self.scenario.prepare(at)
-        return at
-
-    def whole(self, fault: Fault) -> tuple[int, Any, Any]:
-        """How many calls the command makes, and its old and new state."""
-        at = self.fresh()
-        old = self.scenario.state(at)
-        done = self.scenario.run(self.commands, at, fault)
-        assert done.code == 0, done.said
-        return done.calls, old, self.scenario.state(at)
-
-    def kill(self, tally: Tally, most: int = MOST) -> None:
-        calls, old, new = self.whole(Fault())
-        assert calls > 0
-        for nth in points(calls, tally.count(min(calls, most))):
-            at = self.fresh()
-            fault = Fault(KILL, nth)
-            with tally.trial(fault):
-                done = self.scenario.run(self.commands, at, fault)
-                assert done.code in (-9, 0), done.said
-                self.check_between(at, old, new)
-                again = self.scenario.run(self.commands, at)
-                assert again.code == 0, again.said
-                assert self.scenario.state(at) == new
-                assert debris(at) == []
-
-    def check_between(self, at: Path, old: Any, new: Any) -> None:
-        found = self.scenario.state(at)
-        if isinstance(old, int) and isinstance(new, int):
-            assert new <= found <= old, found
-        elif isinstance(new, list):
-            assert set(found or ()) <= {*new}, found
-        else:
-            # A folder is exchanged in two renames; between them the next start finds the old one aside.
-            assert found in (old, new) or (found is None and list(at.rglob(".*.old"))), found
-
-    def fail(self, tally: Tally, mode: int) -> None:
-        calls, old, new = self.whole(Fault(error=errno.EIO))
-        for nth in points(calls, tally.count(min(calls, MOST))):
-            at = self.fresh()
-            fault = Fault(mode, nth, errno.ENOSPC if nth % 2 else errno.EIO)
-            with tally.trial(fault):
-                done = self.scenario.run(self.commands, at, fault)
-                found = self.scenario.state(at)
-                assert debris(at) == []
-                if done.code == 0:
-                    assert found == new
-                    continue
-                assert done.code in (1, 2)
-                last = done.said.strip().splitlines()[-1]
-                assert last.startswith(("edge-sd: ", "edge_sd.errors.")), done.said[-500:]
-                assert found == old, found
+WRITERS = ("generate", "tune", "macos install again", "train publish")
 
 
 @pytest.mark.fault(25, "SIGKILL at calls of generate, cache clear, tune, macos install, train publish; then again")
@@ -265,7 +154,7 @@ def test_a_kill_leaves_the_old_state_or_the_new(name: str, commands: Commands, t
     Trials(commands, SCENARIOS[name], tmp_path).kill(tally)
 
 
-@pytest.mark.fault(25, "calls of generate, macos install, train publish that fail, once and for good")
+@pytest.mark.fault(25, "calls of generate, tune, macos install, train publish that fail, once and for good")
 @pytest.mark.parametrize("mode", [FAIL_ONCE, FAIL_FROM], ids=["once", "for good"])
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_call_that_fails_leaves_the_old_state(
@@ -286,51 +175,20 @@ def test_a_kill_of_a_comparison_loses_nothing_that_was_drawn(commands: Commands,
     Trials(commands, COMPARE, tmp_path).kill(tally, 8)
 
 
-@pytest.fixture
-def hub(weights: Path, tmp_path: Path) -> Iterator[Hub]:
-    folder = tmp_path / "repository"
-    shutil.copytree(weights, folder)
-    with serving(folder, NAME) as hub:
-        yield hub
+@pytest.mark.fault(25, "calls of compare that fail, once and for good; then again")
+@pytest.mark.parametrize("mode", [FAIL_ONCE, FAIL_FROM], ids=["once", "for good"])
+def test_a_full_disk_under_a_comparison_is_one_line(
+    mode: int, commands: Commands, tmp_path: Path, tally: Tally
+) -> None:
+    if not tally.everything:
+        pytest.skip("minutes: in full numbers only")
+    Trials(commands, COMPARE, tmp_path).fail(tally, mode, 8)
 
 
-def pulling(hub: Hub, update: bool) -> Scenario:
-    def prepare(folder: Path) -> None:
-        if not update:
-            return
-        # An older revision, of which one file was another.
-        shutil.copytree(hub.folder, folder / "models/some-org--tiny.sd")
-        target = folder / "models/some-org--tiny.sd"
-        rows = {
-            row["rfilename"]: row for row in hub.info()["siblings"] if not row["rfilename"].endswith((".md", ".svg"))
-        }
-        files = {name: {"bytes": row["size"], "sha256": (row.get("lfs") or {}).get("sha256", "")}
-                 for name, row in rows.items()}  # fmt: skip
-        (target / "hub.json").write_text(
-            json.dumps({"repo": NAME, "revision": "0" * 40, "form": "torch", "files": files})
-        )
-        (target / "model_index.json").write_bytes((target / "model_index.json").read_bytes() + b" ")
-
-    def state(folder: Path) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("EDGE_SD_MODELS", str(folder / "models"))
-            from edge_sd.bundle.library import find_model
-            from edge_sd.errors import ModelNotFound
-
-            try:
-                root = find_model(NAME)
-            except ModelNotFound:
-                return None
-            record = json.loads((root / "hub.json").read_text())
-            if record["revision"] != "0" * 40:
-                assert ModelBundle.open(root).verify() == []
-            return record["revision"]
-
-    environment = {"EDGE_SD_MODELS": "{at}/models", "HF_ENDPOINT": hub.url, "HF_HOME": "{at}/hf", "HF_HUB_OFFLINE": "0"}
-    return Scenario(("models", "pull", NAME, "--quiet"), prepare, state, "models", environment=environment)
-
-
-@pytest.mark.fault(25, "SIGKILL at calls of pull, new and as an update; then again")
-@pytest.mark.parametrize("update", [False, True], ids=["new", "update"])
-def test_a_kill_of_a_pull(update: bool, hub: Hub, commands: Commands, tmp_path: Path, tally: Tally) -> None:
-    Trials(commands, pulling(hub, update), tmp_path).kill(tally, 50)
+@pytest.mark.fault(25, "calls of tune as a whole that fail, or are the last before SIGKILL")
+def test_a_disk_that_fails_under_tune(commands: Commands, tmp_path: Path, tally: Tally) -> None:
+    if not tally.everything:
+        pytest.skip("minutes: in full numbers only")
+    trials = Trials(commands, TUNE_WHOLE, tmp_path)
+    trials.fail(tally, FAIL_ONCE, 4)
+    trials.kill(tally, 4)

@@ -25,7 +25,7 @@ from ...bundle.variants import Artifact, Variant
 from ...caches import cache_folder
 from ...components.base import Array, last_rows
 from ...errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra, NumericalError, install_line
-from ...files import hash_file, scratch
+from ...files import hash_file, scratch, sweep
 from ..base import Device, LoadRequest
 from .edits import edited, known_ids, table_rows
 from .plan import placements
@@ -212,6 +212,7 @@ class CompiledProgram:
         if kept.is_dir():
             return kept
         home.mkdir(parents=True, exist_ok=True)
+        sweep(home)
         # Compiled beside and renamed, so that a reader never sees half of it and two processes leave one copy.
         with scratch(kept) as beside:
             made = ct.models.utils.compile_model(str(package), str(beside / kept.name))

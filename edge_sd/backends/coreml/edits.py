@@ -27,7 +27,7 @@ from ...caches import cache_folder, code_digest
 from ...components.edits import Edits
 from ...components.lora import Change, changes_of
 from ...errors import InvalidModel, InvalidRequest, OutputError
-from ...files import FileRecord, record_file, scratch
+from ...files import FileRecord, record_file, scratch, sweep
 from ...text.conditioning import HIDDEN
 from ...text.textual_inversion import FIRST
 
@@ -73,6 +73,7 @@ def edited(packages: Sequence[Path], digest: str, edits: Edits, name: str) -> li
     if not _is_whole(kept):
         try:
             home.mkdir(parents=True, exist_ok=True)
+            sweep(home)
             # Written beside and renamed, so that a reader never sees half of it.
             with scratch(kept) as beside:
                 made = beside / key
