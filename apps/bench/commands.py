@@ -37,6 +37,10 @@ def bench(
     device: Annotated[str, typer.Option(help="Where it is drawn.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each program; the table has their medians.")] = 3,
     pictures: Annotated[int, typer.Option(min=2, help="Pictures of the table of quality.")] = 64,
+    load: Annotated[
+        float | None,
+        typer.Option(min=8, max=86_400, help="Seconds of the steady load of serving. Default: 8 a round."),
+    ] = None,
     home: Annotated[
         Path | None, typer.Option(help="Where the large random model (6 GB) is kept. Default: the cache.")
     ] = None,
@@ -50,13 +54,15 @@ def bench(
     for name in tables or ():
         if name not in TABLES:
             raise InvalidRequest(f"unknown table {name!r}; valid: {choices(TABLES)}")
+    if load is not None and (model is not None or (tables and "serving" not in tables)):
+        raise InvalidRequest("--load is of the table serving")
     from .process import machine
 
     with progress(False, "measuring") as report:
         made = (
             _own(model, variant or [], device, rounds, report)
             if model
-            else _beside(tables or TABLES, rounds, pictures, home, report)
+            else _beside(tables or TABLES, rounds, pictures, load, home, report)
         )
         if as_json:
             found = {"machine": machine(), "tables": [each.record() for each in made]}
@@ -75,7 +81,12 @@ def _own(model: str, variants: list[str], device: str, rounds: int, report: Watc
 
 
 def _beside(
-    names: list[str] | tuple[str, ...], rounds: int, pictures: int, home: Path | None, report: Watch
+    names: list[str] | tuple[str, ...],
+    rounds: int,
+    pictures: int,
+    load: float | None,
+    home: Path | None,
+    report: Watch,
 ) -> Iterator[Any]:
     """The tables of these names; `report` is told which is measured, and the share that is done."""
     try:
@@ -97,7 +108,7 @@ def _beside(
         elif name == "serving":
             from . import serving
 
-            yield serving.table(rounds)
+            yield serving.table(rounds, load)
         elif name == "determinism":
             from . import determinism
 

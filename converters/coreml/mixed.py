@@ -10,6 +10,7 @@ every weight has the name it has in the package, and no package is made for a tr
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -46,6 +47,14 @@ class Point:
     bytes: int
     psnr: float
 
+    @classmethod
+    def read(cls, row: dict[str, Any]) -> Point:
+        """Raises KeyError, TypeError, ValueError or OverflowError for what is no point."""
+        point = cls(str(row["name"]), float(row["bits"]), int(row["bytes"]), float(row["psnr"]))
+        if not (math.isfinite(point.bits) and math.isfinite(point.psnr)):
+            raise ValueError(f"{row} is no point")
+        return point
+
 
 @dataclass(frozen=True)
 class BitRecipe:
@@ -63,12 +72,13 @@ class BitRecipe:
         """Raises InvalidModel."""
         try:
             document = json.loads(path.read_text("utf-8"))
-            fixed, mixed = ([Point(**row) for row in document[name]] for name in ("fixed", "mixed"))
-            return cls(dict(document["bits"]), fixed, mixed)
+            fixed, mixed = ([Point.read(row) for row in document[name]] for name in ("fixed", "mixed"))
+            bits = {str(name): int(width) for name, width in document["bits"].items()}
+            return cls(bits, fixed, mixed)
         except OSError as error:
             raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidModel(f"{path} is no recipe of bits") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise InvalidModel(f"{path} is no recipe of bits: {error}") from error
 
 
 class Constants(Protocol):

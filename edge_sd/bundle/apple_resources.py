@@ -75,7 +75,11 @@ def read_resources(root: Path) -> tuple[Facts, dict[str, Variant]]:
             files |= {name: known.get(name) or FileRecord(path.stat().st_size, "") for name, path in there.items()}
     compute = "ane" if models["unet"].split else "gpu"
     variant = Variant("coreml", "as converted", artifacts, files, compute=compute)
-    return with_record(root, _facts(root, models)), {f"coreml-{compute}": variant}
+    try:
+        facts = _facts(root, models)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise InvalidModel(f"{root} is not in Apple's layout: {error}") from error
+    return with_record(root, facts), {f"coreml-{compute}": variant}
 
 
 def _find(root: Path, name: str) -> tuple[Path, ...]:

@@ -34,6 +34,8 @@ from ..files import FileRecord, hash_file, inside, record_file, scratch, sweep
 from .bundle import ModelBundle
 from .variants import Artifact
 
+# A package is at most so many times as large as the files that it is made of.
+MOST_COPIES = 4
 Piece = tuple[int, int] | tuple[int, int, float]
 
 
@@ -67,6 +69,8 @@ class Assembly:
     def write(self, weights: Sequence[Path], package: Path) -> None:
         """Write the weight file into `package`. Raises InvalidModel if it does not become what it must, or OSError."""
         sources = _Files(weights)
+        if self.record.bytes > MOST_COPIES * sources.starts[-1]:
+            raise InvalidModel(f"{package.name} asks for {self.record.bytes} bytes of {sources.starts[-1]}")
         target = inside(package, self.file)
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()

@@ -190,6 +190,8 @@ def _problem(path: Path, name: str, record: FileRecord, thorough: bool) -> str |
         if size != record.bytes:
             refuse_pointer(path)
             return f"{name} has {size} bytes, its manifest says {record.bytes}"
+        if not path.is_file():
+            return f"{name} is no file"
         if thorough and record.sha256 and hash_file(path) != record.sha256:
             return f"{name} is damaged (its sha256 differs from the manifest)"
     except OSError as error:

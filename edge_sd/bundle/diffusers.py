@@ -54,10 +54,9 @@ def diffusers_facts(folder: Path) -> Facts:
         raise InvalidModel(
             f"{folder} is a {pipeline or 'folder without _class_name'}; supported: {', '.join((*PIPELINES, *READERS))}"
         )
-    if pipeline in READERS:
-        with _readable(folder):
-            return with_record(folder, READERS[pipeline](folder, index))
-    return with_record(folder, _unet_facts(folder, index, pipeline))
+    with _readable(folder):
+        facts = READERS[pipeline](folder, index) if pipeline in READERS else _unet_facts(folder, index, pipeline)
+    return with_record(folder, facts)
 
 
 @contextmanager
@@ -65,7 +64,7 @@ def _readable(folder: Path) -> Iterator[None]:
     """Raise InvalidModel for what is missing or wrong in the configs of `folder`."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, OSError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise InvalidModel(f"{folder}: {detail} in its configs") from error
 
@@ -78,28 +77,27 @@ def _unet_facts(folder: Path, index: dict[str, Any], pipeline: str) -> Facts:
     vae = read_json(vae_folder(folder) / "config.json")
     _check_vae(folder, vae)
     scheduler = read_json(folder / "scheduler/scheduler_config.json")
-    with _readable(folder):
-        scheduler = _as_drawn(scheduler, pipeline)
-        schedule = NoiseSchedule.from_config(scheduler)
-        xl = unet.get("addition_embed_type") == "text_time"
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        latents = LatentSpace(
-            channels=int(vae.get("latent_channels", unet["out_channels"])),
-            factor=factor,
-            scale=float(vae.get("scaling_factor") or 0.18215),
-            shift=float(vae.get("shift_factor") or 0.0),
-            # Only the pipelines of SDXL look at these.
-            mean=tuple(map(float, vae.get("latents_mean") or ())) if xl else (),
-            std=tuple(map(float, vae.get("latents_std") or ())) if xl else (),
-        )
-        height, width = _sides(unet, XL_SIDE if xl else OLD_SIDE)
-        family, more = _family(index, unet, texts)
-        editing = pipeline == EDITING
-        inpainting = _takes_mask(folder, int(unet["in_channels"]), latents.channels, editing)
-        text = next(iter(texts.values()))
-        max_tokens = int(text.get("max_position_embeddings", 77))
-        text_width = int(unet["cross_attention_dim"]) if family == "sdxl" else int(text["hidden_size"])
-        guidance_width = int(unet.get("time_cond_proj_dim") or 0)
+    scheduler = _as_drawn(scheduler, pipeline)
+    schedule = NoiseSchedule.from_config(scheduler)
+    xl = unet.get("addition_embed_type") == "text_time"
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    latents = LatentSpace(
+        channels=int(vae.get("latent_channels", unet["out_channels"])),
+        factor=factor,
+        scale=float(vae.get("scaling_factor") or 0.18215),
+        shift=float(vae.get("shift_factor") or 0.0),
+        # Only the pipelines of SDXL look at these.
+        mean=tuple(map(float, vae.get("latents_mean") or ())) if xl else (),
+        std=tuple(map(float, vae.get("latents_std") or ())) if xl else (),
+    )
+    height, width = _sides(unet, XL_SIDE if xl else OLD_SIDE)
+    family, more = _family(index, unet, texts)
+    editing = pipeline == EDITING
+    inpainting = _takes_mask(folder, int(unet["in_channels"]), latents.channels, editing)
+    text = next(iter(texts.values()))
+    max_tokens = int(text.get("max_position_embeddings", 77))
+    text_width = int(unet["cross_attention_dim"]) if family == "sdxl" else int(text["hidden_size"])
+    guidance_width = int(unet.get("time_cond_proj_dim") or 0)
     sampler = sampler_of_config(scheduler)
     lcm = pipeline.startswith("LatentConsistencyModel") or sampler == "lcm"
     few = lcm or _is_turbo(schedule, sampler, family == "sdxl" and max(width, height) >= XL_SIDE)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from ..sampling.schedule import NoiseSchedule
 
+# Pixels a side of one latent, at most; those of the families here are 8 and 16.
+MOST_FACTOR = 256
 Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux2", "zimage"]
 
 
@@ -44,6 +46,8 @@ class LatentSpace:
     fold: int = 1
 
     def __post_init__(self) -> None:
+        if type(self.factor) is not int or not 1 <= self.factor <= MOST_FACTOR or self.channels < 1:
+            raise ValueError(f"an autoencoder of {self.channels} channels and {self.factor} pixels a side of each")
         if self.fold < 1 or self.channels % self.fold**2 or self.factor % self.fold:
             raise ValueError(f"fold {self.fold} of {self.channels} channels, {self.factor} pixels a side")
         counts = {len(self.mean), len(self.std)}

@@ -33,7 +33,7 @@ def hashes(folder: Path) -> dict[str, FileRecord]:
         return {}
     try:
         return {str(name): FileRecord(int(row["bytes"]), str(row["sha256"])) for name, row in record["files"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InvalidModel(f"{folder / HUB_RECORD} is damaged; pull the model again") from error
 
 
@@ -49,7 +49,7 @@ def with_record(folder: Path, facts: Facts) -> Facts:
     kinds = {each.name: type(getattr(facts.defaults, each.name)) for each in fields(Defaults)}
     try:
         defaults = {name: kinds[name](value) for name, value in wanted.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InvalidModel(f"{folder / HUB_RECORD}: its defaults are damaged; pull the model again") from error
     license = str(record.get("license", facts.license))
     return replace(facts, defaults=replace(facts.defaults, **defaults), license=license)

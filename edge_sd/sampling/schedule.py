@@ -39,6 +39,8 @@ _ABAR_MIN_VP = 2.0**-48
 # Flow matching starts at pure noise, s = 1; there too alpha * x is the noise to float32 precision.
 _SIGMA_MAX_FLOW = 2.0**24
 
+# Of the schedule's arrays; models have 1,000.
+MOST_TIMESTEPS = 100_000
 _TCD_ETA = 0.3  # gamma of Zheng et al. 2024 (arXiv:2402.19159); the value is diffusers'
 
 
@@ -90,6 +92,8 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         require_int("num_train_timesteps", self.num_train_timesteps, 1)
+        if self.num_train_timesteps > MOST_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps {self.num_train_timesteps} is more than {MOST_TIMESTEPS}")
         require_int("steps_offset", self.steps_offset, 0)
         require_choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
         require_choice("prediction_type", self.prediction_type, get_args(PredictionType))

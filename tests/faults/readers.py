@@ -14,6 +14,8 @@ import numpy as np
 from edge_sd.errors import EdgeSDError
 from edge_sd.paths import embedded_models
 
+from . import strangers
+
 EMOJI = embedded_models() / "emoji"
 
 
@@ -169,7 +171,7 @@ READERS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (manifest, prompt, template, infotext, record, programs, safetensors, lora, lora_keys, picture, merges,
                  package, openai_request, a1111_request, job)
-}  # fmt: skip
+} | strangers.READERS  # fmt: skip
 
 
 def read(name: str, data: bytes) -> None:
@@ -186,6 +188,9 @@ def seeds(name: str) -> Iterator[bytes]:
     from PIL.PngImagePlugin import PngInfo
     from safetensors.numpy import save
 
+    if name in strangers.READERS:
+        yield from strangers.seeds(name)
+        return
     info = "a (cat:1.2), [a:b:0.5] AND {a|b} <lora:x:0.5>\nNegative prompt: dogs\nSteps: 3, Sampler: Euler a, Seed: 1"
     info += ", Size: 8x8"
     ours = json.dumps({"version": "1", "request": {"prompt": "a cat", "steps": 3, "loras": {"x": ["ab", 1.0]}}})

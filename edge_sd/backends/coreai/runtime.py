@@ -24,7 +24,7 @@ from ...files import hash_file
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]
 # The program of an asset, and the SHA-256 that its writer put beside it.
-PROGRAM, HASH = "main.mlirb", "main.hash"
+PROGRAM, HASH, HASH_BYTES = "main.mlirb", "main.hash", 32
 
 
 class Loop:
@@ -59,8 +59,14 @@ def check_asset(path: Path) -> None:
     Raises InvalidModel.
     """
     program, recorded = path / PROGRAM, path / HASH
+    for each in (program, recorded):
+        # A pipe would never end.
+        if not each.is_file():
+            raise InvalidModel(f"{path.name} is no Core AI asset: it has no file {each.name}")
     try:
-        found, expected = bytes.fromhex(hash_file(program)), recorded.read_bytes()
+        with recorded.open("rb") as file:
+            expected = file.read(HASH_BYTES + 1)
+        found = bytes.fromhex(hash_file(program))
     except OSError as error:
         raise InvalidModel(f"{path.name} is no Core AI asset: {error.filename} cannot be read") from error
     if found != expected:

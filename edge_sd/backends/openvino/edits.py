@@ -33,6 +33,9 @@ _MODULE = (
     r"|embeddings|text_projection|transformer_blocks|single_transformer_blocks|pos_embed|time_text_embed"
     r"|context_embedder|norm_out|proj_out)\b[\w.]*?)"
 )
+# Characters of a name that are looked at, and operations one after another between a weight's numbers and its reader:
+# both searches take time beyond measure in a graph that is made for it. A weight of 4 bits has six.
+LONGEST, DEEPEST = 1000, 8
 # OpenVINO's names of weights and of layers. Quantized weights lose their names, so the layer's is used.
 _WEIGHT, _LAYER = re.compile(_MODULE + r"\.weight"), re.compile(_MODULE + "/")
 
@@ -62,8 +65,8 @@ def layers(model: Any) -> dict[str, list[Any]]:
             continue
         port = node.input(1)
         stored = list(chain(port.get_source_output().get_node()))
-        matches = [_WEIGHT.search(each.get_friendly_name()) for each in stored]
-        matches += [_LAYER.search(node.get_friendly_name())] if stored else []
+        matches = [_WEIGHT.search(each.get_friendly_name()[:LONGEST]) for each in stored]
+        matches += [_LAYER.search(node.get_friendly_name()[:LONGEST])] if stored else []
         if match := next(filter(None, matches), None):
             found.setdefault(match[1], []).append(port)
     return found
@@ -102,11 +105,13 @@ def chain(node: Any) -> Iterator[Any]:
             yield from chain(value.get_node())
 
 
-def _is_stored(node: Any) -> bool:
-    """Whether it is a constant, or made of constants alone."""
+def _is_stored(node: Any, depth: int = DEEPEST) -> bool:
+    """Whether it is a constant, or made of constants alone by at most so many operations."""
     kind = node.get_type_name()
     return kind == "Constant" or (
-        kind in _ARITHMETIC and all(_is_stored(value.get_node()) for value in node.input_values())
+        depth > 0
+        and kind in _ARITHMETIC
+        and all(_is_stored(value.get_node(), depth - 1) for value in node.input_values())
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...components.base import DEEP
+from .edits import DEEPEST
 
 # Below these many tokens averaging them takes longer than it saves.
 MANY_TOKENS = 1024
@@ -304,8 +305,11 @@ def products_in_convolutions(model: Any) -> int:
     return found
 
 
-def _as_kernel(port: Any) -> Any | None:
-    """Weights [out, in], constants through the conversion and scaling of 8 bits, as a kernel [out, in, 1, 1]."""
+def _as_kernel(port: Any, depth: int = DEEPEST) -> Any | None:
+    """Weights [out, in], constants through the conversion and scaling of 8 bits, as a kernel [out, in, 1, 1].
+
+    None for what more than `depth` operations make of them.
+    """
     from openvino import opset13 as ops
 
     node = port.get_node()
@@ -313,9 +317,9 @@ def _as_kernel(port: Any) -> Any | None:
     if kind == "Constant":
         array = node.get_data()
         return ops.constant(array.reshape(*array.shape, 1, 1)) if array.ndim == 2 else node
-    if kind not in ("Convert", "Multiply", "Subtract"):
+    if kind not in ("Convert", "Multiply", "Subtract") or not depth:
         return None
-    inputs = [_as_kernel(node.input_value(n)) for n in range(node.get_input_size())]
+    inputs = [_as_kernel(node.input_value(n), depth - 1) for n in range(node.get_input_size())]
     if any(each is None for each in inputs):
         return None
     if kind == "Convert":

@@ -40,8 +40,11 @@ def reshape(model: Any, shapes: Shapes, graph: str, factor: int) -> None:
         if not name or len(shapes[name]) != 4:
             raise InvalidModel(f"{graph} does not take the inputs of this model: {first_line(error)}") from error
         scale = 1 if shapes[name][1] == 3 else factor
-        (port,) = [each for each in model.inputs if name in each.names]
-        fixed = port.partial_shape
+        ports = [each for each in model.inputs if name in each.names]
+        if len(ports) != 1 or ports[0].partial_shape.rank != len(shapes[name]):
+            what = f"has no input {name}" if not ports else f"takes another {name} than pictures"
+            raise InvalidModel(f"{graph} {what}; it is no part of a model of this kind") from error
+        fixed = ports[0].partial_shape
         asked = f"{shapes[name][3] * scale}x{shapes[name][2] * scale}"
         if fixed[2].is_static and fixed[3].is_static:
             sizes = f"only {fixed[3].get_length() * scale}x{fixed[2].get_length() * scale}"

@@ -27,7 +27,7 @@ def interface(folder: Path) -> tuple[dict[str, TensorType], tuple[str, ...], tup
         return inputs, outputs, tuple(model.get("mlProgramOperationTypeHistogram", ()))
     except OSError as error:
         raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidModel(f"{path} is no compiled model's metadata: {error}") from error
 
 
