@@ -206,3 +206,22 @@ def test_a_sweep_makes_the_variants_and_compares_them(
     assert found["rows"][0]["name"] == "torch-fp32"
     assert all("quality" in row for row in found["rows"])
     assert (tmp_path / "sweep/bundle/edge_sd.json").is_file()
+
+
+def test_a_folder_that_cannot_be_written_to_ends_the_comparison_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge_sd.apps.compare import measure
+
+    monkeypatch.chdir(tmp_path)
+    # The worker finds no folder to write into, as it finds a full disk.
+    monkeypatch.setattr(measure, "_make_folder", lambda folder: None)
+    (tmp_path / "prompts.txt").write_text("a cat")
+    words = ("--variants", "openvino-fp16", "--reference", "openvino-fp16", "--rounds", "0", "--swap", "0", *SHORT)
+    monkeypatch.setattr(sys, "argv", ["edge-sd", "compare", "emoji", *words, "--report", "R"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2
+    assert "artist.json cannot be written: No such file or directory; what was drawn is kept" in said
+    assert not (tmp_path / "R/report.json").exists()

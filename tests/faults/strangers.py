@@ -61,8 +61,12 @@ def _use(root: Path) -> None:
 def _export(name: str, data: bytes, configs: tuple[str, ...], denoiser: str) -> None:
     graphs = [f"{part}/openvino_model.{end}" for part in ("text_encoder", "text_encoder_2", denoiser, "vae_decoder")
               for end in ("xml", "bin")]  # fmt: skip
-    _write(_root(name), {**dict.fromkeys(graphs, b'<net output_names="a,hidden_states.1"/>'), **_split(data, configs)})
-    _use(_root(name))
+    root = _root(name)
+    _write(root, {**dict.fromkeys(graphs, b'<net output_names="a,hidden_states.1"/>'), **_split(data, configs)})
+    if not (root / "hub.json").read_bytes().strip():
+        # Not every export was pulled.
+        (root / "hub.json").unlink()
+    _use(root)
 
 
 def export(data: bytes) -> None:
@@ -236,14 +240,13 @@ _XL: list[Any] = [
     {"_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "trailing"},
     {"hidden_size": 768, "num_hidden_layers": 12, "max_position_embeddings": 77},
     {"hidden_size": 1280, "num_hidden_layers": 32, "projection_dim": 1280},
-    {},
 ]  # fmt: skip
 _FLOWS: list[list[Any]] = [
     [{"_class_name": "StableDiffusion3Pipeline", "text_encoder": ["a", "b"], "text_encoder_2": ["a", "b"]},
      {"in_channels": 16, "patch_size": 2, "sample_size": 64, "joint_attention_dim": 64, "pooled_projection_dim": 64,
-      "pos_embed_max_size": 96, "qk_norm": "rms_norm"}, _VAE, _FLOW, {"hidden_size": 8, "num_hidden_layers": 2}, {}],
+      "pos_embed_max_size": 96, "qk_norm": "rms_norm"}, _VAE, _FLOW, {"hidden_size": 8, "num_hidden_layers": 2}],
     [{"_class_name": "Flux2KleinPipeline", "is_distilled": True}, {"joint_attention_dim": 24, "in_channels": 8},
-     {**_VAE, "bn_running_mean_data": [0.0] * 8, "bn_running_var_data": [1.0] * 8}, _FLOW, _QWEN, {}],
+     {**_VAE, "bn_running_mean_data": [0.0] * 8, "bn_running_var_data": [1.0] * 8}, _FLOW, _QWEN],
     [{"_class_name": "ZImagePipeline"}, {"cap_feat_dim": 8, "in_channels": 16, "all_patch_size": [2]}, _VAE, _FLOW,
-     _QWEN, {}],
+     _QWEN],
 ]  # fmt: skip
