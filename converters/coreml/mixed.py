@@ -74,6 +74,8 @@ class BitRecipe:
             document = json.loads(path.read_text("utf-8"))
             fixed, mixed = ([Point.read(row) for row in document[name]] for name in ("fixed", "mixed"))
             bits = {str(name): int(width) for name, width in document["bits"].items()}
+            if not fixed and not mixed:
+                raise ValueError("it has no points")
             return cls(bits, fixed, mixed)
         except OSError as error:
             raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error

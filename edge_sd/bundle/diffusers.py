@@ -66,6 +66,7 @@ def _readable(folder: Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, OSError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        detail = "a list is too short" if isinstance(error, IndexError) else detail
         raise InvalidModel(f"{folder}: {detail} in its configs") from error
 
 

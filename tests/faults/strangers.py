@@ -20,7 +20,7 @@ from edge_sd.paths import embedded_models
 EMOJI = embedded_models() / "emoji"
 CONFIGS = ("model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json",
            "text_encoder/config.json", "text_encoder_2/config.json", "hub.json")  # fmt: skip
-FLOW_CONFIGS = ("model_index.json", "transformer/config.json", *CONFIGS[2:5], "hub.json")
+FLOW_CONFIGS = ("model_index.json", "transformer/config.json", *CONFIGS[2:])
 COMPILED = tuple(f"{name}.mlmodelc/metadata.json" for name in ("Unet", "TextEncoder", "VAEDecoder", "VAEEncoder"))
 GRAPH = "unet/openvino_model.xml"
 SHAPES = {"sample": (1, 4, 8, 8), "timestep": (1,), "encoder_hidden_states": (1, 7, 8)}
@@ -244,7 +244,8 @@ _XL: list[Any] = [
 _FLOWS: list[list[Any]] = [
     [{"_class_name": "StableDiffusion3Pipeline", "text_encoder": ["a", "b"], "text_encoder_2": ["a", "b"]},
      {"in_channels": 16, "patch_size": 2, "sample_size": 64, "joint_attention_dim": 64, "pooled_projection_dim": 64,
-      "pos_embed_max_size": 96, "qk_norm": "rms_norm"}, _VAE, _FLOW, {"hidden_size": 8, "num_hidden_layers": 2}],
+      "pos_embed_max_size": 96, "qk_norm": "rms_norm"}, _VAE, _FLOW, {"hidden_size": 8, "num_hidden_layers": 2},
+     {"hidden_size": 8, "num_hidden_layers": 2}],
     [{"_class_name": "Flux2KleinPipeline", "is_distilled": True}, {"joint_attention_dim": 24, "in_channels": 8},
      {**_VAE, "bn_running_mean_data": [0.0] * 8, "bn_running_var_data": [1.0] * 8}, _FLOW, _QWEN],
     [{"_class_name": "ZImagePipeline"}, {"cap_feat_dim": 8, "in_channels": 16, "all_patch_size": [2]}, _VAE, _FLOW,
