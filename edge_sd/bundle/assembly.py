@@ -23,19 +23,21 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from ..caches import cache_folder
 from ..errors import InvalidModel, OutputError
-from ..files import FileRecord, hash_file, inside, record_file, scratch, sweep
+from ..files import FileRecord, hash_file, inside, parse_json, record_file, scratch, sweep
 from .bundle import ModelBundle
 from .variants import Artifact
 
 # A package is at most so many times as large as the files that it is made of.
 MOST_COPIES = 4
+# Characters of a path.
+LONGEST = 200
 Piece = tuple[int, int] | tuple[int, int, float]
 
 
@@ -51,12 +53,15 @@ class Assembly:
     def read(cls, path: Path) -> Assembly:
         """Raises InvalidModel naming what is wrong."""
         try:
-            document = json.loads(path.read_text("utf-8"))
+            document = parse_json(path.read_text("utf-8"))
             pieces = tuple(_piece(row) for row in document["pieces"])
             record = FileRecord(document["bytes"], document["sha256"])
             if sum(piece[1] for piece in pieces) != record.bytes:
                 raise ValueError(f"its pieces are not {record.bytes} bytes together")
-            return cls(str(document["file"]), record, pieces)
+            file = PurePosixPath(str(document["file"]))
+            if not file.name or len(str(file)) > LONGEST:
+                raise ValueError(f"{str(file)[:80]!r} is no name of a file")
+            return cls(str(file), record, pieces)
         except OSError as error:
             raise InvalidModel(f"{path} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -72,6 +77,8 @@ class Assembly:
         if self.record.bytes > MOST_COPIES * sources.starts[-1]:
             raise InvalidModel(f"{package.name} asks for {self.record.bytes} bytes of {sources.starts[-1]}")
         target = inside(package, self.file)
+        if target.is_dir() or any(each.is_file() for each in target.parents):
+            raise InvalidModel(f"{package.name} has something else at {self.file}")
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with target.open("wb") as file:

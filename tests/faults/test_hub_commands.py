@@ -148,10 +148,10 @@ def run_scenario(running: Running, update: bool) -> Scenario:
 @pytest.mark.fault(25, "SIGKILL at calls of run: pull, conversion and picture, new and as an update; then again")
 @pytest.mark.parametrize("update", [False, True], ids=["new", "update"])
 def test_a_kill_of_run(update: bool, running: Running, tmp_path: Path, tally: Tally) -> None:
-    Trials(running.commands, run_scenario(running, update), tmp_path).kill(tally, 50)
+    Trials(running.commands, run_scenario(running, update), tmp_path).kill(tally, 30)
 
 
 @pytest.mark.fault(25, "calls of run that fail for good, new and as an update; then again")
 @pytest.mark.parametrize("update", [False, True], ids=["new", "update"])
 def test_a_full_disk_under_run(update: bool, running: Running, tmp_path: Path, tally: Tally) -> None:
-    Trials(running.commands, run_scenario(running, update), tmp_path).fail(tally, FAIL_FROM, 30)
+    Trials(running.commands, run_scenario(running, update), tmp_path).fail(tally, FAIL_FROM, 10)

@@ -12,13 +12,26 @@ from ...errors import InvalidModel, InvalidRequest
 
 
 def read_model(core: Any, graph: Path, weights: list[Path]) -> Any:
-    """A graph whose weights are `weights`, one file after the other (see Artifact)."""
+    """A graph whose weights are `weights`, one file after the other (see Artifact).
+
+    Raises InvalidModel for names that are no text, and what OpenVINO raises: RuntimeError.
+    """
     import openvino as ov
 
     if len(weights) == 1:
-        return core.read_model(graph, weights[0])
-    parts = [np.fromfile(path, np.uint8) for path in weights]
-    return core.read_model(graph.read_bytes(), ov.Tensor(np.concatenate(parts)))
+        model = core.read_model(graph, weights[0])
+    else:
+        parts = [np.fromfile(path, np.uint8) for path in weights]
+        model = core.read_model(graph.read_bytes(), ov.Tensor(np.concatenate(parts)))
+    try:
+        # The bindings fail at such a name, wherever it is asked for.
+        for op in model.get_ops():
+            op.get_friendly_name()
+            for output in op.outputs():
+                output.get_names()
+    except UnicodeDecodeError as error:
+        raise InvalidModel(f"{graph} has a name that is no text: {error}") from error
+    return model
 
 
 def accept_fractional_timesteps(model: Any) -> None:
