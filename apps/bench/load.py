@@ -36,7 +36,7 @@ ENDED = ("done", "failed", "cancelled")
 # Seconds between looks at a job, and those that a job may take once the load is over.
 LOOK, PATIENCE = 0.05, 120.0
 # Jobs that are open when the server is stopped, and pictures of each.
-OPEN, EACH = 6, 3
+OPEN, EACH = 4, 2
 
 
 @dataclass

@@ -80,9 +80,10 @@ def serving(folder: Path | None = None) -> Iterator[Served]:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
         try:
             assert process.stderr is not None, "it was asked for"
-            found = re.search(r":(\d+) ", process.stderr.readline())
+            said = process.stderr.readline()
+            found = re.search(r":(\d+) ", said)
             if found is None:
-                raise DeviceError("the server did not start")
+                raise DeviceError(f"the server did not start: {said.strip()}")
             # A full pipe would stop the server.
             threading.Thread(target=process.stderr.read, daemon=True).start()
             yield Served(process, int(found[1]))

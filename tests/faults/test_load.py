@@ -7,6 +7,7 @@ import pytest
 from edge_sd.apps.bench import load
 from edge_sd.apps.bench.served import serving
 
+pytest.importorskip("fastapi")
 MINUTES = 10
 # MB that memory may differ by from one tenth of five minutes to another; a leak of 2 kB a picture would be more.
 STEADY = 8

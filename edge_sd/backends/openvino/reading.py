@@ -18,13 +18,13 @@ def read_model(core: Any, graph: Path, weights: list[Path]) -> Any:
     """
     import openvino as ov
 
-    if len(weights) == 1:
-        model = core.read_model(graph, weights[0])
-    else:
-        parts = [np.fromfile(path, np.uint8) for path in weights]
-        model = core.read_model(graph.read_bytes(), ov.Tensor(np.concatenate(parts)))
     try:
-        # The bindings fail at such a name, wherever it is asked for.
+        if len(weights) == 1:
+            model = core.read_model(graph, weights[0])
+        else:
+            parts = [np.fromfile(path, np.uint8) for path in weights]
+            model = core.read_model(graph.read_bytes(), ov.Tensor(np.concatenate(parts)))
+        # The bindings fail at such a name wherever it is asked for, or stands in an error.
         for op in model.get_ops():
             op.get_friendly_name()
             for output in op.outputs():
