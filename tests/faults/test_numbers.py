@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -199,8 +198,9 @@ def test_a_cancelled_picture_leaves_no_trace_in_the_next(tally: Tally) -> None:
 MANY = """
 import gc, json, os, sys, tempfile
 from pathlib import Path
+count, cores = int(sys.argv[1]), int(sys.argv[2])
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 from edge_sd import Pipeline, Request
-count = int(sys.argv[1])
 
 def state():
     gc.collect()
@@ -220,21 +220,42 @@ print(json.dumps(rows))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.fault(15, "generations in one process: median growth of memory in 100, open and temporary files")
+@pytest.mark.fault(15, "generations in one process on one core: memory, open and temporary files after the first 50")
 def test_many_pictures_take_no_more_memory(tmp_path: Path, tally: Tally) -> None:
     count = tally.count(1000)
-    (tmp_path / "tmp").mkdir()
-    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", MANY, str(count)], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    states: list[Any] = json.loads(done.stdout)
+    states = drawn_for_long(tmp_path, count, cores=1)
     tally.held(count)
     memory = np.array([row[0] for row in states], float)
-    # A leak is in every interval. The C library's pools for threads, up to 64 MB each, grow until all are warm.
-    growth = float(np.median(np.diff(memory))) / (count / 1000)
+    growth = (memory[-1] - memory[0]) / (count / 100)
     with tally.trial(f"{growth / 1e6:.2f} MB more in 100"):
         assert growth < 1e6, memory
-    with tally.trial("in all"):
-        assert memory[-1] - memory[0] < 128e6, memory
+    if tally.everything:
+        # Each interval is a hundred.
+        with tally.trial("every hundred"):
+            assert np.diff(memory).max() < 1e6, memory
     with tally.trial("files"):
         assert len({tuple(row[1:]) for row in states}) == 1, states
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.fault(15, "generations in one process on all cores: memory is bounded, open and temporary files are flat")
+def test_pools_of_threads_are_all_that_grows(tmp_path: Path, tally: Tally) -> None:
+    count = tally.count(300)
+    states = drawn_for_long(tmp_path, count, cores=os.cpu_count() or 1)
+    tally.held(count)
+    # A thread of the runtime that has its first work takes buffers, whenever that is: tens of MB, once.
+    with tally.trial("in all"):
+        assert states[-1][0] - states[0][0] < 128e6, states
+    with tally.trial("files"):
+        assert len({tuple(row[1:]) for row in states}) == 1, states
+
+
+def drawn_for_long(folder: Path, count: int, cores: int) -> list[list[int]]:
+    """Draw 50 pictures and so many more; at eleven times bytes in memory, and numbers of open and temporary files."""
+    (folder / "tmp").mkdir()
+    env = {**os.environ, "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MANY, str(count), str(cores)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    found: list[list[int]] = json.loads(done.stdout)
+    return found
