@@ -134,7 +134,7 @@ def _count(told: Told, status: int, answer: Any) -> None:
 def is_accounted(job: dict[str, Any]) -> bool:
     """Whether a job has all its pictures, or says why it has not."""
     if job["state"] == "done":
-        return len(job["pictures"]) == job["count"]
+        return bool(len(job["pictures"]) == job["count"])
     return job["state"] == "cancelled" or (job["state"] == "failed" and bool(job["error"]))
 
 
