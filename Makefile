@@ -36,7 +36,7 @@ bench: $(VENV)/.dev
 # Every fault in full numbers (tests/faults/account.py), and the tests that are too long for `make test`: an hour on two
 # cores. Writes the page with the table.
 faults: $(VENV)/.dev
-	$(PYTEST) -m "fault or long" --all-faults --faults-page docs/faults.md
+	$(PYTEST) -m "fault or long" --all-faults --faults-page=docs/faults.md
 
 # Every reader of strangers' bytes for five minutes (tests/faults/fuzz.py); what is found becomes a test.
 SECONDS ?= 300
