@@ -233,7 +233,11 @@ def convert(
     bundle: Annotated[Path, typer.Argument(help="The bundle to make, or to add the variant to.")],
     to: Annotated[str, typer.Option(help="openvino, coreml, coreai")] = "openvino",
     precision: Annotated[
-        str, typer.Option(help="How weights are stored: fp32, fp16, int8, int4; Core ML: fp16, int8, p8, p6, p4, …")
+        str,
+        typer.Option(
+            help="How weights are stored: fp32, fp16, int8, int4; Core ML: fp16, int8, p8, p6, p4, …; "
+            "by parts: unet=w8a8,text=int8,vae=fp16"
+        ),
     ] = "fp16",
     compute: Annotated[str | None, typer.Option(help="Core ML, Core AI: ane (Neural Engine) or gpu.")] = None,
     size: Annotated[
@@ -296,7 +300,8 @@ def _say_variant(bundle: ModelBundle, name: str, as_json: bool, quiet: bool) -> 
     elif not quiet:
         width = max(map(len, rows), default=0)
         for part, row in rows.items():
-            kept = " in float32: it overflows float16" if row["precision"] == "float32" else ""
+            own = str(row["precision"])
+            kept = " in float32: it overflows float16" if own == "float32" else own and f", {own}"
             say(f"{part:{width}} {row['psnr']:6.1f} dB against torch float32{kept}", error=True)
         say(f"{name}: {variant.size() / 1e6:.1f} MB", error=True)
         say(bundle.root)

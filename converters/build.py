@@ -22,6 +22,7 @@ import numpy as np
 
 from edge_sd.bundle.bundle import REFERENCE, ModelBundle, read_manifest
 from edge_sd.bundle.library import MANIFEST
+from edge_sd.bundle.parts import kind_of
 from edge_sd.bundle.variants import Artifact, Parity, Variant
 from edge_sd.errors import ConversionError, InvalidRequest, MissingExtra, ParityError, choices
 from edge_sd.files import FileRecord, is_partial, locked, record_file, write_atomically
@@ -31,7 +32,7 @@ from edge_sd.text.whole import PromptTokenizer, open_tokenizer
 
 from .form import Form, Made, Report
 from .parity import CALIBRATION_STEPS, PROMPTS, STEPS, Arrays
-from .recipes import QuantRecipe
+from .recipes import PARTS, QuantRecipe
 from .sources.source import Source
 from .targets import form_named
 
@@ -54,11 +55,14 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
     is then as it was.
     """
     form = form_named(form) if isinstance(form, str) else form
-    if recipe.name not in form.recipes:
-        raise InvalidRequest(f"{form.name} has no precision {recipe.name!r}; valid: {choices(form.recipes)}")
+    for each in recipe.each:
+        if each.name not in form.recipes:
+            raise InvalidRequest(f"{form.name} has no precision {each.name!r}; valid: {choices(form.recipes)}")
     require_extra()
     opened = Source.open(source)
-    form.check(opened, recipe)
+    for each in recipe.each:
+        form.check(opened, each)
+    _check_named(opened, recipe)
     name = variant_name(form, recipe)
     with _translate_os_errors(target), _locked(target):
         fingerprint = opened.fingerprint()
@@ -89,7 +93,9 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
                 replace(bundle, variants=others).write_manifest()
             shutil.rmtree(target / name, ignore_errors=True)
             os.replace(staging, target / name)
-            made = Variant(form.backend, recipe.name, artifacts, files, fingerprint, form.compute, target=form.lowest)
+            made = Variant(
+                form.backend, recipe.base.name, artifacts, files, fingerprint, form.compute, target=form.lowest
+            )
             variants = {**others, name: made}
             bundle = replace(bundle, variants=variants, files=shared)
             try:
@@ -155,17 +161,26 @@ def _existing(target: Path, source: Source, name: str) -> ModelBundle:
     return ModelBundle(target, source.facts, {})
 
 
+def _check_named(source: Source, recipe: QuantRecipe) -> None:
+    """Refuse a precision of its own for a part that the model does not have."""
+    there = [name for name, parts in PARTS.items() if any(kind_of(part) in parts for part in source.parts)]
+    for name, _ in recipe.parts:
+        if name not in there:
+            raise InvalidRequest(f"{source.facts.name} has no {name} that a precision is for; it has: {choices(there)}")
+
+
 def _check_space(source: Source, parts: tuple[str, ...], recipe: QuantRecipe, target: Path) -> None:
     """Refuse up front a variant that would not fit the disk, by torch's bytes rescaled to the recipe's bits."""
     from safetensors import safe_open
 
     need = 0
-    for paths in {tuple(source.weights(part)[0]) for part in parts}:
+    # Components that are of the same weights are written once, or nearly so.
+    for paths, bits in {tuple(source.weights(part)[0]): recipe.of(part).bits for part in reversed(parts)}.items():
         for path in paths:
             with safe_open(path, "np") as file:
                 for key in file.keys():  # noqa: SIM118 - not a mapping
                     slice_ = file.get_slice(key)
-                    need += int(np.prod(slice_.get_shape(), dtype=np.int64)) * max(recipe.bits, 8) // 8
+                    need += int(np.prod(slice_.get_shape(), dtype=np.int64)) * max(bits, 8) // 8
     free = shutil.disk_usage(target).free
     if free < need:
         raise ConversionError(
@@ -222,7 +237,7 @@ def _make_parts(
             outputs=tuple(made.outputs),
             parity=Parity(**row["parity"]),
             chunks=tuple(f"{name}/{chunk}" for chunk in made.chunks),
-            precision=made.precision,
+            precision=made.precision or (own.name if (own := recipe.of(part)) != recipe.base else ""),
         )
     save_reference(returned["vae_decoder"][0]["picture"], source.facts, staging / REFERENCE, fingerprint)
     for part in parts:
@@ -263,7 +278,8 @@ def _make_part(
     from .parity import TorchComponent, record
     from .sources.wrappers import wrap
 
-    wrapped = wrap(part, source.load(part, form.halves and recipe.bits <= 16), source.facts)
+    own = recipe.of(part)
+    wrapped = wrap(part, source.load(part, form.halves and own.bits <= 16), source.facts)
     component = TorchComponent(wrapped.module, tuple(wrapped.example), wrapped.outputs)
     results = [
         record(part, component, source.facts, tokenizers, {name: each[n] for name, each in before.items()}, *case)
@@ -274,10 +290,10 @@ def _make_part(
     # Torch's modules hold reference cycles, and measuring needs as much memory again, so collect now.
     gc.collect()
     parity = form.measure(part, made, staging, component.recording)
-    if not parity.psnr >= recipe.floor:
+    if not parity.psnr >= own.floor:
         raise ParityError(
-            f"{part} in {recipe.name} reaches {parity.psnr:.1f} dB against torch float32, "
-            f"its floor is {recipe.floor:g} dB; nothing was added to the bundle"
+            f"{part} in {own.name} reaches {parity.psnr:.1f} dB against torch float32, "
+            f"its floor is {own.floor:g} dB; nothing was added to the bundle"
         )
     paths = [path for place in made.places for path in _files(staging / place)]
     files = {path.relative_to(staging).as_posix(): asdict(record_file(path)) for path in paths}
@@ -287,7 +303,7 @@ def _make_part(
 def _cases(source: Source, form: Form, recipe: QuantRecipe) -> list[tuple[tuple[int, int], str, int]]:
     """The pictures on which components are measured: sizes of latents, prompts, steps."""
     pictures = [(PROMPTS[0], STEPS)]
-    if recipe.activations:
+    if recipe.calibrated:
         # Of models that take seconds for a step, a third as many.
         share = 3 if source.is_large(source.facts.denoiser) else 1
         pictures = list(zip(PROMPTS, CALIBRATION_STEPS, strict=True))[::share]

@@ -1,13 +1,25 @@
-"""QuantRecipe: how the weights of an artifact are stored, and how close to torch float32 it must stay."""
+"""QuantRecipe: how the weights of a variant are stored, and how close to torch float32 its components must stay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from edge_sd.bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
+from edge_sd.bundle.parts import NET, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
 from edge_sd.errors import InvalidRequest, choices
+
+# A part of a model, as a precision of its own is given to it -> its components.
+PARTS = {
+    "unet": ("unet", "controlled_unet"),
+    "transformer": ("transformer",),
+    "text": TEXT_ENCODERS,
+    "vae": ("vae_decoder", "vae_encoder"),
+    "tiny": (TINY,),
+    "controlnet": (NET,),
+    "safety": (SAFETY_CHECKER,),
+    "upscaler": (UPSCALER,),
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,7 @@ class QuantRecipe:
     hybrid      with `activations`: those of the UNet's convolutions only; all else has 8-bit weights and no more
     mixed       `bits` is for the weights that need most, others get fewer, as a sensitivity analysis says
     group_size  the channels or inputs that share a scale or a table; None is the whole channel or tensor
+    parts       parts of the model (keys of PARTS) that are stored by another recipe, in the order of PARTS
     """
 
     name: str
@@ -31,6 +44,26 @@ class QuantRecipe:
     mixed: bool = False
     activations: bool = False
     hybrid: bool = False
+    parts: tuple[tuple[str, QuantRecipe], ...] = ()
+
+    @property
+    def base(self) -> QuantRecipe:
+        """That of all parts without one of their own."""
+        return replace(self, name=self.name.split("_")[0], parts=())
+
+    @property
+    def each(self) -> tuple[QuantRecipe, ...]:
+        """All that there are in it."""
+        return self.base, *(recipe for _, recipe in self.parts)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any of it rounds activations."""
+        return any(recipe.activations for recipe in self.each)
+
+    def of(self, part: str) -> QuantRecipe:
+        """That of one component."""
+        return next((recipe for name, recipe in self.parts if kind_of(part) in PARTS[name]), self.base)
 
 
 RECIPES = {
@@ -64,12 +97,33 @@ KEPT = (SAFETY_CHECKER, TINY, UPSCALER)
 
 
 def recipe_for(part: str, recipe: QuantRecipe) -> QuantRecipe:
-    """The recipe of one component in a variant of `recipe`: parts that gain nothing from fewer bits keep float16."""
-    return recipe if part not in KEPT or recipe.bits == 32 else RECIPES["fp16"]
+    """The recipe of one component in a variant of `recipe`.
+
+    Parts that gain nothing from fewer bits keep float16, unless one of their own is given.
+    """
+    own = recipe.of(part)
+    return RECIPES["fp16"] if part in KEPT and own == recipe.base and own.bits < 16 else own
 
 
-def recipe_named(name: str, offered: Iterable[str] = RECIPES) -> QuantRecipe:
-    """The recipe of that name out of those `offered`. Raises InvalidRequest listing them."""
-    if name not in offered:
-        raise InvalidRequest(f"unknown precision {name!r}; valid: {choices(offered)}")
-    return RECIPES[name]
+def recipe_named(text: str, offered: Iterable[str] = RECIPES) -> QuantRecipe:
+    """The recipe of a name out of those `offered`, or of names for the parts of a model: "unet=w8a8,vae=fp16".
+
+    What stands without a part is for the others ("int8,vae=fp16"); without it, that is the first that is named.
+    Raises InvalidRequest for unknown names and parts, and for a part that is named twice.
+    """
+    offered, named, base = tuple(offered), {}, None
+    for word in text.split(","):
+        part, equals, name = (each.strip() for each in word.rpartition("="))
+        if name not in offered:
+            raise InvalidRequest(f"unknown precision {name!r}; valid: {choices(offered)}")
+        if equals and part not in PARTS:
+            raise InvalidRequest(f"{part!r} is no part that a precision is for; valid: {choices(PARTS)}")
+        if part in named or (not equals and base):
+            raise InvalidRequest(f"the precision {text!r} says twice how {part or 'the other parts'} are stored")
+        if equals:
+            named[part] = RECIPES[name]
+        else:
+            base = RECIPES[name]
+    first = base or next(iter(named.values()))
+    parts = tuple((part, named[part]) for part in PARTS if part in named and named[part] != first)
+    return replace(first, name="_".join([first.name, *(f"{part}-{each.name}" for part, each in parts)]), parts=parts)

@@ -134,9 +134,9 @@ def final_norm(clip: Any) -> Any:
 
 def convert(source: Path, target: Path, precision: str, report: Any = None) -> ModelBundle:
     from edge_sd.converters.build import build
-    from edge_sd.converters.recipes import RECIPES
+    from edge_sd.converters.recipes import recipe_named
 
-    return build(source, target, "openvino", RECIPES[precision], report or (lambda what, share: None))
+    return build(source, target, "openvino", recipe_named(precision), report or (lambda what, share: None))
 
 
 @pytest.fixture(scope="session")

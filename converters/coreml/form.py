@@ -114,10 +114,10 @@ class CoreMLForm:
 
         if self.compute == "ane" and wrapped.part in SPLIT:
             ane.rewrite(wrapped.module)
+        recipe = recipe_for(wrapped.part, recipe)
         if wrapped.part in ("vae_decoder", "vae_encoder") and source.facts.vae_float32:
             made = self._write(wrapped, source, recipe, staging, recording, report, float32=True)
             return replace(made, precision="float32")
-        recipe = recipe_for(wrapped.part, recipe)
         made = self._write(wrapped, source, recipe, staging, recording, report)
         if _overflow(wrapped.part, made, staging, recording) is None:
             return made

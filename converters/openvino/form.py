@@ -46,7 +46,7 @@ class OpenVINOForm:
     def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
         facts = source.facts
         # Ranges of activations are those of larger pictures.
-        side = LARGEST_SIDE if recipe.activations or not source.is_large(facts.denoiser) else SIDE_OF_LARGE
+        side = LARGEST_SIDE if recipe.calibrated or not source.is_large(facts.denoiser) else SIDE_OF_LARGE
         height, width = (min(pixels // facts.latents.factor, side)
                          for pixels in (facts.defaults.height, facts.defaults.width))  # fmt: skip
         return [(height, width)]
@@ -64,7 +64,7 @@ class OpenVINOForm:
         (folder / "config.json").write_text(json.dumps(_config(source, part), indent=2), "utf-8")
         weights = [f"{part}/{Path(GRAPH).stem}.bin"]
         # Rounded activations change the plain UNet's weights, so there is nothing to share.
-        if part == "controlled_unet" and not recipe.activations:
+        if part == "controlled_unet" and not recipe.of(part).activations:
             weights = [f"unet/{weights[0].split('/')[1]}", f"{part}/{Path(GRAPH).stem}.constants"]
             share_weights(folder / GRAPH, staging / "unet" / GRAPH, staging / weights[1])
         return Made((part,), f"{part}/{GRAPH}", tuple(weights), tuple(wrapped.example), wrapped.outputs)

@@ -74,6 +74,13 @@ class Variant:
         """Whether its graphs can be rewritten as they are read, as shortcuts need."""
         return self.backend not in ("coreml", "coreai", "torch")
 
+    def precision_of(self, part: str) -> str:
+        """How the weights of one component are stored."""
+        artifact = self.artifacts.get(part)
+        # "float32" is what an Apple form computes in where float16 overflows.
+        own = artifact.precision if artifact is not None and artifact.precision != "float32" else ""
+        return own or self.precision
+
     def size(self) -> int:
         """Bytes on disk."""
         return sum(record.bytes for record in self.files.values())

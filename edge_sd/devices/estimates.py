@@ -106,7 +106,7 @@ def estimate(bundle: ModelBundle, name: str, part: str, device: Device, machine:
     return Estimate(
         load=fixed + size / rate,
         draw=work / flops_per_second(device, machine, arithmetic),
-        memory=_resident(variant, size, device, arithmetic) + _activations(bundle, name, part, arithmetic),
+        memory=_resident(variant, part, device, arithmetic) + _activations(bundle, name, part, arithmetic),
         quality=quality(variant, part, arithmetic),
         arithmetic=arithmetic,
     )
@@ -115,7 +115,7 @@ def estimate(bundle: ModelBundle, name: str, part: str, device: Device, machine:
 def quality(variant: Variant, part: str, arithmetic: str) -> float:
     """dB: what the manifest measured or is typical of the precision, as far as the arithmetic leaves it."""
     artifact = variant.artifacts.get(part)
-    stored = TYPICAL_PSNR.get(variant.precision, UNKNOWN_PSNR)
+    stored = TYPICAL_PSNR.get(variant.precision_of(part), UNKNOWN_PSNR)
     if artifact is not None and artifact.parity is not None:
         stored = artifact.parity.psnr
     return min(stored, ARITHMETIC_PSNR[arithmetic], INVISIBLE)
@@ -133,7 +133,7 @@ def arithmetic_of(variant: Variant, part: str, device: Device, machine: Machine)
         return "f32" if exact or variant.precision == "fp32" else "f16"
     if device.kind == "npu":
         return "f16"
-    if variant.precision == "fp32" or part == "text_encoder":
+    if variant.precision_of(part) == "fp32" or part == "text_encoder":
         return "f32"
     if device.kind == "gpu":
         return "f16"
@@ -192,7 +192,7 @@ def _core(machine: Machine, arithmetic: str) -> float:
 def _flops(bundle: ModelBundle, name: str, part: str, size: int) -> float:
     """For one picture. Of Stable Diffusion 1.5's weights a tenth works at each position, on average."""
     defaults, factor = bundle.defaults_of(name), bundle.facts.latents.factor
-    parameters = size * 8 / BITS.get(bundle.variant(name).precision, UNKNOWN_BITS)
+    parameters = size * 8 / BITS.get(bundle.variant(name).precision_of(part), UNKNOWN_BITS)
     batch = rows_of(bundle.facts, defaults.guidance)
     pixels = defaults.width * defaults.height
     if part == "transformer":
@@ -205,9 +205,9 @@ def _flops(bundle: ModelBundle, name: str, part: str, size: int) -> float:
     return 2 * parameters * bundle.facts.max_tokens * batch
 
 
-def _resident(variant: Variant, size: int, device: Device, arithmetic: str) -> int:
+def _resident(variant: Variant, part: str, device: Device, arithmetic: str) -> int:
     """Bytes of weights in memory: floats in the type that is computed in, compressed ones unpacked in part."""
-    bits = BITS.get(variant.precision, UNKNOWN_BITS)
+    bits, size = BITS.get(variant.precision_of(part), UNKNOWN_BITS), variant.part_size(part)
     if bits >= 16:
         return size * 8 // bits * (4 if arithmetic == "f32" else 2)
     return size if device.kind == "ane" else size * 3 // 2

@@ -62,6 +62,29 @@ def test_integer_weights_reach_their_floor_and_draw(plain_emoji: Path, tmp_path:
         assert pipeline.generate(Request("a cat", seed=1, steps=2)).pictures[0].image.size == (128, 128)
 
 
+def test_each_part_has_the_precision_that_it_was_given(shallow: Path, tmp_path: Path) -> None:
+    bundle = convert(shallow, tmp_path / "b", "unet=int8,text=fp32,vae=fp16")
+    variant = bundle.variant("openvino-int8_text-fp32_vae-fp16")
+    assert variant.precision == "int8"
+    stored = {"unet": 'element_type="u8"', "text_encoder": 'element_type="f32"', "vae_decoder": 'element_type="f16"'}
+    for part, text in stored.items():
+        graph = bundle.path(variant.artifacts[part].graph).read_text("utf-8")
+        assert text in graph, part
+        assert (stored["unet"] in graph) == (part == "unet")
+        assert stored["vae_decoder"] not in graph or part != "text_encoder"
+    own = {part: variant.precision_of(part) for part in ("unet", "controlnet", "text_encoder", "vae_decoder")}
+    assert own == {"unet": "int8", "controlnet": "int8", "text_encoder": "fp32", "vae_decoder": "fp16"}
+    for part, artifact in variant.artifacts.items():
+        assert artifact.parity is not None
+        assert artifact.parity.psnr >= RECIPES[variant.precision_of(part)].floor, part
+    with Pipeline.open(tmp_path / "b") as pipeline:
+        picture = pipeline.generate(Request("a cat", seed=1, steps=2)).pictures[0]
+    assert picture.variant == "openvino-int8_text-fp32_vae-fp16"
+    with pytest.raises(InvalidRequest, match="has no upscaler that a precision is for; it has: controlnet, text, "):
+        convert(shallow, tmp_path / "c", "int8,upscaler=fp16")
+    assert not (tmp_path / "c").exists()
+
+
 def layers_of(source: Path) -> set[str]:
     """All layers of a source's UNet that a LoRA may change."""
     import torch
