@@ -125,9 +125,9 @@ def _window(picture: NDArray[Any]) -> NDArray[np.float32]:
 
 def _record_text(part: str, component: TorchComponent, facts: Facts, tokenizer: PromptTokenizer, prompt: str) -> Arrays:
     """The states of the prompt, after those of the empty one where there is guidance."""
-    texts = [prompt] if facts.guidance_width else ["", prompt]
+    texts = [prompt] if facts.takes_guidance else ["", prompt]
     (states,) = [text.states for text in facts.encoders if text.part == part]
-    encoded = encode_text(component, [tokenizer.chunks(text)[:1] for text in texts], states)
+    encoded = encode_text(component, [tokenizer.chunks(text, negative=text != prompt)[:1] for text in texts], states)
     return {name: value for name, value in encoded.items() if name in (states, "text_embeds", MASK)}
 
 
@@ -136,13 +136,13 @@ def _record_denoiser(
 ) -> Arrays:
     """The latents at which the sampler ends."""
     form = form_of(facts, facts.denoiser)
-    whole: Component = component if form is None else form(component)
+    whole: Component = component if form is None else form(component, facts)
     whole.bind(**_told(before, facts, latents))
     sampler, noise = SAMPLERS[SAMPLER], TorchNoise(SEED)
     height, width = (side * facts.latents.factor for side in latents)
     levels = sampler.levels(facts.schedule_for(facts.schedule, width, height, steps), steps)
     x = sampler.start(noise.normal((1, facts.latents.channels, *latents)), levels, facts.schedule)
-    guidance = 1.0 if facts.guidance_width else facts.defaults.guidance
+    guidance = 1.0 if facts.takes_guidance else facts.defaults.guidance
     edited = IMAGE_GUIDANCE if facts.instructed else None
     denoiser = Denoiser(_sees(whole, facts, latents), facts.schedule.prediction_type, guidance, image_guidance=edited)
     *_, last = sampler.run(denoiser, x, levels, noise.normal)
@@ -193,7 +193,7 @@ def _told(before: Mapping[str, Arrays], facts: Facts, latents: tuple[int, int]) 
     """Bound inputs of a UNet or ControlNet: of the prompt alone where samples have one row, without guidance."""
     height, width = (side * facts.latents.factor for side in latents)
     told = conditions(facts, before, width, height, facts.defaults.guidance)
-    return told if facts.guidance_width or facts.defaults.guidance != 1 else {n: v[-1:] for n, v in told.items()}
+    return told if facts.takes_guidance or facts.defaults.guidance != 1 else {n: v[-1:] for n, v in told.items()}
 
 
 def _edges(picture: NDArray[Any]) -> NDArray[np.float32]:

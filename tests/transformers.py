@@ -155,3 +155,70 @@ def save_z_image(folder: Path, *, turbo: bool = True) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0 if turbo else 6.0),
     ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
     return folder
+
+
+def save_sana(folder: Path, *, sprint: bool = False) -> Path:
+    """A diffusers folder of SANA or SANA-Sprint, whose autoencoder has 32 pixels for a latent."""
+    import diffusers
+    import torch
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaTransformer2DModel, SCMScheduler
+
+    torch.manual_seed(0)
+    more: dict[str, Any] = {"guidance_embeds": True} if sprint else {}
+    transformer = SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=8,
+        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
+        sample_size=2, qk_norm="rms_norm_across_heads" if sprint else None, **more,
+    )  # fmt: skip
+    with torch.no_grad():
+        # Of random weights the prompt and the guidance scale would hardly matter.
+        for block in transformer.transformer_blocks:
+            block.attn2.to_out[0].weight.mul_(10)
+            block.attn2.to_q.weight.mul_(5)
+        if sprint:
+            transformer.time_embed.guidance_embedder.linear_2.weight.mul_(20)
+    widths, layers = (8, 8, 8, 8, 16, 16), (1, 1, 1, 1, 1, 1)
+    kinds = (*["ResBlock"] * 4, *["EfficientViTBlock"] * 2)
+    scales: tuple[tuple[int, ...], ...] = ((), (), (), (), (5,), (5,))
+    vae = AutoencoderDC(
+        latent_channels=4, attention_head_dim=4, encoder_block_types=kinds, decoder_block_types=kinds,
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths, encoder_layers_per_block=layers,
+        decoder_layers_per_block=layers, encoder_qkv_multiscales=scales, decoder_qkv_multiscales=scales,
+        downsample_block_type="Conv", upsample_block_type="interpolate", scaling_factor=0.41407,
+    )  # fmt: skip
+    scheduler = SCMScheduler() if sprint else DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
+    )  # fmt: skip
+    tokenizer = gemma_tokenizer()
+    getattr(diffusers, "SanaSprintPipeline" if sprint else "SanaPipeline")(
+        transformer=transformer, vae=vae, tokenizer=tokenizer, text_encoder=_gemma(len(tokenizer)), scheduler=scheduler
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def gemma_tokenizer() -> Any:
+    """Bytes, letters and a few words, with the marks that Gemma has."""
+    from transformers import GemmaTokenizer
+
+    marks = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    letters = sorted({*LETTERS, *LETTERS.upper(), *"▁\n>():'"})
+    words = {token: n for n, token in enumerate((*marks, *(f"<0x{n:02X}>" for n in range(256)), *letters))}
+    merges = []
+    # Of a word's letters, as byte-pair encoding has them.
+    for word in ("▁red", "▁apple", "▁glossy", "▁the"):
+        for end in range(2, len(word) + 1):
+            if word[:end] not in words:
+                words[word[:end]] = len(words)
+                merges.append((word[: end - 1], word[end - 1]))
+    return GemmaTokenizer(vocab=words, merges=merges, model_max_length=1024, add_bos_token=True)
+
+
+def _gemma(size: int) -> Any:
+    from transformers import Gemma2Config, Gemma2Model
+
+    # Norms behind its layers make their outputs as large as 1, whatever its embeddings are.
+    return Gemma2Model(
+        Gemma2Config(vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=2, head_dim=8,
+                     num_attention_heads=2, num_key_value_heads=1, query_pre_attn_scalar=8,
+                     initializer_range=0.5)
+    )  # fmt: skip

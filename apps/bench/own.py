@@ -98,7 +98,7 @@ def _runs(bundle: ModelBundle, name: str, device: str) -> bool:
 def _peer_reads(bundle: ModelBundle, name: str) -> bool:
     """Whether openvino.genai is here and draws with this variant: with UNets of SD, in its layout."""
     layout = (bundle.root / name / "model_index.json").is_file()
-    plain = not (bundle.facts.inpainting or bundle.facts.instructed or bundle.facts.guidance_width)
+    plain = not (bundle.facts.inpainting or bundle.facts.instructed or bundle.facts.takes_guidance)
     return layout and plain and find_spec("openvino_genai") is not None
 
 

@@ -83,4 +83,4 @@ class AllBackends:
         form = form_of(request.bundle.facts, request.part)
         if form is None:
             return backend.load(request)
-        return form(backend.load(replace(request, shapes=form.shapes(request.shapes))))
+        return form(backend.load(replace(request, shapes=form.shapes(request.shapes))), request.bundle.facts)

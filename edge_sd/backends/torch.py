@@ -22,6 +22,7 @@ import numpy as np
 from ..bundle.diffusers import NETWORKS, class_of
 from ..bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
 from ..bundle.weights import load_module
+from ..components.autoencoder import LATENTS
 from ..components.base import Array, Component, last_rows
 from ..components.edits import Edits
 from ..components.lora import changes_of
@@ -34,11 +35,15 @@ NEEDED = ("torch", "diffusers", "transformers", "safetensors")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # The libraries' loaders change torch's default type and nn.Module while they work.
 _LOADING = Lock()
+# Computed in bfloat16 where float16 is asked for, as SANA's makers do: they overflow it.
+OVERFLOWING = ("Gemma2Model", "Gemma2ForCausalLM", "AutoencoderDC")
 # What a UNet takes by other names than the component has.
 CONDITIONS = ("text_embeds", "time_ids")
 RESIDUAL = "additional_residual_"
 # Inputs that stay float32.
-EXACT = ("timestep", "time_ids", "img_ids", "txt_ids")
+EXACT = ("timestep", "time_ids", "img_ids", "txt_ids", "guidance")
+# The autoencoder whose encoder returns latents, and no distribution of them.
+DETERMINISTIC = "AutoencoderDC"
 
 
 class TorchBackend:
@@ -77,6 +82,7 @@ class TorchBackend:
         text = kind.startswith("CLIPText")
         exact = text or part == SAFETY_CHECKER or bool(read_json(config).get("force_upcast"))
         dtype = torch.float32 if exact else getattr(torch, DTYPES[request.variant.precision])
+        dtype = torch.bfloat16 if kind in OVERFLOWING and dtype is torch.float16 else dtype
         try:
             with _LOADING, _quiet():
                 layers = next((text.layers for text in request.bundle.facts.encoders if text.part == part), None)
@@ -212,24 +218,28 @@ class TorchComponent:
 
     def _run(self, given: dict[str, Any]) -> dict[str, Any]:
         if "attention_mask" in given:
-            out = self.module(**given, output_hidden_states=True, use_cache=False)
-            return {f"hidden_states.{n}": state for n, state in enumerate(out.hidden_states)}
+            # Classes with a head return no last state.
+            out = getattr(self.module, "model", self.module)(**given, output_hidden_states=True, use_cache=False)
+            states = {f"hidden_states.{n}": state for n, state in enumerate(out.hidden_states)}
+            return {"last_hidden_state": out.last_hidden_state, **states}
         if self.part.startswith("text_encoder"):
             return self._encode_text(given["input_ids"])
         if self.part == "vae_decoder":
             latents = given["latent_sample"]
-            post = self.module.post_quant_conv
+            post = getattr(self.module, "post_quant_conv", None)
             return {"sample": self.module.decoder(latents if post is None else post(latents))}
         if self.part == UPSCALER:
             return {"sample": self.module(given["image"])}
         if self.part == TINY:
             return {"sample": self.module.decoder(given["latent_sample"])}
         if self.part == "vae_encoder":
-            moments, quant = self.module.encoder(given["sample"]), self.module.quant_conv
+            moments, quant = self.module.encoder(given["sample"]), getattr(self.module, "quant_conv", None)
+            if self.module.config.get("_class_name") == DETERMINISTIC:
+                return {LATENTS: moments}
             return {"latent_parameters": moments if quant is None else quant(moments)}
         if self.part == SAFETY_CHECKER:
             return self._check(given["clip_input"])
-        if self.part == "transformer" and "encoder_attention_mask" in given:
+        if self.part == "transformer" and {"encoder_attention_mask", "txt_ids"} <= set(given):
             return {"out_sample": self._ragged(given)}
         if self.part == "transformer":
             return {"out_sample": self.module(**given, return_dict=False)[0]}

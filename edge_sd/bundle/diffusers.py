@@ -267,6 +267,8 @@ TORCH_CLASSES = {
     "UNet2DConditionModel": _DIFFUSERS, "SD3Transformer2DModel": _DIFFUSERS,
     "Qwen3ForCausalLM": _TRANSFORMERS, "Qwen3Model": _TRANSFORMERS, "ZImageTransformer2DModel": _DIFFUSERS,
     "Flux2Transformer2DModel": _DIFFUSERS, "AutoencoderKLFlux2": _DIFFUSERS,
+    "Gemma2Model": _TRANSFORMERS, "Gemma2ForCausalLM": _TRANSFORMERS, "SanaTransformer2DModel": _DIFFUSERS,
+    "AutoencoderDC": _DIFFUSERS,
     "AutoencoderKL": _DIFFUSERS, "AutoencoderTiny": _DIFFUSERS, "ControlNetModel": _DIFFUSERS,
     "RRDBNet": (NETWORKS, "diffusion_pytorch_model"),
     "StableDiffusionSafetyChecker": ("diffusers.pipelines.stable_diffusion.safety_checker", "model"),

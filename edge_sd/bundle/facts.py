@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from ..sampling.schedule import NoiseSchedule
 
-# Pixels a side of one latent, at most; those of the families here are 8 and 16.
+# Pixels a side of one latent, at most; those of the families here are 8, 16 and 32.
 MOST_FACTOR = 256
-Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux2", "zimage"]
+Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux2", "zimage", "sana"]
+# Kinds of text encoders that are decoders of a language model, and take a mask of what is no padding.
+LANGUAGE_MODELS = ("qwen3", "gemma2")
 
 
 @dataclass(frozen=True)
@@ -105,25 +107,30 @@ class TextPart:
 
     states   one output, or several with "," between them, which then stand side by side
     kind     how text becomes tokens: "clip", in as many chunks as a prompt needs, or whole, in one of `tokens`, by
-             "t5" or the language model "qwen3", which also takes a mask of what is no padding
+             "t5" or a language model, "qwen3" or "gemma2", which also takes a mask of what is no padding
     before, after   the template around a prompt
+    bare_negative   a negative prompt has no template
     tokens   that it takes at once; 0 is Facts.max_tokens
+    rows     states that the denoiser attends to, where those are fewer: the first, and the last of the others; of a
+             negative prompt without a template, the first ones
     width    of its states; 0 where the model has one encoder, or several that stand side by side in Facts.text_width
     """
 
     part: str = "text_encoder"
     tokenizer: str = "tokenizer"
     states: str = "last_hidden_state"
-    kind: Literal["clip", "t5", "qwen3"] = "clip"
+    kind: Literal["clip", "t5", "qwen3", "gemma2"] = "clip"
     tokens: int = 0
     width: int = 0
     before: str = ""
     after: str = ""
+    bare_negative: bool = False
+    rows: int = 0
 
     @property
     def layers(self) -> int | None:
         """How many layers of a language model are needed; None for other encoders, which are whole."""
-        if self.kind != "qwen3" or "." not in self.states:
+        if self.kind not in LANGUAGE_MODELS or "." not in self.states:
             return None
         return max(int(each.rpartition(".")[2]) for each in self.states.split(","))
 
@@ -145,6 +152,9 @@ class Facts:
                     openvino.genai's, 0 Core AI's; each makes another picture
     zero_negative   an empty negative prompt is zeros, not the states of no words
     guidance_width  width of the embedded guidance scale of a latent consistency model; 0 for none
+    guidance_factor  what the guidance scale is multiplied by for a denoiser that takes it as a number (SANA-Sprint); 0
+                    for none
+    time_factor     what timesteps are multiplied by for the denoiser, where that is a number of the model
     inpainting      the UNet also takes a mask and the latents of what is outside it
     instructed      the UNet also takes the latents of a picture that it edits as the prompt says (InstructPix2Pix)
     pooled_nets     ControlNets whose residuals are means over the picture, which the prompt's row alone is given
@@ -174,6 +184,13 @@ class Facts:
     blank_rows: int = 0
     text_only: bool = False
     text_mask: bool = False
+    guidance_factor: float = 0.0
+    time_factor: float = 1.0
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the denoiser itself takes the guidance scale, and there is no negative prompt."""
+        return bool(self.guidance_width or self.guidance_factor)
 
     @property
     def grain(self) -> int:
@@ -187,7 +204,7 @@ class Facts:
     @property
     def single_rows(self) -> int:
         """Rows of the states that follow the chunks of CLIP, however many those are."""
-        return self.blank_rows + sum(text.tokens for text in self.encoders if text.kind != "clip")
+        return self.blank_rows + sum(text.rows or text.tokens for text in self.encoders if text.kind != "clip")
 
     @property
     def chunked(self) -> bool:

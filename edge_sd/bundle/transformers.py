@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidModel
-from ..files import read_json
+from ..files import read_json, refuse_pointer
 from ..sampling.names import sampler_of_config
 from ..sampling.schedule import NoiseSchedule
 from .facts import Defaults, Facts, LatentSpace, TextPart
@@ -29,6 +29,26 @@ KLEIN_LAYERS, KLEIN_TOKENS = (9, 18, 27), 512
 TURN = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
 # The same where it may think, tokens that Z-Image reads, and the shift of its levels that is not Turbo's.
 THINKING, Z_TOKENS, Z_SHIFT = "<|im_end|>\n<|im_start|>assistant\n", 512, 6.0
+# What SANA puts before a prompt, and not before a negative one (Xie et al. 2024, arXiv:2410.10629, section 3.2): the
+# text that its weights were trained with, out of diffusers' pipeline.
+INSTRUCTION = "\n".join([
+    "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions suitable for image "
+    "generation. Evaluate the level of detail in the user prompt:",
+    "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, and spatial "
+    "relationships to create vivid and concrete scenes.",
+    "- If the prompt is already detailed, refine and enhance the existing details slightly without overcomplicating.",
+    "Here are examples of how to transform or refine prompts:",
+    "- User Prompt: A cat sleeping -> Enhanced: A small, fluffy white cat curled up in a round shape, sleeping "
+    "peacefully on a warm sunny windowsill, surrounded by pots of blooming red flowers.",
+    "- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, featuring glowing street "
+    "lamps, a diverse crowd of people in colorful clothing, and a double-decker bus passing by towering glass "
+    "skyscrapers.",
+    "Please generate only the enhanced description for the prompt below and avoid including any additional commentary "
+    "or evaluations:",
+    "User Prompt: ",
+])  # fmt: skip
+# States of Gemma 2 that SANA attends to: the first, and the last ones of the instruction and the prompt together.
+SANA_ROWS = 300
 # Largest side in pixels that is drawn at once, where a table of positions allows more.
 MOST_PIXELS = 2048
 
@@ -160,6 +180,75 @@ def _z_image(folder: Path, index: dict[str, Any]) -> Facts:
     )
 
 
+def _sana(folder: Path, index: dict[str, Any]) -> Facts:
+    """SANA (Xie et al. 2024, arXiv:2410.10629) and SANA-Sprint, which takes the guidance scale: Gemma 2 and DC-AE."""
+    transformer, vae = read_json(folder / "transformer/config.json"), read_json(vae_folder(folder) / "config.json")
+    scheduler, text = (
+        read_json(folder / "scheduler/scheduler_config.json"),
+        read_json(folder / "text_encoder/config.json"),
+    )
+    channels, width = int(transformer["in_channels"]), int(transformer["caption_channels"])
+    _check_sana(folder, transformer, vae, int(text["hidden_size"]))
+    sprint = bool(transformer.get("guidance_embeds"))
+    schedule = NoiseSchedule.from_config(scheduler)
+    if sprint != (schedule.flow_grid == "trig"):
+        raise InvalidModel(
+            f"{folder}: its transformer takes {'a' if sprint else 'no'} guidance scale, and its scheduler is a "
+            f"{scheduler.get('_class_name')}; SANA-Sprint has both that and SCMScheduler, SANA neither"
+        )
+    factor = 2 ** (len(vae["encoder_block_out_channels"]) - 1)
+    side = int(transformer["sample_size"]) * factor
+    # In words of the vocabulary; the last of the instruction's may become one with the first of a prompt.
+    read = _tokens(folder / "tokenizer", INSTRUCTION) + 1 + SANA_ROWS - 2
+    return Facts(
+        model_name(folder),
+        "sana",
+        schedule,
+        LatentSpace(channels, factor, float(vae["scaling_factor"])),
+        Defaults(side, side, 2 if sprint else 20, 4.5, sampler_of_config(scheduler), max(MOST_PIXELS, side)),
+        max_tokens=SANA_ROWS,
+        text_width=width,
+        texts=(TextPart(kind="gemma2", tokens=read, before=INSTRUCTION, bare_negative=True, rows=SANA_ROWS),),
+        denoiser="transformer",
+        patch=int(transformer.get("patch_size", 1)),
+        text_mask=True,
+        guidance_factor=float(transformer.get("guidance_embeds_scale", 0.1)) if sprint else 0.0,
+        time_factor=1 / schedule.num_train_timesteps if sprint else float(transformer.get("timestep_scale", 1.0)),
+    )
+
+
+def _check_sana(folder: Path, transformer: dict[str, Any], vae: dict[str, Any], width: int) -> None:
+    """Raise InvalidModel for parts of SANA that do not fit together; `width` is that of its text encoder's states."""
+    channels, out = int(transformer["in_channels"]), int(transformer.get("out_channels") or transformer["in_channels"])
+    if channels != int(vae["latent_channels"]):
+        raise InvalidModel(
+            f"{folder}: its transformer takes {channels} channels, its autoencoder has {vae['latent_channels']}"
+        )
+    if out != channels:
+        raise InvalidModel(
+            f"{folder}: its transformer takes {channels} channels and returns {out}; as many are offered"
+        )
+    if width != int(transformer["caption_channels"]):
+        raise InvalidModel(
+            f"{folder}: its transformer attends to {transformer['caption_channels']} numbers, its text encoder "
+            f"has {width}"
+        )
+
+
+def _tokens(tokenizer: Path, text: str) -> int:
+    """How many tokens a text is, without those that begin and end one. Raises InvalidModel."""
+    from tokenizers import Tokenizer
+
+    path = tokenizer / "tokenizer.json"
+    if not path.is_file():
+        raise InvalidModel(f"{tokenizer} has no tokenizer.json")
+    refuse_pointer(path)
+    try:
+        return len(Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids)
+    except Exception as error:  # The library raises bare Exceptions.
+        raise InvalidModel(f"{path} is no tokenizer: {str(error).splitlines()[0]}") from error
+
+
 def _names_are_late(export: Path, layers: int) -> bool:
     """Whether the states of an exported language model have names that are one too small.
 
@@ -206,6 +295,9 @@ READERS: dict[str, Callable[[Path, dict[str, Any]], Facts]] = {
     "ZImagePipeline": _z_image,
     "ZImageImg2ImgPipeline": _z_image,
     "ZImageInpaintPipeline": _z_image,
+    "SanaPipeline": _sana,
+    "SanaSprintPipeline": _sana,
+    "SanaSprintImg2ImgPipeline": _sana,
     "StableDiffusion3Pipeline": _stable_diffusion_3,
     "StableDiffusion3Img2ImgPipeline": _stable_diffusion_3,
     "StableDiffusion3InpaintPipeline": _stable_diffusion_3,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,24 +12,31 @@ from ..errors import NumericalError
 from .base import Component
 
 Latents = NDArray[np.float32]
+# What an encoder without a distribution returns, in the words of optimum-intel's exports.
+LATENTS = "latent_sample"
 # Decoders overshoot [-1, 1] a little where a picture is black or white; an overflow does by orders of magnitude.
 FAR = 100.0
 
 
 def encode(
-    encoder: Component, space: LatentSpace, pixels: NDArray[np.uint8], eps: NDArray[np.float32],
+    encoder: Component, space: LatentSpace, pixels: NDArray[np.uint8], draw: Callable[[], NDArray[np.float32]],
     hidden: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """Pixels [H, W, 3] to latents [1, C, h, w], a sample of q(z | x) made of the normal noise `eps` of that shape.
+    """Pixels [H, W, 3] to latents [1, C, h, w], a sample of q(z | x) made of the normal noise of that shape in `draw`.
 
-    Where `hidden` [H, W] is set, the encoder sees the middle of its range instead, as inpainting models expect. The
-    bounds of log variance are those of diffusers' DiagonalGaussianDistribution. Raises NumericalError.
+    An encoder without a distribution (DC-AE, Chen et al. 2024, arXiv:2410.10733) draws none. Where `hidden` [H, W] is
+    set, the encoder sees the middle of its range instead, as inpainting models expect. The bounds of log variance are
+    those of diffusers' DiagonalGaussianDistribution. Raises NumericalError.
     """
     sample = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(127.5) - 1
     if hidden is not None:
         sample[:, :, hidden] = 0
-    mean, log_variance = np.split(encoder(sample=sample)["latent_parameters"], 2, axis=1)
-    z = mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * space.unfolded(eps)
+    found = encoder(sample=sample)
+    if LATENTS in found:
+        z = found[LATENTS]
+    else:
+        mean, log_variance = np.split(found["latent_parameters"], 2, axis=1)
+        z = mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * space.unfolded(draw())
     if not np.isfinite(z).all():
         raise NumericalError("the encoder returned NaN or infinity; try a variant in fp32")
     return space.normalized(z)

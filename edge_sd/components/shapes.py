@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..bundle.facts import Facts, TextPart
+from ..bundle.facts import LANGUAGE_MODELS, Facts, TextPart
 from .base import Shapes
 
 
@@ -18,11 +18,13 @@ def shapes_of_conditions(facts: Facts, batch: int, chunks: int = 1) -> dict[str,
         shapes |= {"text_embeds": (batch, facts.pooled_width), "time_ids": (batch, facts.time_ids)}
     if facts.guidance_width:
         shapes["timestep_cond"] = (batch, facts.guidance_width)
+    if facts.guidance_factor:
+        shapes["guidance"] = (batch,)
     return shapes
 
 
 def _text_inputs(text: TextPart, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    masked = {"attention_mask": shape} if text.kind == "qwen3" else {}
+    masked = {"attention_mask": shape} if text.kind in LANGUAGE_MODELS else {}
     return {"input_ids": shape, **masked}
 
 

@@ -24,7 +24,7 @@ def scales_of(part: str, factor: int) -> tuple[str, dict[str, int]]:
     if part in ("vae_decoder", TINY):
         return "latent_sample", {"latent_sample": 1, "sample": factor}
     if part == "vae_encoder":
-        return "sample", {"sample": factor, "latent_parameters": 1}
+        return "sample", {"sample": factor, "latent_parameters": 1, "latent_sample": 1}
     return "sample", {"sample": 1, "controlnet_cond": factor, "out_sample": 1}
 
 

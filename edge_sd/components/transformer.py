@@ -9,6 +9,8 @@ tiles and batches know one form. What a backend runs has the names and shapes of
             those of the latents, at (10, y, x, 0), (20, y, x, 0), …, and the output's are cut off
     zimage  hidden_states [B, C, h, w], timestep [B] of 1 - s, encoder_hidden_states, encoder_attention_mask [B, S] of 0
             or the lowest number, txt_ids [B, S, 3] of (place, 0, 0) and img_ids [B, N, 3] of (end of the text, y, x)
+    sana    hidden_states [B, C, h, w], timestep [B] in 0..1000 or, SANA-Sprint's, in 0..1, encoder_hidden_states,
+            encoder_attention_mask [B, S] of 1 or 0, and SANA-Sprint's guidance [B]
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ class Transformer:
     """`component`, which takes `hidden_states`, as one that takes `sample`."""
 
     component: Component
+    facts: Facts
     # Where each row's text ends, as far as a form has to know.
     ends: list[int] = field(default_factory=list)
 
@@ -157,6 +160,18 @@ class ZImage(Transformer):
         return {"out_sample": -output}
 
 
+class Sana(Transformer):
+    """SANA's, which takes a time for each row; a number of the model says in which unit."""
+
+    @staticmethod
+    def shapes(shapes: Shapes) -> Shapes:
+        return {**Transformer.shapes(shapes), "timestep": shapes["sample"][:1]}
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        t = np.full(len(inputs["sample"]), inputs["timestep"][0] * self.facts.time_factor, np.float32)
+        return super().__call__(**{**inputs, "timestep": t})
+
+
 # Latents a side of a token of Z-Image, and the number that counts of tokens are multiples of.
 Z_PATCH, Z_TOKENS = 2, 32
 
@@ -166,7 +181,7 @@ def _rounded(tokens: int) -> int:
 
 
 # Family -> its form.
-FORMS: dict[str, type[Transformer]] = {"sd3": Transformer, "flux2": Flux2, "zimage": ZImage}
+FORMS: dict[str, type[Transformer]] = {"sd3": Transformer, "flux2": Flux2, "zimage": ZImage, "sana": Sana}
 
 
 def form_of(facts: Facts, part: str) -> type[Transformer] | None:

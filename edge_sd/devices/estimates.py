@@ -88,7 +88,7 @@ def rows_of(facts: Facts, guidance: float, prompts: int = 1) -> int:
     """
     if guidance == 1 and prompts == 1:
         return 1
-    return 1 if facts.guidance_width else 1 + prompts + facts.instructed
+    return 1 if facts.takes_guidance else 1 + prompts + facts.instructed
 
 
 def energy(estimate: Estimate, device: Device) -> float:

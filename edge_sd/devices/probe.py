@@ -19,6 +19,7 @@ import numpy as np
 
 from ..backends import AllBackends, Backend, Component, Device, LoadRequest
 from ..bundle.bundle import ModelBundle
+from ..bundle.facts import TextPart
 from ..components.base import Array
 from ..components.fallback import FAILURES, fault, reason
 from ..components.shapes import shapes_of
@@ -26,7 +27,7 @@ from ..errors import InvalidRequest
 from ..images.metrics import finite, psnr
 from ..sampling.noise import TorchNoise
 from ..text.conditioning import conditions
-from ..text.tokenizer import MASK, inputs_of, states_in
+from ..text.tokenizer import Chunk, attended, inputs_of
 from ..text.whole import open_tokenizer
 from .measurements import Measured, place_of
 
@@ -52,7 +53,7 @@ class Probe:
         self.devices = {place_of(device): device for device in backend.devices()}
         self.references: dict[str, Arrays] = {}
         defaults = bundle.defaults
-        self.batch = 2 if defaults.guidance != 1 and not bundle.facts.guidance_width else 1
+        self.batch = 2 if defaults.guidance != 1 and not bundle.facts.takes_guidance else 1
         self.shapes = shapes_of(bundle.facts, defaults.width, defaults.height, self.batch)
 
     def measure(self, part: str, variant: str, place: str) -> Measured:
@@ -92,8 +93,7 @@ class Probe:
         """What is bound once, and what each call gets: pure noise at the last timestep, as a picture starts."""
         facts, space = self.bundle.facts, self.bundle.facts.latents
         for text in (each for each in facts.encoders if each.part == part):
-            tokenizer = open_tokenizer(self.bundle.path(text.tokenizer), text, facts)
-            return {}, inputs_of([tokenizer.chunks(text)[0] for text in ("", PROMPT)[-self.batch :]])
+            return {}, inputs_of(self._chunks(text))
         shape = self.shapes["vae_decoder"]["latent_sample"]
         noise = TorchNoise(0).normal(shape)
         if part == "vae_decoder":
@@ -102,6 +102,11 @@ class Probe:
         sample = np.zeros(self.shapes[facts.denoiser]["sample"], np.float32)
         sample[:, : noise.shape[1]] = noise
         return self._conditions(variant, device), {"sample": sample, "timestep": last}
+
+    def _chunks(self, text: TextPart) -> list[Chunk]:
+        """Those of the negative prompt, where there is one, and the prompt."""
+        tokenizer = open_tokenizer(self.bundle.path(text.tokenizer), text, self.bundle.facts)
+        return [tokenizer.chunks(each, negative=not each)[0] for each in ("", PROMPT)[-self.batch :]]
 
     def _conditions(self, variant: str, device: Device) -> Arrays:
         facts, defaults = self.bundle.facts, self.bundle.defaults
@@ -112,9 +117,8 @@ class Probe:
                 self.references[part] = encoder(**inputs)
         encoded = {}
         for text in facts.encoders:
-            outputs, (_, inputs) = self.references[text.part], self._inputs(text.part, variant, device)
-            masks = {MASK: inputs["attention_mask"].astype(np.float32)} if "attention_mask" in inputs else {}
-            encoded[text.part] = {**outputs, **masks, text.states: states_in(outputs, text.states)}
+            outputs = self.references[text.part]
+            encoded[text.part] = {**outputs, **attended(outputs, self._chunks(text), text.states)}
         return conditions(facts, encoded, defaults.width, defaults.height, defaults.guidance)
 
 

@@ -113,7 +113,7 @@ class Drawing:
             seen = encode_mean(self.components.fitted("vae_encoder", shape), canvas.pixels)
             return replace(denoise, unet=Instructed(denoise.unet, seen)), x
         encoder, mask = self.components.fitted("vae_encoder", shape), canvas.latent_mask(run.facts.latents.factor)
-        z = encode(encoder, run.facts.latents, canvas.pixels, self.noise.normal(shape))
+        z = encode(encoder, run.facts.latents, canvas.pixels, lambda: self.noise.normal(shape))
         eps = self._eps(shape)
         x = z + np.float32(run.levels[0].sigma) * eps
         if mask is None:
@@ -131,9 +131,9 @@ class Drawing:
         if run.settings.strength == 1:
             x = run.sampler.start(self._eps(shape), run.levels, run.schedule)
         else:
-            z = encode(encoder, space, canvas.pixels, self.noise.normal(shape))
+            z = encode(encoder, space, canvas.pixels, lambda: self.noise.normal(shape))
             x = z + np.float32(run.levels[0].sigma) * self._eps(shape)
-        visible = encode(encoder, space, canvas.pixels, self.noise.normal(shape), canvas.mask)
+        visible = encode(encoder, space, canvas.pixels, lambda: self.noise.normal(shape), canvas.mask)
         return replace(denoise, unet=Masked(denoise.unet, mask, visible)), x
 
     def _text(self) -> TextSchedule:

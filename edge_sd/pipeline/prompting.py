@@ -83,7 +83,7 @@ class Wording:
         `prompt` replaces the settings' own.
         """
         made = script(settings.prompt if prompt is None else prompt, settings.negative, max(1, settings.steps_taken))
-        if settings.guided and not self.bundle.facts.guidance_width:
+        if settings.guided and not self.bundle.facts.takes_guidance:
             return made
         return replace(made, stages=tuple(replace(stage, texts=stage.texts[1:]) for stage in made.stages))
 
@@ -102,7 +102,12 @@ class Wording:
         words, tokenizer = ids_of(self._words(settings)), self.tokenizer(text)
         # Only CLIP takes a prompt in pieces.
         count = count if text.kind == "clip" else 1
-        return [tokenizer.filled(tokenizer.chunks(each, words), count)[:count] for each in texts]
+        # Where there is a negative prompt, it is the first.
+        signs = [settings.guided and not self.bundle.facts.takes_guidance, *[False] * (len(texts) - 1)]
+        return [
+            tokenizer.filled(tokenizer.chunks(each, words, negative), count)[:count]
+            for each, negative in zip(texts, signs, strict=True)
+        ]
 
     def edits(self, settings: Settings) -> dict[str, Edits]:
         """Edits of each component that `settings` ask for: CLIP skip, textual inversions and LoRAs."""
@@ -163,8 +168,8 @@ class Wording:
         """A note for each encoder that takes prompts whole, and has no room for the end of this one."""
         for text in (each for each in self.bundle.facts.encoders if each.kind != "clip"):
             tokenizer = self.tokenizer(text)
-            if left := tokenizer.chunks(prompt)[1:]:
-                what = f"{text.part} takes {text.tokens} tokens of the {name}"
+            if left := tokenizer.chunks(prompt, negative=name.startswith("negative"))[1:]:
+                what = f"{text.part} takes {text.rows or text.tokens} tokens of the {name}"
                 yield f"{what}; it does not read: {tokenizer.words(left)!r}"
 
     def _unknown(self, prompts: Sequence[str], own: Iterable[str]) -> list[str]:

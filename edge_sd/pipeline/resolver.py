@@ -70,7 +70,7 @@ class Resolver:
 
     def _check_parts(self, settings: Settings) -> None:
         """Refuse AND where there is no negative prompt to compose from, or another number of parts to go towards."""
-        if settings.weights != (1.0,) and self.bundle.facts.guidance_width:
+        if settings.weights != (1.0,) and self.bundle.facts.takes_guidance:
             raise InvalidRequest(f"AND needs a negative prompt, which {self.bundle.name} does not take")
         if settings.toward is not None and len(composed(settings.toward)) != len(settings.weights):
             raise InvalidRequest("both prompts need as many parts between ANDs to go from one to the other")

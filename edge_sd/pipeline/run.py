@@ -77,7 +77,7 @@ class Run:
     @property
     def doubled(self) -> bool:
         """Whether the negative prompt is asked, too: not where the UNet itself takes the guidance scale."""
-        return self.settings.guided and not self.facts.guidance_width
+        return self.settings.guided and not self.facts.takes_guidance
 
     @property
     def timesteps(self) -> list[float]:

@@ -17,7 +17,7 @@ def shapes_for(facts: Facts, settings: Settings, chunks: int, view: int = 0) -> 
     safety checker looks at.
     """
     # The denoiser itself may take the guidance scale. Else the negative prompt has a row, and each part of the prompt.
-    batch = 1 + len(settings.weights) if settings.guided and not facts.guidance_width else 1
+    batch = 1 + len(settings.weights) if settings.guided and not facts.takes_guidance else 1
     width, height = settings.window
     shapes = shapes_of(facts, width, height, batch, chunks)
     factor, channels = facts.latents.factor, facts.latents.channels

@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 # full    from 1 to 1/T, shifted: the same class where the shift is dynamic
 # even    from 1 to 1/N, shifted: what the pipelines of FLUX and Z-Image hand to it
 # dpm     N + 1 from 1 - 1/T to 0 without the last, shifted: diffusers' DPM++ with flow sigmas (SANA)
-FlowGrid = Literal["twice", "full", "even", "dpm"]
+# trig    even angles from pi/2 to 0, of two steps pi/2 and 1.3: diffusers' SCM (SANA-Sprint); there is no shift
+FlowGrid = Literal["twice", "full", "even", "dpm", "trig"]
 # linear   through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift)
 # flux2    FLUX.2's fit to tokens and steps
 FlowMu = Literal["linear", "flux2"]
 TimeShift = Literal["exponential", "linear"]
 
+# The second angle of two steps that SANA-Sprint's pipeline takes.
+MIDDLE_ANGLE = 1.3
 # FLUX.2's two lines: mu of 10 and of 200 steps, slope and value at 0 tokens; beyond so many tokens the latter holds.
 _MU_OF_10, _MU_OF_200, _MOST_TOKENS = (8.73809524e-05, 1.89833333), (0.00016927, 0.45666666), 4300
 
@@ -33,9 +36,18 @@ def grid(kind: FlowGrid, steps: int, shift: float, trained: int) -> NDArray[np.f
     if kind == "even":
         return shifted(np.linspace(1.0, 1 / steps, steps), shift)
     if kind == "dpm":
-        return shifted(np.linspace(1 - 1 / trained, 0.0, steps + 1)[:-1], shift)
+        # In the order of diffusers' sums: its timesteps are these, cut to integers.
+        return np.asarray(shifted(1.0 - np.linspace(1.0, 1 / trained, steps + 1), shift)[:0:-1], np.float64)
+    if kind == "trig":
+        even = np.linspace(math.pi / 2, 0.0, steps + 1)[:-1]
+        return of_angle(np.array([math.pi / 2, MIDDLE_ANGLE]) if steps == 2 else even)
     low = 1 / trained if kind == "full" else float(shifted(np.array(1 / trained), shift))
     return shifted(np.linspace(1.0, low, steps), shift)
+
+
+def of_angle(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The level s of x = cos(a) x0 + sin(a) eps (Chen et al. 2025, arXiv:2503.09641), the same path in other units."""
+    return np.asarray(np.sin(angle) / (np.sin(angle) + np.cos(angle)), np.float64)
 
 
 def shifted(s: NDArray[np.float64], shift: float) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ class Level(NamedTuple):
     flow   whether it lies on a straight path, where sigma = s / (1 - s)
     via    the sigma that TCD goes down to on its way to this level, before it adds noise
     data   standard deviation of the data, where the network is preconditioned as EDM's are (Karras et al. 2022); else 0
-    boundary   what LCM multiplies t by in its boundary condition
+    boundary   what LCM multiplies t by in its boundary condition; 0 where it has none
     schedule   its schedule; `at` makes levels between its steps
     steps      of the whole schedule that it is one of
     """

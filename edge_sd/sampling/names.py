@@ -18,7 +18,7 @@ AUTOMATIC = "automatic"
 _OTHERS = {
     "eulerancestral": "euler_a", "ddimuniform": "ddim", "unipcbh2": "unipc", "floweuler": "euler",
     "flowmatcheuler": "euler", "dpm2ancestral": "dpm2_a", "dpmpp2sancestral": "dpmpp_2s_a", "edmeuler": "euler",
-    "edmdpmsolvermultistep": "dpmpp_2m", "flowmatcheulerdiscrete": "euler",
+    "edmdpmsolvermultistep": "dpmpp_2m", "flowmatcheulerdiscrete": "euler", "scm": "lcm",
 }  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def sampler_of_config(config: Mapping[str, Any]) -> str:
 _ALIKE = {
     "EDMEulerScheduler": "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler": "EulerDiscreteScheduler",
     "EDMDPMSolverMultistepScheduler": "DPMSolverMultistepScheduler", "DDIMParallelScheduler": "DDIMScheduler",
-    "DDPMParallelScheduler": "DDPMScheduler",
+    "DDPMParallelScheduler": "DDPMScheduler", "SCMScheduler": "LCMScheduler",
 }  # fmt: skip
 # What diffusers takes for the options that tell samplers of one class apart.
 _OPTIONS = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}

@@ -161,6 +161,13 @@ class NoiseSchedule:
             if config.get("use_dynamic_shifting"):
                 # diffusers ignores the number then.
                 values |= {"flow_mu": "linear", "flow_shift": 1.0}
+        elif kind == "SCMScheduler":
+            values |= {"prediction_type": "flow_prediction", "flow_grid": "trig"}
+        elif config.get("use_flow_sigmas"):
+            values["flow_grid"] = "dpm"
+        elif kind:
+            # It belongs to flow sigmas.
+            values.pop("flow_shift", None)
         if kind.startswith("EDM"):
             values["sigma_spacing"] = config["sigma_schedule"]
         elif kind:
@@ -307,9 +314,14 @@ class NoiseSchedule:
     def lcm_levels(self, steps: int) -> list[Level]:
         """Levels of diffusers' LCMScheduler: evenly taken from the timesteps LCMs are distilled on; spacing is moot.
 
+        Flow models have no such timesteps and no boundary condition: theirs are their own, as in diffusers'
+        SCMScheduler.
+
         Raises:
             ValueError: more steps than those (original_inference_steps, usually 50).
         """
+        if self.is_flow:
+            return [level._replace(boundary=0.0) for level in self._flow_levels(steps)]
         t = self._distilled_grid(steps, "LCM")
         levels = self._pair(self.compute_sigmas(_ABAR_MIN_VP)[t], t, 0.0)
         return [level._replace(boundary=float(self.timestep_scaling)) for level in levels]
@@ -335,7 +347,8 @@ class NoiseSchedule:
         if self.sigma_spacing is not None:
             s = self._spaced(float(s[0]), float(s[-1]), steps)
         sigmas = [s_i / (1 - s_i) if s_i < 1 else _SIGMA_MAX_FLOW for s_i in s.tolist()]
-        levels = [Level(sigma, float(np.float32(s_i * T)), True) for sigma, s_i in zip(sigmas, s.tolist(), strict=True)]
+        t = np.floor(s * T) if self.flow_grid == "dpm" else s * T  # diffusers' solver cuts them to integers
+        levels = [Level(sigma, float(np.float32(t_i)), True) for sigma, t_i in zip(sigmas, t.tolist(), strict=True)]
         return [*levels, Level(0.0, 0.0, True)]
 
     def for_tokens(self, tokens: int, steps: int) -> NoiseSchedule:

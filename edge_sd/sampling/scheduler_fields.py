@@ -32,7 +32,7 @@ _ENDS: dict[str, Rule] = {"sigma_min": READ, "sigma_max": READ}
 _THRESHOLD: dict[str, Rule] = {"thresholding": (False,), "dynamic_thresholding_ratio": IDLE, "sample_max_value": IDLE}
 _CLIP: dict[str, Rule] = {"clip_sample": (False,), "clip_sample_range": IDLE}
 _FLOW: dict[str, Rule] = {
-    "use_flow_sigmas": (False,), "flow_shift": IDLE, "use_dynamic_shifting": (False,), "time_shift_type": IDLE,
+    "use_flow_sigmas": READ, "flow_shift": READ, "use_dynamic_shifting": (False,), "time_shift_type": IDLE,
 }  # fmt: skip
 _VARIANCE: dict[str, Rule] = {"variance_type": (None,), "lambda_min_clipped": (-math.inf,)}
 _DPM: dict[str, Rule] = {
@@ -95,6 +95,8 @@ CLASSES: dict[str, dict[str, Rule]] = {
         "max_shift": READ, "base_image_seq_len": READ, "max_image_seq_len": READ, "invert_sigmas": (False,),
         "shift_terminal": (None,), "time_shift_type": READ, "stochastic_sampling": (False,),
     },
+    # Its pipelines divide by sigma_data what they multiplied by it.
+    "SCMScheduler": {"num_train_timesteps": READ, "prediction_type": ("trigflow",), "sigma_data": (0.5,)},
 }  # fmt: skip
 # Classes of such models whose solver is not offered: the schedule is read, and a request has to choose a sampler.
 OTHER_SOLVERS = ("DPMSolverSinglestepScheduler", "SASolverScheduler")
@@ -105,7 +107,7 @@ OTHER_MODELS = (
     "DDPMWuerstchenScheduler", "DPMSolverMultistepInverseScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler",
     "FlowMapEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler", "HeliosDMDScheduler",
     "HeliosScheduler", "IPNDMScheduler", "KarrasVeScheduler", "LTXEulerAncestralRFScheduler", "RePaintScheduler",
-    "SCMScheduler", "ScoreSdeVeScheduler", "ScoreSdeVpScheduler", "UnCLIPScheduler", "VQDiffusionScheduler",
+    "ScoreSdeVeScheduler", "ScoreSdeVpScheduler", "UnCLIPScheduler", "VQDiffusionScheduler",
 )  # fmt: skip
 _HEUN = {"beta_start": 0.00085, "beta_end": 0.012}
 _LATENT_CONSISTENCY = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -126,6 +128,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "EDMDPMSolverMultistepScheduler": {
         "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": "karras",
     },
+    "SCMScheduler": {"prediction_type": "trigflow", "sigma_data": 0.5},
 }  # fmt: skip
 
 
@@ -145,7 +148,19 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
             given = "" if name in config else f", which {kind} takes where it is left out"
             valid = ", ".join(map(repr, rule))
             raise ValueError(f"{name} {full[name]!r}{given} is not offered in {kind}; supported: {valid}")
+    if "use_flow_sigmas" in CLASSES.get(kind, {}):
+        _check_flow(kind, full)
     return full
+
+
+def _check_flow(kind: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError where a solver of both kinds of models has the levels of one and the prediction of the other."""
+    flow, predicted = bool(config.get("use_flow_sigmas")), config.get("prediction_type", "epsilon")
+    if flow != (predicted == "flow_prediction"):
+        what = f"use_flow_sigmas {flow} beside prediction_type {predicted!r}"
+        raise ValueError(f"{what} is not offered in {kind}; supported: True beside 'flow_prediction', and False")
+    if flow and (last := config.get("final_sigmas_type", "zero")) != "zero":
+        raise ValueError(f"final_sigmas_type {last!r} of flow sigmas is not offered in {kind}; supported: 'zero'")
 
 
 def _offered(value: Any, valid: tuple[Any, ...]) -> bool:

@@ -66,15 +66,17 @@ def sample_lcm(
 ) -> Iterator[Step]:
     """Multistep consistency sampling (Luo et al. 2023, arXiv:2310.04378, algorithm 3): jump to x0, noise again.
 
-    The boundary condition f(x, t) = c_skip x + c_out x0 is that of diffusers: sigma_data 0.5, timesteps scaled.
+    The boundary condition f(x, t) = c_skip x + c_out x0 is that of diffusers: sigma_data 0.5, timesteps scaled. Flow
+    models have none (SANA-Sprint, Chen et al. 2025, arXiv:2503.09641).
     """
     sigma_data = 0.5
     for i, (level, target) in enumerate(pairwise(levels)):
         x0 = denoise(x, level)
-        s = level.t * level.boundary
-        c_skip = sigma_data**2 / (s**2 + sigma_data**2)
-        c_out = s / math.sqrt(s**2 + sigma_data**2)
-        x0 = x0 * c_out + x * (level.alpha * c_skip)
+        if level.boundary:
+            s = level.t * level.boundary
+            c_skip = sigma_data**2 / (s**2 + sigma_data**2)
+            c_out = s / math.sqrt(s**2 + sigma_data**2)
+            x0 = x0 * c_out + x * (level.alpha * c_skip)
         x = x0 + noise(x.shape) * target.sigma if target.sigma > 0 else x0
         yield Step(i, len(levels) - 1, x, x0, target.sigma)
 

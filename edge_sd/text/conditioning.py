@@ -5,6 +5,7 @@ encoder_attention_mask  1 for rows of the states that are no padding [B, S], whe
 pooled_projections      SD 3 (Esser et al. 2024, arXiv:2403.03206): the pooled texts of both CLIPs side by side
 text_embeds, time_ids   SDXL (Podell et al. 2023, arXiv:2307.01952): the pooled text, and sizes in pixels
 timestep_cond           latent consistency models (Luo et al. 2023, arXiv:2310.04378): the guidance scale, embedded
+guidance                SANA-Sprint (Chen et al. 2025, arXiv:2503.09641): the guidance scale times a number of the model
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def conditions(
         told["encoder_attention_mask"] = encoded[facts.encoders[0].part][MASK]
     if facts.guidance_width:
         told["timestep_cond"] = np.repeat(guidance_embedding(guidance, facts.guidance_width), rows, axis=0)
+    if facts.guidance_factor:
+        told["guidance"] = np.full(rows, guidance * facts.guidance_factor, np.float32)
     if facts.instructed and rows > 1:
         told = {name: np.concatenate([value[:1], value]) for name, value in told.items()}
     return told

@@ -41,11 +41,13 @@ class Chunk:
     """What a text encoder takes at once: ids int64 [S], and the weight of each, float32 [S].
 
     count   of ids that are no padding; 0 where the encoder takes no mask
+    kept    which of the states the denoiser attends to, in order; None for all
     """
 
     ids: NDArray[np.int64]
     weights: NDArray[np.float32]
     count: int = 0
+    kept: NDArray[np.int64] | None = None
 
     @property
     def mask(self) -> NDArray[np.int64]:
@@ -98,7 +100,9 @@ class TextTokenizer:
             dropped = self._bpe.decode(encoding.ids[room:]).strip()
         return Tokens(np.array([ids], np.int64), dropped)
 
-    def chunks(self, prompt: str, words: Mapping[str, tuple[int, ...]] | None = None) -> list[Chunk]:
+    def chunks(
+        self, prompt: str, words: Mapping[str, tuple[int, ...]] | None = None, negative: bool = False
+    ) -> list[Chunk]:
         """The chunks of a prompt in the language of prompt.py, at least one.
 
         words   ids of words that the vocabulary does not have (textual inversion); those of one word stay together
@@ -169,6 +173,21 @@ def states_in(outputs: Mapping[str, Array], hidden: str) -> Array:
     return outputs[hidden] if len(names) == 1 else np.concatenate([outputs[name] for name in names], axis=2)
 
 
+def attended(outputs: Mapping[str, Array], chunks: Sequence[Chunk], hidden: str) -> dict[str, Array]:
+    """What a denoiser attends to of an encoder's outputs for a chunk of each of several prompts.
+
+    `hidden` [B, S, C], the states that are kept, weighted; and MASK [B, S], 1 for what is no padding, where the encoder
+    takes a mask.
+    """
+    states, weights = states_in(outputs, hidden), np.stack([chunk.weights for chunk in chunks])
+    masks = np.stack([chunk.mask for chunk in chunks]).astype(np.float32)
+    if chunks[0].kept is not None:
+        kept = np.stack([chunk.kept for chunk in chunks if chunk.kept is not None])
+        states = np.take_along_axis(states, kept[..., None], axis=1)
+        weights, masks = (np.take_along_axis(each, kept, axis=1) for each in (weights, masks))
+    return {hidden: weighted(states, weights), MASK: masks}
+
+
 def encode(encoder: Component, rows: Sequence[Sequence[Chunk]], hidden: str = "last_hidden_state") -> dict[str, Array]:
     """A text encoder's outputs for prompts of n chunks each; `hidden`, one of them, is [B, n S, C], weighted.
 
@@ -177,12 +196,11 @@ def encode(encoder: Component, rows: Sequence[Sequence[Chunk]], hidden: str = "l
     The chunks are encoded one by one and stand side by side; the other outputs are those of the first. Several outputs,
     with "," between their names, are one of all their channels.
     """
-    runs, contexts = [], []
+    runs, told = [], []
     for column in zip(*rows, strict=True):
         runs.append(encoder(**inputs_of(column)))
-        contexts.append(weighted(states_in(runs[-1], hidden), np.stack([chunk.weights for chunk in column])))
-    masks = [np.stack([chunk.mask for chunk in column]).astype(np.float32) for column in zip(*rows, strict=True)]
-    return {**runs[0], hidden: np.concatenate(contexts, axis=1), MASK: np.concatenate(masks, axis=1)}
+        told.append(attended(runs[-1], column, hidden))
+    return {**runs[0], **{name: np.concatenate([each[name] for each in told], axis=1) for name in told[0]}}
 
 
 def weighted(states: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -8,10 +8,12 @@ The language of prompts (prompt.py) holds all the same: weights go to the tokens
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..bundle.facts import Facts, TextPart
 from ..errors import InvalidModel
@@ -22,14 +24,24 @@ FILE = "tokenizer.json"
 
 
 class Marks(NamedTuple):
-    """What a kind of encoder has after a text and in place of one, and whether it takes a mask of the latter."""
+    """What a kind of encoder has before and after a text, and in place of one.
 
+    masked   it takes a mask of what is no padding
+    small    it was trained with prompts in small letters, without space around them
+    """
+
+    start: tuple[str, ...]
     end: tuple[str, ...]
     pad: str
     masked: bool
+    small: bool = False
 
 
-MARKS = {"t5": Marks(("</s>",), "<pad>", False), "qwen3": Marks((), "<|endoftext|>", True)}
+MARKS = {
+    "t5": Marks((), ("</s>",), "<pad>", False),
+    "qwen3": Marks((), (), "<|endoftext|>", True),
+    "gemma2": Marks(("<bos>",), (), "<pad>", True, small=True),
+}
 
 
 class PromptTokenizer(Protocol):
@@ -38,8 +50,10 @@ class PromptTokenizer(Protocol):
     def __call__(self, prompt: str) -> Tokens:
         """One chunk of plain text, int64 [1, S]."""
 
-    def chunks(self, prompt: str, words: Mapping[str, tuple[int, ...]] | None = None) -> list[Chunk]:
-        """The chunks of a prompt in the language of prompt.py, at least one."""
+    def chunks(
+        self, prompt: str, words: Mapping[str, tuple[int, ...]] | None = None, negative: bool = False
+    ) -> list[Chunk]:
+        """The chunks of a prompt in the language of prompt.py, at least one; a `negative` one may have no template."""
 
     def filled(self, chunks: Sequence[Chunk], count: int) -> list[Chunk]:
         """`chunks` and as many empty ones as make `count`."""
@@ -64,7 +78,8 @@ class WholeTokenizer:
         self._model.no_truncation()
         self._model.no_padding()
         marks = MARKS[text.kind]
-        self._end, self._pad = [self._id(each, folder) for each in marks.end], self._id(marks.pad, folder)
+        self._start, self._end = ([self._id(each, folder) for each in some] for some in (marks.start, marks.end))
+        self._pad = self._id(marks.pad, folder)
 
     def _id(self, token: str, folder: Path) -> int:
         number = self._model.token_to_id(token)
@@ -76,7 +91,9 @@ class WholeTokenizer:
         first, *rest = self._cut(prompt, [1.0] * len(prompt))
         return Tokens(first.ids[None], self.words(rest))
 
-    def chunks(self, prompt: str, words: Mapping[str, tuple[int, ...]] | None = None) -> list[Chunk]:
+    def chunks(
+        self, prompt: str, words: Mapping[str, tuple[int, ...]] | None = None, negative: bool = False
+    ) -> list[Chunk]:
         """One chunk; a second, of any length, where the prompt is longer: it is not for an encoder.
 
         Words of one's own have vectors for CLIP alone, and are text here.
@@ -85,8 +102,13 @@ class WholeTokenizer:
         for part in parse(prompt):
             for n, span in enumerate(part):
                 piece = f" {span.text}" if text and n == 0 else span.text
+                piece = piece.lower() if MARKS[self.text.kind].small else piece
                 text, weights = text + piece, [*weights, *[span.weight] * len(piece)]
-        return self._cut(text, weights)
+        if MARKS[self.text.kind].small:
+            begin = len(text) - len(text.lstrip())
+            text = text.strip()
+            weights = weights[begin : begin + len(text)]
+        return self._cut(text, weights, negative and self.text.bare_negative)
 
     def filled(self, chunks: Sequence[Chunk], count: int) -> list[Chunk]:
         """`chunks` and as many empty ones as make `count`."""
@@ -96,17 +118,24 @@ class WholeTokenizer:
         """The text of chunks."""
         return str(self._model.decode([int(n) for chunk in chunks for n in chunk.ids])).strip()
 
-    def _cut(self, text: str, weights: Sequence[float]) -> list[Chunk]:
+    def _cut(self, text: str, weights: Sequence[float], bare: bool = False) -> list[Chunk]:
         """The chunk of a text whose characters have these weights, and what it has no room for."""
-        before, after = self.text.before, self.text.after
+        before, after = ("", "") if bare else (self.text.before, self.text.after)
         encoding = self._model.encode(f"{before}{text}{after}", add_special_tokens=False)
         of_characters = [*[1.0] * len(before), *weights, *[1.0] * len(after)]
-        ids = [int(id_) for id_ in encoding.ids]
+        ids = [*self._start, *(int(id_) for id_ in encoding.ids)]
         # A token may begin with the space before its word.
-        own = [of_characters[max(0, end - 1)] for _, end in encoding.offsets]
-        room = self.length - len(self._end)
-        first = self._chunk(ids[:room], own[:room])
+        own = [*[1.0] * len(self._start), *(of_characters[max(0, end - 1)] for _, end in encoding.offsets)]
+        room = (self.text.rows if bare and self.text.rows else self.length) - len(self._end)
+        first = replace(self._chunk(ids[:room], own[:room]), kept=self._kept(bare))
         return [first] if len(ids) <= room else [first, _rest(ids[room:])]
+
+    def _kept(self, bare: bool) -> NDArray[np.int64] | None:
+        """The states that are attended to: with a template before the text, of that the first alone."""
+        if not self.text.rows:
+            return None
+        rows = np.arange(self.text.rows)
+        return rows if bare else np.concatenate([rows[:1], rows[1:] + self.length - self.text.rows])
 
     def _chunk(self, ids: Sequence[int], weights: Sequence[float]) -> Chunk:
         whole = [*ids, *self._end]

@@ -89,8 +89,58 @@ def test_the_grid_of_dpm_is_that_of_sana() -> None:
 
     theirs = DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction")
     theirs.set_timesteps(20)
-    ours = NoiseSchedule(prediction_type="flow_prediction", flow_shift=3.0, flow_grid="dpm").dpmpp_levels(20)
-    np.testing.assert_allclose(levels_s(ours), theirs.sigmas.numpy()[:-1], rtol=1e-5)
+    schedule = NoiseSchedule.from_config(dict(theirs.config, _class_name="DPMSolverMultistepScheduler"))
+    assert (schedule.flow_grid, schedule.flow_shift, schedule.is_flow) == ("dpm", 3.0, True)
+    levels = schedule.dpmpp_levels(20)
+    np.testing.assert_allclose([1 - level.alpha for level in levels], theirs.sigmas.numpy(), rtol=1e-5)
+    np.testing.assert_array_equal([level.t for level in levels[:-1]], theirs.timesteps.numpy())
+
+
+@pytest.mark.parametrize(
+    ("steps", "angles"), [(1, [np.pi / 2]), (2, [np.pi / 2, 1.3]), (3, [np.pi / 2, 1.0472, 0.5236])]
+)
+def test_the_levels_of_sprint_are_the_angles_of_diffusers(steps: int, angles: list[float]) -> None:
+    from diffusers import SCMScheduler
+
+    theirs = SCMScheduler()
+    theirs.set_timesteps(steps, intermediate_timesteps=1.3 if steps == 2 else None)
+    np.testing.assert_allclose(theirs.timesteps.numpy()[:-1], angles, atol=1e-4)
+    levels = NoiseSchedule.from_config(dict(theirs.config, _class_name="SCMScheduler")).lcm_levels(steps)
+    # A ratio of noise to picture of infinity, which a float32 of pi/2 has passed, is the largest that we have.
+    np.testing.assert_allclose(np.arctan([level.sigma for level in levels]), theirs.timesteps.numpy(), atol=1e-5)
+
+
+def test_the_levels_of_sprint_have_the_published_values() -> None:
+    levels = NoiseSchedule.from_config({"_class_name": "SCMScheduler"}).lcm_levels(2)
+    np.testing.assert_allclose(levels_s(levels), [1, 0.7827], atol=5e-5)
+
+
+def test_what_a_flow_model_predicts_on_a_path_is_what_the_pipeline_of_sprint_makes_of_it() -> None:
+    """Its algebra in angles, with 0.5 for the spread of the data, is x0 = x_s - s u."""
+    rng, angle, spread = np.random.default_rng(0), 1.1, 0.5
+    x, u = rng.normal(size=(2, 8))
+    s = np.sin(angle) / (np.sin(angle) + np.cos(angle))
+    root = np.sqrt(s**2 + (1 - s) ** 2)
+    x_s = x / spread * root
+    predicted = ((1 - 2 * s) * x_s + (1 - 2 * s + 2 * s**2) * u) / root * spread
+    np.testing.assert_allclose((np.cos(angle) * x - np.sin(angle) * predicted) / spread, x_s - s * u, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"use_flow_sigmas": True}, "use_flow_sigmas True beside prediction_type 'epsilon' is not offered"),
+        ({"prediction_type": "flow_prediction"}, "use_flow_sigmas False beside prediction_type 'flow_prediction'"),
+        ({"use_flow_sigmas": True, "prediction_type": "flow_prediction", "final_sigmas_type": "sigma_min"},
+         "final_sigmas_type 'sigma_min' of flow sigmas is not offered"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_levels_of_one_kind_of_model_beside_the_prediction_of_another_are_refused(
+    kind: str, config: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        NoiseSchedule.from_config({"_class_name": kind, **config})
 
 
 @pytest.mark.parametrize(

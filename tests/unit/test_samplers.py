@@ -313,7 +313,18 @@ def test_other_solvers_reach_what_many_steps_of_euler_reach_on_a_flow_model(name
     np.testing.assert_allclose(end(name, 20), end("euler", 400), atol=5e-3)
 
 
-@pytest.mark.parametrize("name", ["lcm", "tcd", "pndm"])
+def test_lcm_is_sure_of_a_flow_models_picture_and_adds_noise_to_it() -> None:
+    """SANA-Sprint's sampler: no boundary condition, and each level's noise is all new."""
+    schedule = NoiseSchedule(prediction_type="flow_prediction", flow_grid="trig")
+    lcm, picture, noise = SAMPLERS["lcm"], np.tanh(noise_of(1)), TorchNoise(5)
+    levels = lcm.levels(schedule, 3)
+    found = list(lcm.run(lambda x, level: picture, noise_of(), levels, TorchNoise(5).normal))
+    for step, level in zip(found[:-1], levels[1:], strict=False):
+        np.testing.assert_allclose(step.latents, picture + level.sigma * noise.normal(picture.shape), rtol=1e-6)
+    np.testing.assert_array_equal(found[-1].latents, picture)
+
+
+@pytest.mark.parametrize("name", ["tcd", "pndm"])
 def test_samplers_that_a_flow_model_can_not_have_say_so(name: str) -> None:
     with pytest.raises(ValueError, match="no sampler for a flow-matching model"):
         SAMPLERS[name].levels(NoiseSchedule(prediction_type="flow_prediction"), 4)

@@ -1,0 +1,192 @@
+"""Miniatures of SANA and SANA-Sprint beside diffusers and optimum-intel: the same random weights, prompt and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_sd import Control, InvalidModel, InvalidRequest, ModelBundle, Pipeline, Request
+from edge_sd.converters.parity import psnr
+
+from ..families import half, picture
+from ..transformers import save_sana
+from .test_sd3 import edited
+
+PROMPT, SEED = " A red Apple, glossy style", 3
+SIZE = {"width": 64, "height": 96}
+NAMES = ["sana", "sprint"]
+Sources = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """Name -> a miniature's diffusers folder: "sana" or "sprint"."""
+
+    @cache
+    def made(name: str) -> Path:
+        return save_sana(tmp_path_factory.mktemp(name) / name, sprint=name == "sprint")
+
+    return made
+
+
+@cache
+def loaded(source: Path, kind: str = "") -> Any:
+    import diffusers
+
+    kind = kind or ("SanaSprintPipeline" if source.name == "sprint" else "SanaPipeline")
+    pipeline = getattr(diffusers, kind).from_pretrained(source)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def drawn(pipeline: Any, prompt: str = PROMPT, **wishes: Any) -> np.ndarray:
+    """A picture of diffusers or optimum-intel, in the size that is asked for and no near one."""
+    import torch
+
+    sprint = "Sprint" in type(pipeline).__name__
+    given = {"num_inference_steps": 2 if sprint else 4, "guidance_scale": 4.5, **SIZE, **wishes}
+    generator = torch.Generator().manual_seed(SEED)
+    return np.asarray(pipeline(prompt, generator=generator, use_resolution_binning=False, **given).images[0])
+
+
+@cache
+def theirs(source: Path, prompt: str = PROMPT, **wishes: Any) -> np.ndarray:
+    return drawn(loaded(source), prompt, **wishes)
+
+
+def ours(folder: Path, prompt: str = PROMPT, **wishes: Any) -> np.ndarray:
+    with Pipeline.open(folder, variant=wishes.pop("variant", None)) as pipeline:
+        steps = 2 if pipeline.bundle.facts.guidance_factor else 4
+        *_, last = pipeline.steps(Request(prompt, **{"seed": SEED, "steps": steps, **SIZE, **wishes}))
+        return pipeline.decode(last.latents)
+
+
+def likeness(found: np.ndarray, expected: np.ndarray) -> float:
+    return psnr(found, expected, peak=255)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_draws_a_folder_as_it_is(sources: Sources, name: str) -> None:
+    source = sources(name)
+    assert likeness(ours(source), theirs(source)) >= 60
+    other = "the green pear"
+    assert likeness(ours(source, other), theirs(source, other)) >= 60
+    assert likeness(theirs(source, other), theirs(source)) < 30, "the prompt matters"
+
+
+def test_a_negative_prompt_is_read_without_the_instruction(sources: Sources) -> None:
+    source, negative = sources("sana"), "The green pear, not glossy at all"
+    expected = theirs(source, negative_prompt=negative)
+    assert likeness(ours(source, negative=negative), expected) >= 60
+    assert likeness(ours(source), expected) < 30
+    assert likeness(ours(source, guidance=1.0), theirs(source, guidance_scale=1.0)) >= 60
+
+
+def test_the_end_of_a_long_prompt_is_cut_where_diffusers_cuts_it(sources: Sources) -> None:
+    long = "the red apple, glossy, " * 60
+    assert (
+        likeness(ours(sources("sana"), long, negative=long), theirs(sources("sana"), long, negative_prompt=long)) >= 60
+    )
+    with Pipeline.open(sources("sana")) as pipeline:
+        notes = pipeline.wording.notes(pipeline.resolve(Request(long, negative=long, seed=1)), "torch")
+    assert notes[0].startswith("text_encoder takes 300 tokens of the prompt; it does not read: ")
+    assert notes[1].startswith("text_encoder takes 300 tokens of the negative prompt; it does not read: ")
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_sprint_takes_any_number_of_steps(sources: Sources, steps: int) -> None:
+    wishes = {"num_inference_steps": steps, "intermediate_timesteps": None}
+    source = sources("sprint")
+    assert likeness(ours(source, steps=steps), theirs(source, **wishes)) >= 60
+
+
+def test_sprint_takes_the_guidance_scale_as_a_number(sources: Sources) -> None:
+    source = sources("sprint")
+    expected = theirs(source, guidance_scale=9.0)
+    assert likeness(ours(source, guidance=9.0), expected) >= 60
+    assert likeness(ours(source), expected) < 40
+    assert likeness(ours(source, guidance=1.0), theirs(source, guidance_scale=1.0)) >= 60
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_sprint_goes_on_from_a_picture(sources: Sources, strength: float) -> None:
+    """Its autoencoder has no distribution of latents, so that there is no noise for it."""
+    source, size = sources("sprint"), {"width": 64, "height": 64}
+    pipeline = loaded(source, "SanaSprintImg2ImgPipeline")
+    expected = drawn(pipeline, image=picture(), strength=strength, **size)
+    assert likeness(ours(source, image=picture(), strength=strength, **size), expected) >= 60
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_what_the_mask_hides_is_drawn_anew(sources: Sources, name: str) -> None:
+    """diffusers has no pipeline for it; outside of the mask the picture is as it was, byte for byte."""
+    request = Request(PROMPT, seed=1, image=picture(), mask=half(), mask_blur=0, strength=0.5)
+    with Pipeline.open(sources(name)) as pipeline:
+        found = np.asarray(pipeline.generate(request).pictures[0].image)
+    before, mask = np.asarray(picture().convert("RGB")), np.asarray(half().convert("L")) > 127
+    assert (found[~mask] == before[~mask]).all()
+    assert (found[mask] != before[mask]).any()
+
+
+def test_the_manifest_says_what_the_family_needs(sources: Sources) -> None:
+    sana, sprint = (ModelBundle.open(sources(name)).facts for name in NAMES)
+    (text,) = sana.encoders
+    tokenizer = loaded(sources("sana")).tokenizer
+    assert text.tokens == len(tokenizer.encode(text.before)) + 298
+    assert (text.kind, text.states, text.rows, text.bare_negative) == ("gemma2", "last_hidden_state", 300, True)
+    assert sprint.texts == sana.texts
+    assert (sana.family, sana.grain, sana.latents.factor, sana.latents.scale) == ("sana", 32, 32, 0.41407)
+    assert (sana.defaults.steps, sana.defaults.guidance, sana.defaults.sampler) == (20, 4.5, "dpmpp_2m")
+    assert (sprint.defaults.steps, sprint.defaults.guidance, sprint.defaults.sampler) == (2, 4.5, "lcm")
+    assert (sana.guidance_factor, sana.time_factor) == (0.0, 1.0)
+    assert (sprint.guidance_factor, sprint.time_factor) == (0.1, 0.001)
+    assert (sana.schedule.flow_grid, sana.schedule.flow_shift, sprint.schedule.flow_grid) == ("dpm", 3.0, "trig")
+
+
+def test_the_instruction_is_that_of_diffusers(sources: Sources) -> None:
+    import inspect
+
+    from diffusers import SanaPipeline, SanaSprintImg2ImgPipeline, SanaSprintPipeline
+
+    (text,) = ModelBundle.open(sources("sana")).facts.encoders
+    for kind in (SanaPipeline, SanaSprintPipeline, SanaSprintImg2ImgPipeline):
+        lines = inspect.signature(kind.__call__).parameters["complex_human_instruction"].default
+        assert text.before == "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"width": 80}, "width 80 is not a multiple of 32, as this model needs"),
+        ({"width": 4096}, "width 4096 is beyond this model's limit of 2048"),
+        ({"controls": [Control(Image.new("RGB", (64, 64)))]}, "has no controlnet, which a control picture needs"),
+        ({"image_guidance": 1.5, "image": picture()}, "image guidance is for models that edit by instruction"),
+        ({"sampler": "pndm"}, "PNDM is no sampler for a flow-matching model"),
+        ({"prompt": "a pear AND an apple"}, "AND needs a negative prompt, which sprint does not take"),
+        ({"decoder": "tiny"}, "has no tiny decoder"),
+    ],
+)
+def test_what_the_family_cannot_do_is_said_by_name(sources: Sources, wishes: dict[str, Any], said: str) -> None:
+    with Pipeline.open(sources("sprint")) as pipeline, pytest.raises(InvalidRequest, match=said):
+        pipeline.resolve(Request(**{"prompt": PROMPT, **wishes}))
+
+
+def test_a_folder_that_does_not_fit_together_is_refused_in_one_line(sources: Sources, tmp_path: Path) -> None:
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("", {"transformer": {"caption_channels": 8}}, "attends to 8 numbers, its text encoder has 16"),
+        ("", {"transformer": {"in_channels": 8}}, "its transformer takes 8 channels, its autoencoder has 4"),
+        ("", {"transformer": {"out_channels": 8}}, "takes 4 channels and returns 8"),
+        ("", {"transformer": {"guidance_embeds": True}}, "a guidance scale, and its scheduler is a DPMSolverMultistep"),
+        ("tokenizer.json", {}, "has no tokenizer.json"),
+    ]
+    for n, (part, changes, said) in enumerate(cases):
+        folder = edited(tmp_path / str(n), sources("sana"), part, **changes)
+        with pytest.raises(InvalidModel, match=said) as caught:
+            ModelBundle.open(folder)
+        assert "\n" not in str(caught.value)
