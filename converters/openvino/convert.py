@@ -28,9 +28,13 @@ from ..parity import Arrays, Recording, measure
 from ..recipes import QuantRecipe
 from ..sources.source import CONTROL
 from ..sources.wrappers import Wrapped
+from .precise import keep_float32
 
 # Lives while a graph is quantized.
 FLOAT = "float"
+# Layers of SANA's transformer that shift and scale all its blocks, and those of the text: 3 % of its weights, whose 4
+# bits would cost more than those of all others.
+STEERING = r"__module\.model\.(time_embed|caption_projection|proj_out)\..*"
 # nncf's own switch, which it has as a variable of the environment alone.
 BY_NUMPY = "NNCF_DISABLE_OPTIMIZED_COMPRESSION"
 
@@ -60,9 +64,8 @@ def convert(
     except Exception as error:  # The frontend raises errors of any type, as torch's tracer does.
         raise ConversionError(f"{wrapped.part} could not be traced: {str(error).splitlines()[0]}") from error
     _name_ports(model, wrapped)
-    if wrapped.part.startswith("vae") and (facts.vae_float32 or facts.schedule.prediction_type == "v_prediction"):
-        # Keeps float16 GPUs from overflowing in these decoders; the values are optimum-intel's.
-        model.set_rt_info("128.0" if facts.vae_float32 else "8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
+    if factor := _scale_factor(wrapped.part, facts):
+        model.set_rt_info(factor, ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
     if recipe.bits < 16:
         # nncf draws bars of its own on stdout, where a command's result is expected.
         with redirect_stdout(io.StringIO()), _small_layers_by_numpy(model):
@@ -71,13 +74,24 @@ def convert(
 
                 model = quantize_activations(_in_float16(model, folder), wrapped, recording, report, recipe.hybrid)
             else:
-                model = _compress(model, recipe)
+                model = _compress(model, recipe, STEERING if facts.family == "sana" else "")
     try:
         ov.save_model(model, folder / GRAPH, compress_to_fp16=recipe.bits <= 16)
     except RuntimeError as error:
         raise ConversionError(f"{folder / GRAPH} could not be written: {str(error).splitlines()[-1]}") from error
+    if facts.family == "sana":
+        keep_float32(folder / GRAPH)
     for path in folder.glob(f"{FLOAT}.*"):
         path.unlink()
+
+
+def _scale_factor(part: str, facts: Facts) -> str:
+    """What keeps float16 GPUs from overflowing in these components, as optimum-intel has it; "" for none."""
+    if facts.family == "sana":
+        return "" if part == facts.denoiser else "8.0"
+    if part.startswith("vae") and (facts.vae_float32 or facts.schedule.prediction_type == "v_prediction"):
+        return "128.0" if facts.vae_float32 else "8.0"
+    return ""
 
 
 def _from_trace(traced: Any, example: tuple[Any, ...]) -> Any:
@@ -124,8 +138,8 @@ def _name_ports(model: Any, wrapped: Wrapped) -> None:
             shape[dimension] = -1
         port.get_node().set_partial_shape(ov.PartialShape(shape))
         port.get_tensor().set_names({name})
-        # Those of transformers lie between integers, and their exports say so.
-        if name in ("input_ids", "attention_mask") or (name == "timestep" and wrapped.part != "transformer"):
+        # Timesteps of transformers lie between integers, and their exports say so.
+        if not wrapped.example[name].is_floating_point():
             port.get_node().set_element_type(ov.Type.i64)
     for port, name in zip(model.outputs, wrapped.outputs, strict=True):
         port.get_tensor().set_names({name})
@@ -150,7 +164,8 @@ def _small_layers_by_numpy(model: Any) -> Iterator[None]:
         del os.environ[BY_NUMPY]
 
 
-def _compress(model: Any, recipe: QuantRecipe) -> Any:
+def _compress(model: Any, recipe: QuantRecipe, kept: str = "") -> Any:
+    """`model` with weights of fewer bits; with 4, layers whose names match `kept` are left as they are."""
     import logging
 
     refuse_telemetry()
@@ -169,6 +184,7 @@ def _compress(model: Any, recipe: QuantRecipe) -> Any:
         mode=nncf.CompressWeightsMode.INT4_ASYM,
         group_size=recipe.group_size,
         advanced_parameters=adjust,
+        ignored_scope=nncf.IgnoredScope(patterns=[kept] if kept else [], validate=False),
     )
 
 

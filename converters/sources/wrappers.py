@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
+from edge_sd.components.autoencoder import LATENTS
 from edge_sd.components.shapes import shapes_of_conditions
 from edge_sd.components.transformer import Flux2 as Form
 from edge_sd.components.transformer import ZImage as ZImageForm
+
+from .sana import LastState, Sana
+from .sana import example as sana_example
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ class ControlledUNet(nn.Module):
 class VAEDecoder(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
-        self.post_quant_conv = vae.post_quant_conv or nn.Identity()
+        self.post_quant_conv = getattr(vae, "post_quant_conv", None) or nn.Identity()
         self.decoder = vae.decoder
 
     def forward(self, latent_sample: Tensor) -> Tensor:
@@ -196,7 +200,7 @@ class VAEEncoder(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.encoder = vae.encoder
-        self.quant_conv = vae.quant_conv or nn.Identity()
+        self.quant_conv = getattr(vae, "quant_conv", None) or nn.Identity()
 
     def forward(self, sample: Tensor) -> Tensor:
         parameters: Tensor = self.quant_conv(self.encoder(sample))
@@ -246,9 +250,8 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
         seen = torch.zeros(1, 3, checker.side, checker.side)
         return Wrapped(part, checker, {"clip_input": seen}, {"clip_input": (0,)}, ("special_scores", "concept_scores"))
     if part == "vae_encoder":
-        return Wrapped(
-            part, VAEEncoder(model), {"sample": _pixels(facts)}, {"sample": (0, 2, 3)}, ("latent_parameters",)
-        )
+        found = LATENTS if type(model).__name__ == "AutoencoderDC" else "latent_parameters"
+        return Wrapped(part, VAEEncoder(model), {"sample": _pixels(facts)}, {"sample": (0, 2, 3)}, (found,))
     if part == UPSCALER:
         return Wrapped(part, model, {"image": torch.zeros(1, 3, 32, 32)}, {"image": (0, 2, 3)}, ("sample",))
     decoder = {"vae_decoder": VAEDecoder, TINY: TinyDecoder}[part](model)
@@ -266,10 +269,14 @@ def _text(part: str, model: Any, facts: Facts) -> Wrapped:
     ids = torch.ones(1, text.tokens or facts.max_tokens, dtype=torch.int64)
     if text.kind == "t5":
         return Wrapped(part, T5Encoder(model), {"input_ids": ids}, {"input_ids": (0, 1)}, ("last_hidden_state",))
+    if text.kind == "gemma2":
+        dynamic: dict[str, tuple[int, ...]] = {"input_ids": (0, 1), "attention_mask": (0, 1)}
+        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return Wrapped(part, LastState(model, causal_mask), example, dynamic, ("last_hidden_state",))
     if text.kind == "qwen3":
         several, last = "," in text.states, int(model.config.num_hidden_layers)
         states = tuple(f"hidden_states.{n}" for n in range(0 if several else last, last + 1))
-        dynamic: dict[str, tuple[int, ...]] = {"input_ids": (0, 1), "attention_mask": (0, 1)}
+        dynamic = {"input_ids": (0, 1), "attention_mask": (0, 1)}
         example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return Wrapped(part, LanguageModel(model, several), example, dynamic, states)
     module, first = (
@@ -288,6 +295,9 @@ def _transformer(model: Any, facts: Facts) -> Wrapped:
         return _flux2(model, facts)
     if facts.family == "zimage":
         return _z_image(model, facts)
+    if facts.family == "sana":
+        inputs, changing = sana_example(facts, SIDE)
+        return Wrapped("transformer", Sana(model), inputs, changing, ("out_sample",))
     example = {
         "hidden_states": torch.zeros(1, facts.sample_channels, SIDE, SIDE),
         **{name: torch.zeros(shape) for name, shape in conditions.items()},

@@ -32,7 +32,7 @@ _ENDS: dict[str, Rule] = {"sigma_min": READ, "sigma_max": READ}
 _THRESHOLD: dict[str, Rule] = {"thresholding": (False,), "dynamic_thresholding_ratio": IDLE, "sample_max_value": IDLE}
 _CLIP: dict[str, Rule] = {"clip_sample": (False,), "clip_sample_range": IDLE}
 _FLOW: dict[str, Rule] = {
-    "use_flow_sigmas": READ, "flow_shift": READ, "use_dynamic_shifting": (False,), "time_shift_type": IDLE,
+    "use_flow_sigmas": (False,), "flow_shift": IDLE, "use_dynamic_shifting": (False,), "time_shift_type": IDLE,
 }  # fmt: skip
 _VARIANCE: dict[str, Rule] = {"variance_type": (None,), "lambda_min_clipped": (-math.inf,)}
 _DPM: dict[str, Rule] = {
@@ -67,7 +67,7 @@ CLASSES: dict[str, dict[str, Rule]] = {
     "LMSDiscreteScheduler": {**_BETAS, **_TIMESTEPS, **_SPACINGS},
     "DPMSolverMultistepScheduler": {
         **_BETAS, **_TIMESTEPS, **_SPACINGS, **_THRESHOLD, **_FLOW, **_VARIANCE, **_DPM,
-        "use_lu_lambdas": READ, "rescale_betas_zero_snr": READ,
+        "use_lu_lambdas": READ, "rescale_betas_zero_snr": READ, "use_flow_sigmas": READ, "flow_shift": READ,
     },
     "UniPCMultistepScheduler": {
         **_BETAS, **_TIMESTEPS, **_SPACINGS, **_ENDS, **_THRESHOLD, **_FLOW, "solver_order": (2,),
@@ -148,7 +148,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
             given = "" if name in config else f", which {kind} takes where it is left out"
             valid = ", ".join(map(repr, rule))
             raise ValueError(f"{name} {full[name]!r}{given} is not offered in {kind}; supported: {valid}")
-    if "use_flow_sigmas" in CLASSES.get(kind, {}):
+    if CLASSES.get(kind, {}).get("use_flow_sigmas") == READ:
         _check_flow(kind, full)
     return full
 

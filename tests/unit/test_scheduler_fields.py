@@ -162,6 +162,7 @@ EULER = {"_class_name": "EulerDiscreteScheduler", **SD}
 DPM = {"_class_name": "DPMSolverMultistepScheduler", **SD}
 UNIPC = {"_class_name": "UniPCMultistepScheduler", **SD}
 ENDS = {"sigma_min": 0.03, "sigma_max": 14.0}
+FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 
 
 @pytest.mark.parametrize("steps", [4, 10, 20])
@@ -182,6 +183,7 @@ ENDS = {"sigma_min": 0.03, "sigma_max": 14.0}
         ({**DPM, "use_lu_lambdas": True}, "dpmpp_2m"),
         ({**DPM, "final_sigmas_type": "sigma_min", "lower_order_final": True}, "dpmpp_2m"),
         ({**DPM, "lower_order_final": False, "euler_at_final": True}, "dpmpp_2m"),
+        ({**DPM, **FLOW}, "dpmpp_2m"),
         ({**UNIPC, **ENDS, "use_karras_sigmas": True}, "unipc"),
         ({**UNIPC, "final_sigmas_type": "sigma_min"}, "unipc"),
     ],
