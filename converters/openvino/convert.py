@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_sd.backends.openvino.component import Graph
 from edge_sd.backends.openvino.loading import LARGE
-from edge_sd.backends.openvino.mapping import forgetting, mapped
+from edge_sd.backends.openvino.mapping import forgetting, places_of_model
 from edge_sd.backends.openvino.reading import accept_fractional_timesteps, read_model
 from edge_sd.backends.openvino.streaming import stream
 from edge_sd.backends.openvino.telemetry import refuse_telemetry
@@ -197,7 +197,7 @@ def measure_parity(graph: Path, weights: list[Path], recording: Recording) -> Pa
         model, streamed = read_model(core, graph, weights), {}
         accept_fractional_timesteps(model)
         names = [port.any_name for port in model.outputs]
-        places = mapped(weights)
+        places = places_of_model(model, weights)
         if sum(path.stat().st_size for path in weights) >= LARGE:
             # Weights in float32, packed, are twice or four times what is in the file.
             model.reshape({name: value.shape for name, value in recording.inputs[0].items()})

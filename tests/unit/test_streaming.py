@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openvino import opset13 as ops
 
-from edge_sd.backends.openvino.mapping import forget, forgetting, mapped
+from edge_sd.backends.openvino.mapping import Place, forget, forgetting, place_of_array, places_of_model
 from edge_sd.backends.openvino.streaming import constants, stream
 
 CORE = ov.Core()
@@ -156,23 +157,51 @@ def test_pages_are_given_back_and_read_again(tmp_path: Path) -> None:
 
     assert array.sum() == expected.sum()
     assert resident() >= 30 << 20
-    forget(mapped([path]))
+    places = [place_of_array(array)]
+    forget(places)
     assert resident() < 1 << 20
-    with forgetting(mapped([path])):
+    with forgetting(places):
         assert (array == expected).all()
     assert resident() < 1 << 20
-    assert mapped([tmp_path / "another"]) == []
 
 
 @pytest.mark.skipif("sys.platform != 'linux'", reason="pages are counted in /proc")
-def test_what_was_written_over_a_mapped_file_stays(tmp_path: Path) -> None:
-    path = tmp_path / "numbers"
-    path.write_bytes(bytes(1 << 20))
-    ours = np.memmap(path, np.uint8, "c")
-    ours[:] = 7
-    assert mapped([path]) == []
-    forget(mapped([path]))
-    assert (ours == 7).all()
+def test_pages_are_given_back_where_a_model_has_them_and_nowhere_else(tmp_path: Path) -> None:
+    """Two models of one file: the other's place is anyone's once the other is gone."""
+
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count(str(tmp_path / "m.bin"))
+
+    def read() -> tuple[Any, Place]:
+        model = CORE.read_model(tmp_path / "m.xml")
+        (place,) = places_of_model(model, [tmp_path / "m.bin"])
+        return model, place
+
+    rng = np.random.default_rng(0)
+    matrix = ops.constant(rng.standard_normal((160, 192)).astype(np.float32))
+    x = source([1, 9, 192])
+    ov.save_model(ov.Model([ops.matmul(x, matrix, False, True)], [x]), tmp_path / "m.xml", compress_to_fp16=False)
+    (first, own), (second, other) = read(), read()
+    assert mappings() == 2
+    assert own.start != other.start
+    assert places_of_model(first, [tmp_path / "n.bin"]) == ()
+    del first, second, other
+    gc.collect()
+    # The place keeps what it is of.
+    assert mappings() == 1
+    forget([own])
+    np.testing.assert_array_equal(own.owner.data, matrix.data)
+    del own
+    gc.collect()
+    assert mappings() == 0
+
+
+@pytest.mark.skipif("sys.platform != 'linux'", reason="pages are counted in /proc")
+def test_what_a_model_has_in_memory_of_its_own_stays(tmp_path: Path) -> None:
+    x = source([1, 9, 192])
+    model = ov.Model([ops.matmul(x, ops.constant(np.ones((160, 192), np.float32)), False, True)], [x])
+    assert places_of_model(model, [tmp_path / "m.bin"]) == ()
+    assert places_of_model(ov.Model([ops.relu(x)], [x]), []) == ()
 
 
 def test_constants_of_one_name_stay_in_the_graph() -> None:

@@ -170,3 +170,4 @@ class OpenVINOComponent:
         self.graphs.clear()
         self.before.clear()
         self.held = {}
+        self.places = ()

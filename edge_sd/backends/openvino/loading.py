@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...caches import code_digest
@@ -18,7 +18,7 @@ from .adapters import Adapters, adapt
 from .component import Graph, OpenVINOComponent
 from .edits import add_loras, apply
 from .graph import fold_upsampling, hoist, joins, merge_tokens, pad_heads, products_in_convolutions, split_deep
-from .mapping import OFTEN, Places, forget, forgetting, mapped, trim
+from .mapping import OFTEN, Place, forget, forgetting, place_of_array, places_of_model, trim
 from .reading import accept_fractional_timesteps, first_line, read_model, reshape
 from .streaming import constants, stream
 
@@ -45,13 +45,17 @@ GRAPHS = ("whole", "shallow")
 
 @dataclass(frozen=True)
 class Loading:
-    """One component that is being loaded; `flags` and `cores` are the machine's."""
+    """One component that is being loaded; `flags` and `cores` are the machine's.
+
+    places   where its weights, or what was compiled of them, are mapped; filled as they are read
+    """
 
     core: Any
     version: str
     flags: frozenset[str]
     cores: int
     request: LoadRequest
+    places: list[Place] = field(default_factory=list, compare=False)
 
     def open(self) -> OpenVINOComponent:
         """Raises InvalidModel, InvalidRequest or DeviceError."""
@@ -73,13 +77,14 @@ class Loading:
             return None
         asked = {name for each in compiled.values() for port in each.inputs for name in port.names}
         weights = constants(self._read(), asked) if self._streams else {}
+        self.places.extend(map(place_of_array, blobs.values()))
         return self._component(compiled, weights, held=blobs)
 
     def _made(self, key: str) -> OpenVINOComponent:
         graphs, adapters = self.graphs()
         weights: dict[str, Any] = {}
         # The source graph is not needed after compiling.
-        with forgetting(self._places, OFTEN):
+        with forgetting(self.places, OFTEN):
             for model in graphs.values() if self._streams else ():
                 weights |= stream(model, self.request.edits.shortcuts.lean)
             compiled = {name: self._compiled(model) for name, model in graphs.items()}
@@ -177,19 +182,12 @@ class Loading:
         decides = (code_digest(), hashes, where, compiled, changes)
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
 
-    @property
-    def _places(self) -> Places:
-        """Where the weights' files are mapped, and what was compiled of them."""
-        weights = mapped(self.request.bundle.path(name) for name in self.request.artifact.weights)
-        # OpenVINO requires writable memory, though it only reads it.
-        return [*weights, *mapped([cache.path(self.key)], writable=True)]
-
     def _read(self) -> Any:
-        graph, files = (
-            self.request.bundle.path(self.request.artifact.graph),
-            [self.request.bundle.path(name) for name in self.request.artifact.weights],
-        )
-        return read_model(self.core, graph, files)
+        graph = self.request.bundle.path(self.request.artifact.graph)
+        files = [self.request.bundle.path(name) for name in self.request.artifact.weights]
+        model = read_model(self.core, graph, files)
+        self.places.extend(places_of_model(model, files))
+        return model
 
     def _model(self) -> tuple[Any, Adapters | None]:
         """The graph, with its edits, in its shapes, and its inputs for LoRAs; what is rewritten changes no number."""
@@ -270,7 +268,7 @@ class Loading:
         )
         # What is read where it is mapped.
         component.held = {**weights, **(held or {})}
-        component.places = self._places
+        component.places = tuple(self.places)
         forget(component.places)
         return component
 

@@ -9,27 +9,69 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 # Interval between madvise calls, in seconds; the short one is for low memory and costs 2 %.
 SELDOM, OFTEN = 0.1, 0.005
 _MADV_DONTNEED = 4
 
 
-Places = Sequence[tuple[int, int]]
+@dataclass(frozen=True)
+class Place:
+    """Address and bytes of a file's pages, and what keeps them mapped there.
+
+    Without an owner the address could be anyone's by the time its pages are given back: pages of memory that belongs to
+    others would be zero then.
+    """
+
+    start: int
+    size: int
+    owner: Any
+
+
+Places = Sequence[Place]
+
+
+def place_of_array(array: NDArray[np.uint8]) -> Place:
+    """Where a mapped array is."""
+    return Place(array.ctypes.data, array.nbytes, array)
+
+
+def places_of_model(model: Any, files: Sequence[Path]) -> Places:
+    """Where OpenVINO mapped the weights of a model as it was read; none where it did not, or there is no /proc."""
+    if sys.platform != "linux":
+        return ()
+    constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+    largest = max(constants, key=lambda node: node.get_byte_size(), default=None)
+    if largest is None:
+        return ()
+    address, names = largest.data.ctypes.data, {str(path.resolve()) for path in files}
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            where, rights, _, _, _, *name = line.rstrip("\n").split(maxsplit=5)
+            start, end = (int(each, 16) for each in where.split("-"))
+            # What could have been written to would be lost.
+            if start <= address < end and name and name[0] in names and "w" not in rights:
+                # The node holds the mapping as long as it lives.
+                return (Place(start, end - start, largest),)
+    return ()
 
 
 def forget(places: Places) -> None:
-    """Give the pages of these places back."""
-    if not places:
-        # Windows has no library that goes by no name.
+    """Give the pages of these places back, where the system is Linux."""
+    if not places or sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
-    for start, size in places:
+    for place in places:
         # Where pages can't be given back, they stay.
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_DONTNEED)
+        libc.madvise(ctypes.c_void_p(place.start), ctypes.c_size_t(place.size), _MADV_DONTNEED)
 
 
 def trim() -> None:
@@ -58,20 +100,3 @@ def forgetting(places: Places, every: float = SELDOM) -> Iterator[None]:
         done.set()
         thread.join()
         forget(places)
-
-
-def mapped(files: Iterable[Path], writable: bool = False) -> Places:
-    """Address and bytes of the places where this process has these files to read; none where there is no /proc.
-
-    With `writable` also where it could write: if it has, that is lost.
-    """
-    if sys.platform != "linux":
-        return []
-    names, found = {str(path.resolve()) for path in files}, []
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            where, rights, _, _, _, *name = line.rstrip("\n").split(maxsplit=5)
-            if name and name[0] in names and (writable or "w" not in rights):
-                start, end = (int(each, 16) for each in where.split("-"))
-                found.append((start, end - start))
-    return found
