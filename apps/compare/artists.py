@@ -65,9 +65,11 @@ class Ours:
     def __init__(self, artist: Artist, model: Path) -> None:
         self.pipeline = Pipeline.open(model, artist.device, artist.variant)
         # A device that fails is a row that says so, not pictures by another one.
-        self.pipeline.components.plan = replace(self.pipeline.plan, spares={})
+        plan = replace(self.pipeline.plan, spares={})
         if artist.part:
-            self.pipeline.bundle = _with_part(self.pipeline.bundle, artist)
+            given = replace(plan.parts[artist.part], variant=artist.donor)
+            plan = replace(plan, parts={**plan.parts, artist.part: given})
+        self.pipeline.components.plan = plan
 
     def prepare(self, request: Request) -> None:
         self.pipeline.prepare(self.pipeline.resolve(request))
@@ -91,20 +93,6 @@ class Ours:
         others = [f"{part} on {p.device.name}" for part, p in plan.parts.items() if p.device != plan.device]
         device = ", ".join([plan.device.name, *others])
         return {"device": device, "settings": _shared(self.pipeline.resolve(request))}
-
-
-def _with_part(bundle: ModelBundle, artist: Artist) -> ModelBundle:
-    """The bundle, its variant `artist.variant` having one component of `artist.donor`."""
-    base, donor = bundle.variant(artist.variant), bundle.variant(artist.donor)
-    # Computed in its own variant's precision; in float32 only its weights would differ.
-    part = donor.artifacts[artist.part]
-    part = replace(part, precision=part.precision or donor.precision)
-    mixed = replace(
-        base,
-        artifacts={**base.artifacts, artist.part: part},
-        files={**base.files, **donor.files},
-    )
-    return replace(bundle, variants={**bundle.variants, artist.variant: mixed})
 
 
 def _as_diffusers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,6 +128,62 @@ def sweep(
         variants=sorted(bundle.variants), reference=reference, weights=find_model(model, weights=True), prompts=prompts,
         seed=seed, seeds=seeds, swapped=swap, device="auto", wishes=wishes,
     )  # fmt: skip
+
+
+@app.command("suggest")
+def suggest(
+    model: Annotated[str, typer.Argument(help="A bundle with two variants or more of one form.")],
+    max_size: Annotated[str | None, typer.Option(metavar="500MB", help="Bytes on disk, at most.")] = None,
+    min_psnr: Annotated[float | None, typer.Option(help="Image PSNR in dB, at least.")] = None,
+    variants: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="Those that may give parts. Default: all of one form.")
+    ] = None,
+    reference: Reference = None,
+    weights: Weights = None,
+    prompts: Prompts = None,
+    seed: Seed = 0,
+    seeds: Seeds = 1,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    folder: Folder = FOLDER,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find which part of a model in which precision is best for a size, and add that variant to the bundle.
+
+    Without a limit, all mixtures that no other beats are listed, and nothing is added.
+    """
+    from edge_sd.bundle.bundle import ModelBundle
+    from edge_sd.paths import embedded_models
+
+    from ..terminal import columns
+    from . import suggest as mixing
+    from .plan import plan, read_prompts
+
+    limit = mixing.parse_bytes(max_size) if max_size else None
+    _check(folder, prompts, None)
+    bundle = ModelBundle.open(model)
+    if (limit or min_psnr) and bundle.root.is_relative_to(embedded_models()):
+        raise InvalidRequest(f"{bundle.name} is the package's own; make a bundle: edge-sd compare sweep emoji")
+    names = mixing.family(bundle, _names(variants))
+    comparison = plan(
+        bundle, variants=names, reference=reference, weights=weights, prompts=read_prompts(prompts) if prompts else (),
+        seed=seed, seeds=seeds, swapped=0, wishes=_wishes(steps, guidance, size, None),
+    )  # fmt: skip
+    with progress(quiet or as_json, "planning") as report:
+        found = mixing.search(comparison, names, folder, report)
+        made = mixing.make(comparison, found, limit, min_psnr, folder, report) if limit or min_psnr else None
+    rows = mixing.rows_of(bundle, found, made.name if made else "")
+    if as_json:
+        say_json({"reference": comparison.reference.name, "front": rows, "made": asdict(made) if made else None})
+    elif not quiet:
+        titles = ["variant", "MB", "PSNR, expected", *rows[0]["parts"]]
+        lines = [[row["name"], f"{row['bytes'] / 1e6:.1f}", f"{row['psnr']:.1f} dB", *row["parts"].values()]
+                 for row in rows]  # fmt: skip
+        say("\n".join(columns(titles, lines)))
+    if made and not as_json:
+        say(f"{made.name}: {made.bytes / 1e6:.1f} MB, {made.psnr:.1f} dB measured, {made.expected:.1f} dB expected")
 
 
 @app.command("show")

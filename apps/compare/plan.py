@@ -39,7 +39,7 @@ class Artist:
 
     variant   of the bundle; "" is torch float32 through diffusers
     device    "auto" or the name of a device
-    part      the one component that the variant `donor` gives instead; "" for none
+    part      the component that the variant `donor` gives instead, with those at home with it; "" for none
     """
 
     name: str

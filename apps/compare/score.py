@@ -118,7 +118,7 @@ def _cosine(picture: NDArray[np.float32], prompt: NDArray[np.float32]) -> float:
 
 def compare_pictures(found: Path, reference: Path, perceptual: Perceptual | None = None) -> dict[str, float]:
     """The metrics of two drawings STEM.png with their STEM.npy. Raises ValueError where they are of other sizes."""
-    own, theirs = _pixels(found), _pixels(reference)
+    own, theirs = pixels(found), pixels(reference)
     if own.shape != theirs.shape:
         (h, w, _), (height, width, _) = own.shape, theirs.shape
         raise ValueError(f"it draws {w}x{h} and what it is compared with {width}x{height}; give --size")
@@ -140,7 +140,7 @@ def divergence(found: Path, reference: Path) -> NDArray[np.float64] | None:
     return np.array([finite(psnr(x, y)) for x, y in zip(own, theirs, strict=True)])
 
 
-def _pixels(path: Path) -> NDArray[np.uint8]:
+def pixels(path: Path) -> NDArray[np.uint8]:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 

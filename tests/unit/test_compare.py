@@ -13,13 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge_sd.apps.compare.artists import _with_part
 from edge_sd.apps.compare.energy import consumed, joules
 from edge_sd.apps.compare.judge import Judge
 from edge_sd.apps.compare.plan import (
     OTHER_SEEDS,
     TORCH,
-    Artist,
     Shot,
     common_parts,
     component_bytes,
@@ -32,10 +30,7 @@ from edge_sd.apps.compare.score import spread, summary
 from edge_sd.apps.compare.sweep import Sweep
 from edge_sd.apps.compare.tables import failures, label
 from edge_sd.apps.compare.verdict import missed, pareto, parse_gates, recommend, sentence
-from edge_sd.backends import LoadRequest
 from edge_sd.backends.fake import fake_bundle
-from edge_sd.backends.openvino import OpenVINOBackend
-from edge_sd.backends.openvino.loading import Loading
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.bundle.facts import Defaults
 from edge_sd.bundle.variants import Artifact, Variant
@@ -98,20 +93,6 @@ def test_components_are_swapped_one_at_a_time_into_the_largest_of_the_same_backe
     assert not any("lcm" in row.name for row in swaps)
     assert {row.count for row in swaps} == {2}
     assert not [row for row in plan(bundle, swapped=0).rows if row.kind == "swap"]
-
-
-def test_a_swapped_component_is_computed_as_in_its_own_variant(bundle: ModelBundle) -> None:
-    mixed = _with_part(bundle, Artist("mixed", "openvino-fp32", part="unet", donor="openvino-int8"))
-    artifacts = mixed.variant("openvino-fp32").artifacts
-    assert (artifacts["unet"].graph, artifacts["unet"].precision) == ("openvino-int8/unet.xml", "int8")
-    assert artifacts["vae_decoder"].precision == ""
-    cpu, shapes, variant = OpenVINOBackend().devices()[0], {"sample": (1, 4, 8, 8)}, mixed.variant("openvino-fp32")
-
-    def config(part: str) -> dict[str, Any]:
-        return Loading(None, "", frozenset(), 1, LoadRequest(mixed, variant, part, cpu, shapes)).config
-
-    assert "INFERENCE_PRECISION_HINT" in config("vae_decoder")
-    assert "INFERENCE_PRECISION_HINT" not in config("unet")
 
 
 def test_who_draws_what_is_told_apart_on_disk(bundle: ModelBundle) -> None:
