@@ -156,6 +156,8 @@ class Wording:
                 notes += self._cut(name, text)
         notes += [note for text in (settings.prompt, settings.negative) for note in other_languages(text)]
         notes += made.notes()
+        if settings.negative and self.bundle.facts.takes_guidance:
+            notes.append(f"{self.bundle.name} takes the guidance scale itself: the negative prompt is not used")
         if AND.search(settings.negative):
             notes.append("AND is a word in the negative prompt; it composes parts of the prompt alone")
         notes += self._unknown(prompts, words)

@@ -13,8 +13,13 @@ import pytest
 from PIL import Image
 
 from edge_sd import Control, InvalidModel, InvalidRequest, ModelBundle, Pipeline, Request
+from edge_sd.backends.base import LoadRequest
 from edge_sd.backends.openvino.loading import Loading
+from edge_sd.backends.torch import TorchBackend, TorchComponent
+from edge_sd.bundle.diffusers import GRAPH
+from edge_sd.converters.build import build
 from edge_sd.converters.parity import psnr
+from edge_sd.converters.recipes import RECIPES
 
 from ..conftest import convert
 from ..families import half, picture
@@ -250,3 +255,93 @@ def test_an_export_of_optimum_opens_as_a_model(
         wishes = {"image": picture(), "strength": 0.5, "width": 64, "height": 64}
         expected = drawn(loaded(sources(name), "SanaSprintImg2ImgPipeline"), **wishes)
         assert likeness(ours(tmp_path, **wishes), expected) >= 60
+
+
+@pytest.mark.parametrize("precision", ["int4", pytest.param("fp16", marks=pytest.mark.long)])
+def test_other_precisions_are_measured(sources: Sources, tmp_path: Path, precision: str) -> None:
+    bundle = convert(sources("sprint"), tmp_path / "bundle", precision)
+    artifacts = bundle.variants[f"openvino-{precision}"].artifacts
+    floor = {"int4": 20, "fp16": 45}[precision]
+    assert all(each.parity is not None and each.parity.psnr >= floor for each in artifacts.values())
+    assert likeness(ours(bundle.root), theirs(sources("sprint"))) >= 20
+
+
+def test_the_sums_of_linear_attention_stay_in_float32(bundles: Callable[[str], ModelBundle]) -> None:
+    """Where the CPU computes in bfloat16, they alone of the products do not."""
+    import openvino as ov
+
+    folder = bundles("sprint").root / "openvino-fp32"
+    for part, block in (("transformer", r"attn1/"), ("vae_decoder", r"attn/"), ("vae_encoder", r"attn/")):
+        compiled = ov.Core().compile_model(folder / part / GRAPH, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+        rows = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+        told = [{key: str(row[key].astype(str)) for key in row if key in KEYS} for row in rows]
+        sums = [row for row in told if row.get("layerType") == "MatMul" and f"{block}aten::matmul" in row[KEYS[0]]]
+        assert len(sums) >= 4
+        assert {row["runtimePrecision"] for row in sums} == {"f32"}
+
+
+# What OpenVINO says of an operation that runs: the names that it had, its kind, and the type that it computes in.
+KEYS = ("originalLayersNames", "layerType", "runtimePrecision")
+
+
+def test_what_overflows_float16_is_computed_in_bfloat16(sources: Sources) -> None:
+    bundle, backend = ModelBundle.open(sources("sprint")), TorchBackend()
+    (device,) = [each for each in backend.devices() if each.name == "torch-cpu"]
+    variant = bundle.variant("torch-fp16")
+    found = {}
+    for part in ("text_encoder", "transformer", "vae_decoder", "vae_encoder"):
+        component = backend.load(LoadRequest(bundle, variant, part, device, {}))
+        assert isinstance(component, TorchComponent)
+        found[part] = str(component.dtype)
+    wide = {"text_encoder", "vae_decoder", "vae_encoder"}
+    assert {part for part, dtype in found.items() if dtype == "torch.bfloat16"} == wide
+    assert found["transformer"] == "torch.float16"
+    assert likeness(ours(sources("sprint"), variant="torch-fp16"), theirs(sources("sprint"))) >= 25
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of attention, a convolution and the text's layer, in the keys that diffusers writes for SANA."""
+    from safetensors.numpy import save_file
+
+    rng, tensors = np.random.default_rng(1), {}
+    layers: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+        "transformer_blocks.0.attn1.to_q": ((4, 16), (16, 4)),
+        "transformer_blocks.1.attn2.to_out.0": ((4, 16), (16, 4)),
+        "transformer_blocks.1.ff.conv_inverted": ((4, 16, 1, 1), (80, 4, 1, 1)),
+        "caption_projection.linear_1": ((4, 16), (16, 4)),
+    }  # fmt: skip
+    for name, (down, up) in layers.items():
+        for end, shape in (("lora_A", down), ("lora_B", up)):
+            tensors[f"transformer.{name}.{end}.weight"] = rng.normal(size=shape).astype(np.float32)
+    path = tmp_path_factory.mktemp("lora") / "style.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def test_a_lora_of_the_family_changes_what_it_changes_in_diffusers(
+    sources: Sources, bundles: Callable[[str], ModelBundle], lora: Path
+) -> None:
+    pipeline, plain = loaded(sources("sana")), theirs(sources("sana"))
+    pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+    try:
+        expected = drawn(pipeline, attention_kwargs={"scale": 0.6})
+    finally:
+        pipeline.unload_lora_weights()
+    assert likeness(plain, expected) < 40, "it matters"
+    for folder in (sources("sana"), bundles("sana").root):
+        assert likeness(ours(folder, loras={lora: 0.6}), expected) >= 40
+
+
+@pytest.mark.parametrize("form", ["coreml", "coreai"])
+def test_forms_without_a_layout_of_transformers_are_refused(sources: Sources, tmp_path: Path, form: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"a transformer, of which {form} has no form yet; valid: --to openvino"):
+        build(sources("sana"), tmp_path / "b", form, RECIPES["fp16"], lambda what, share: None)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_negative_prompt_without_effect_is_said(sources: Sources) -> None:
+    request = Request(PROMPT, negative="a pear", seed=1, steps=1, **SIZE)
+    with Pipeline.open(sources("sprint")) as pipeline:
+        notes = pipeline.generate(request).notes
+    assert notes == ["sprint takes the guidance scale itself: the negative prompt is not used"]

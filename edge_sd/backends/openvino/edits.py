@@ -31,7 +31,7 @@ def apply(model: Any, edits: Edits, name: str) -> None:
 _MODULE = (
     r"(?:^|\.)((?:down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding|text_model|encoder"
     r"|embeddings|text_projection|transformer_blocks|single_transformer_blocks|pos_embed|time_text_embed"
-    r"|context_embedder|norm_out|proj_out)\b[\w.]*?)"
+    r"|context_embedder|norm_out|proj_out|time_embed|caption_projection|patch_embed)\b[\w.]*?)"
 )
 # Characters of a name that are looked at, and operations one after another between a weight's numbers and its reader:
 # both searches take time beyond measure in a graph that is made for it. A weight of 4 bits has six.
