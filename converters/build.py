@@ -31,7 +31,7 @@ from edge_sd.text.whole import FILE as WHOLE
 from edge_sd.text.whole import PromptTokenizer, open_tokenizer
 
 from .form import Form, Made, Report
-from .parity import CALIBRATION_STEPS, PROMPTS, STEPS, Arrays
+from .parity import CALIBRATION_STEPS, PROMPTS, ROUNDING, STEPS, Arrays
 from .recipes import PARTS, QuantRecipe
 from .sources.source import Source
 from .targets import form_named
@@ -281,15 +281,18 @@ def _make_part(
     own = recipe.of(part)
     wrapped = wrap(part, source.load(part, form.halves and own.bits <= 16), source.facts)
     component = TorchComponent(wrapped.module, tuple(wrapped.example), wrapped.outputs)
-    results = [
-        record(part, component, source.facts, tokenizers, {name: each[n] for name, each in before.items()}, *case)
-        for n, case in enumerate(_cases(source, form, recipe))
-    ]
-    made = form.convert(wrapped, source, recipe, staging, component.recording, report)
+    results = []
+    recording = component.recording
+    for n, case in enumerate(_cases(source, form, recipe)):
+        told = {name: each[n] for name, each in before.items()}
+        results.append(record(part, component, source.facts, tokenizers, told, *case))
+        if n + 1 == len(_measured(source, form, recipe)):
+            recording = replace(recording, measured=len(recording.inputs))
+    made = form.convert(wrapped, source, recipe, staging, recording, report)
     del wrapped, component.module
     # Torch's modules hold reference cycles, and measuring needs as much memory again, so collect now.
     gc.collect()
-    parity = form.measure(part, made, staging, component.recording)
+    parity = form.measure(part, made, staging, recording)
     if not parity.psnr >= own.floor:
         raise ParityError(
             f"{part} in {own.name} reaches {parity.psnr:.1f} dB against torch float32, "
@@ -301,13 +304,24 @@ def _make_part(
 
 
 def _cases(source: Source, form: Form, recipe: QuantRecipe) -> list[tuple[tuple[int, int], str, int]]:
-    """The pictures on which components are measured: sizes of latents, prompts, steps."""
+    """The pictures whose calls are recorded: sizes of latents, prompts, steps. First those that are measured on."""
+    cases = _measured(source, form, recipe)
+    if form.rounding and any(each.bits < 8 for each in recipe.each):
+        cases += [(form.latents(source, recipe)[0], *picture) for picture in ROUNDING[:: _share(source)]]
+    return cases
+
+
+def _measured(source: Source, form: Form, recipe: QuantRecipe) -> list[tuple[tuple[int, int], str, int]]:
+    """Those on which components are measured."""
     pictures = [(PROMPTS[0], STEPS)]
     if recipe.calibrated:
-        # Of models that take seconds for a step, a third as many.
-        share = 3 if source.is_large(source.facts.denoiser) else 1
-        pictures = list(zip(PROMPTS, CALIBRATION_STEPS, strict=True))[::share]
+        pictures = list(zip(PROMPTS, CALIBRATION_STEPS, strict=True))[:: _share(source)]
     return [(latents, *picture) for picture in pictures for latents in form.latents(source, recipe)]
+
+
+def _share(source: Source) -> int:
+    """Of models that take seconds for a step, a third as many pictures."""
+    return 3 if source.is_large(source.facts.denoiser) else 1
 
 
 def _publish_tokenizer(source: Source, target: Path) -> dict[str, FileRecord]:

@@ -59,6 +59,10 @@ class Form(Protocol):
         """Whether it traces modules that keep float16 weights as stored (see sources/half_weights.py)."""
 
     @property
+    def rounding(self) -> bool:
+        """Whether it rounds weights of less than 8 bits by what several pictures show of their inputs."""
+
+    @property
     def recipes(self) -> tuple[str, ...]:
         """The names of the recipes that this form can store."""
 

@@ -9,7 +9,7 @@ of the tests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from edge_sd.errors import ConversionError
 
 from ..coreml.mixed import palette
 from ..recipes import QuantRecipe
+from ..rounding import Table, integers, limits, moments, rounded
 from .convert import quiet
 
 # Smaller weights stay as they are: they are few bytes and need their digits.
@@ -39,22 +40,37 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in found.items() if bool(torch.isfinite(value).all())}
 
 
-def compress(module: nn.Module, recipe: QuantRecipe, bits: Bits | None = None) -> nn.Module:
-    """Store the weights of `module` as `recipe` says, in place; `bits` are each layer's own, for palettes."""
+def compress(
+    module: nn.Module, recipe: QuantRecipe, bits: Bits | None = None, run: Callable[[], object] | None = None
+) -> nn.Module:
+    """Store the weights of `module` as `recipe` says, in place; `bits` are each layer's own, for palettes.
+
+    `run` calls the module on what it is made for: weights are then rounded so that outputs change least there, in place
+    of each to the nearest number.
+    """
     if recipe.bits >= 16 and bits is None:
         return module
     with quiet():
         import coreai_torch._compression.custom_layers  # noqa: F401 - registers the operations
-    for name, value in weights(module).items():
-        width = recipe.bits if bits is None else bits[name]
-        if width >= 16:
-            continue
+    values = weights(module)
+    widths = {name: recipe.bits if bits is None else bits[name] for name in values}
+    names = [name for name, width in widths.items() if width < 16]
+    learned = dict.fromkeys(names).items() if run is None else moments(module, names, run)
+    stored: dict[str, nn.Module] = {}
+    for name, seen in learned:
         if recipe.palette and ("lut" in name or "indices" in name):
             # The converter tells tables from indices by these words in the names of tensors.
             raise ConversionError(f"{name} cannot be a palette: coreai-torch takes its name for a table's")
-        stored: nn.Module = Palette(value, width) if recipe.palette else Blocks(value, width, recipe.group_size)
+        if recipe.palette:
+            stored[name] = Palette(values[name], widths[name], seen)
+        elif isinstance(module.get_submodule(name), nn.Embedding):
+            # Of a row that is looked up no other number makes an error good.
+            stored[name] = Blocks(values[name], 8, None)
+        else:
+            stored[name] = Blocks(values[name], widths[name], recipe.group_size, seen)
+    for name, each in stored.items():
         parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, Stored(module.get_submodule(name), stored))
+        setattr(module.get_submodule(parent), leaf, Stored(module.get_submodule(name), each))
     return module
 
 
@@ -91,17 +107,21 @@ def _embed(ids: Tensor, weight: Tensor, bias: None) -> Tensor:
 
 
 class Palette(nn.Module):
-    """A weight as indices of a table of 2**bits numbers."""
+    """A weight as indices of a table of 2**bits numbers; `seen` is H of its inputs (rounding.py)."""
 
     indices: Tensor
     lut: Tensor
 
-    def __init__(self, weight: Tensor, bits: int) -> None:
+    def __init__(self, weight: Tensor, bits: int, seen: Tensor | None = None) -> None:
         super().__init__()
-        table, indices = palette(weight.numpy(), bits)
-        self.register_buffer("indices", torch.from_numpy(indices.reshape(weight.shape)))
+        table, indices = palette(weight.half().numpy(), bits)
+        numbers, found = torch.from_numpy(table), torch.from_numpy(indices.reshape(weight.shape))
+        if seen is not None:
+            codes = rounded(weight.reshape(len(weight), -1), Table(numbers.float()), seen)
+            found = codes.to(torch.uint8).reshape(weight.shape)
+        self.register_buffer("indices", found)
         # The converter looks for this name. A dimension of 1 for each of the weight's, then the numbers, each a scalar.
-        self.register_buffer("lut", torch.from_numpy(table).reshape(*[1] * weight.dim(), -1, 1))
+        self.register_buffer("lut", numbers.reshape(*[1] * weight.dim(), -1, 1))
 
     def stored_bits(self) -> int:
         """Of indices and table."""
@@ -116,32 +136,33 @@ class Palette(nn.Module):
 class Blocks(nn.Module):
     """A weight as integers: (q - zero) * scale, for each output channel and block of its inputs.
 
-    8 bits have a scale for each output channel and no zero. Fewer have both, for blocks of `group` inputs or, where a
-    width is no multiple of it, of the largest divisor of both.
+    8 bits have a scale for each output channel and no zero. Fewer have both, for blocks of `group` inputs, a quarter as
+    many where each has several numbers, or, where a width is no multiple of that, of the largest divisor below.
+    `seen` is H of the weight's inputs (rounding.py).
     """
 
     numbers: Tensor
     scale: Tensor
     zero: Tensor | None
 
-    def __init__(self, weight: Tensor, bits: int, group: int | None) -> None:
+    def __init__(self, weight: Tensor, bits: int, group: int | None, seen: Tensor | None = None) -> None:
         super().__init__()
         rows, columns = weight.shape[:2]
-        block = columns if group is None else _divisor(columns, group)
-        data = weight.float().reshape(rows, columns // block, -1)
-        least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        # The stored scale is float16: integers are those of the scale as it is stored.
+        block = columns if group is None else _divisor(columns, group if weight[0, 0].numel() == 1 else group // 4)
+        flat = weight.float().reshape(rows, -1)
+        zero = None
         if group is None:
-            scale = (data.abs().amax(-1) / most).clamp_min(_tiny(weight)).to(weight.dtype)
-            zero = None
+            least, most = limits(bits)
+            # The stored scale is float16: integers are those of the scale as it is stored.
+            scale = (flat.abs().amax(-1, keepdim=True) / most).half().clamp_min(torch.finfo(torch.float16).tiny)
+            numbers = (flat / scale.float()).round().clamp(least, most)
         else:
-            low, high = data.amin(-1).clamp_max(0), data.amax(-1).clamp_min(0)
-            scale = ((high - low) / (most - least)).clamp_min(_tiny(weight)).to(weight.dtype)
-            zero = (least - low / scale.float()).round().clamp(least, most)
-        numbers = (data / scale.float()[..., None]).round() + (0 if zero is None else zero[..., None])
+            width = flat.shape[1] // (columns // block)
+            grid = integers(flat, bits, width, None if seen is None else seen.diagonal())
+            scale, zero, numbers = grid.scale.half(), grid.zero, rounded(flat, grid, seen)
         self.dtype = torch.int8 if bits == 8 else torch.int4  # type: ignore[attr-defined]
         places = (rows, columns // block, *[1] * (weight.dim() - 2))
-        self.register_buffer("numbers", numbers.clamp(least, most).to(torch.int8).reshape(weight.shape))
+        self.register_buffer("numbers", numbers.to(torch.int8).reshape(weight.shape))
         self.register_buffer("scale", scale.reshape(places))
         self.register_buffer("zero", None if zero is None else zero.to(torch.int8).reshape(places))
 
@@ -160,10 +181,6 @@ class Blocks(nn.Module):
 
 def _divisor(columns: int, group: int) -> int:
     return next(size for size in range(min(columns, group), 0, -1) if columns % size == 0)
-
-
-def _tiny(weight: Tensor) -> float:
-    return float(torch.finfo(weight.dtype).tiny)
 
 
 class Weights:

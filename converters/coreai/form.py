@@ -20,7 +20,7 @@ from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, Missing
 from edge_sd.text.conditioning import HIDDEN
 
 from ..form import Made, Report
-from ..parity import Recording, measure
+from ..parity import Recording, Runner, measure
 from ..recipes import RECIPES, QuantRecipe, recipe_for
 from ..sources.source import CONTROL, Source
 from ..static import Sizes, check_denoiser, check_nets, check_sizes, latents_of, named, pixels_of
@@ -37,7 +37,7 @@ SPLIT = ("unet", *CONTROL)
 # dB between what is aimed at with mixed bits, on the first and the last call of a picture, and what all must reach.
 ROOM = 0.5
 # The mean bits of a weight where mixed bits are held to a size: with norms and biases under 30 % of float16's bytes.
-MEAN_BITS = 4.5
+MEAN_BITS = 4.7
 NEEDED = ("coreai", "coreai_torch", "coreai_opt")
 
 
@@ -56,6 +56,7 @@ class CoreAIForm:
     backend: str = "coreai"
     lowest: str = "macOS27"
     halves: bool = False
+    rounding: bool = True
     recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "int4", "int4g64", "p8", "p6", "p4", "mixed", "mixed4")
 
     def __post_init__(self) -> None:
@@ -126,7 +127,9 @@ class CoreAIForm:
         if recipe.mixed:
             chosen = _choose_bits(wrapped, split, source.facts, recipe, recording, report)
             bits = chosen.bits
-        module = compress.compress(wrapped.module.to(dtype), recipe, bits)
+        call = _called(wrapped, split)
+        learned = (lambda: [call(given) for given in recording.calibration]) if recording.calibration else None
+        module = compress.compress(wrapped.module, recipe, bits, learned).to(dtype)
         component = wrap(part, module, source.facts, sizes, dtype, split)
         program = convert.convert(component)
         graph = f"{component.name}.aimodel"
@@ -194,26 +197,36 @@ def _shapes(given: Arrays) -> Mapping[str, tuple[int, ...]]:
     return {name: value.shape for name, value in given.items()}
 
 
-def _choose_bits(
-    wrapped: Wrapped, split: bool, facts: Facts, recipe: QuantRecipe, recording: Recording, report: Report
-) -> BitRecipe:
-    """The sensitivity analysis of a component in torch, on the recorded calls of the first size."""
+def _called(wrapped: Wrapped, split: bool) -> Runner:
+    """The torch module of a component, called by our names; `split` is attention for the Neural Engine."""
     import torch
 
-    from ..coreml import mixed
-    from . import compress
     from .wrappers import Denoising
 
     module = Denoising(wrapped.module, True) if split else wrapped.module
-    states = {text.states for text in facts.encoders if text.part == wrapped.part}
-    wanted = states | {"text_embeds"} if states else set(wrapped.outputs)
 
     def run(given: Arrays) -> Arrays:
         with torch.no_grad():
             found = module(*(torch.from_numpy(np.ascontiguousarray(given[name])) for name in wrapped.example))
         row = found if isinstance(found, tuple) else (found,)
-        named = zip(wrapped.outputs, row, strict=True)
-        return {name: value.numpy() for name, value in named if name in wanted}
+        return {name: value.numpy() for name, value in zip(wrapped.outputs, row, strict=True)}
+
+    return run
+
+
+def _choose_bits(
+    wrapped: Wrapped, split: bool, facts: Facts, recipe: QuantRecipe, recording: Recording, report: Report
+) -> BitRecipe:
+    """The sensitivity analysis of a component in torch, on the recorded calls of the first size."""
+    from ..coreml import mixed
+    from . import compress
+
+    call = _called(wrapped, split)
+    states = {text.states for text in facts.encoders if text.part == wrapped.part}
+    wanted = states | {"text_embeds"} if states else set(wrapped.outputs)
+
+    def run(given: Arrays) -> Arrays:
+        return {name: value for name, value in call(given).items() if name in wanted}
 
     calls = [n for n, given in enumerate(recording.inputs) if _shapes(given) == _shapes(recording.inputs[0])]
     first = Recording([recording.inputs[n] for n in calls], [recording.outputs[n] for n in calls])

@@ -60,6 +60,7 @@ class CoreMLForm:
     chunks: bool = False
     backend: str = "coreml"
     halves: bool = False
+    rounding: bool = False
     recipes: tuple[str, ...] = ("fp16", "int8", "w8a8", "p8", "p6", "p4", "p4g16", "p2", "p1", "mixed")
 
     def __post_init__(self) -> None:

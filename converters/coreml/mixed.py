@@ -104,7 +104,7 @@ def choose(
     `run` calls the program with the recording's names; `report` is called with the share of trials that are done.
     What no bits reach gets 16 everywhere.
     """
-    some = Recording(*(_ends(side) for side in (recording.inputs, recording.outputs)))
+    some = Recording(_ends(recording.inputs), _ends(recording.outputs))
     trials = _Trials(program, names, lambda: measure(run, some).psnr, report)
     fixed = [trials.point(f"p{width}", dict.fromkeys(names, width)) for width in WIDTHS[:-1]]
     prices = np.geomspace(*trials.prices(), 8)
@@ -132,7 +132,7 @@ def choose_within(
 
     `run` calls the program with the recording's names; `report` is called with the share of trials that are done.
     """
-    some = Recording(*(_ends(side) for side in (recording.inputs, recording.outputs)))
+    some = Recording(_ends(recording.inputs), _ends(recording.outputs))
     trials = _Trials(program, names, lambda: measure(run, some).psnr, report)
     numbers = max(sum(weight.size for weight in trials.weights.values()), 1)
 

@@ -38,6 +38,7 @@ class OpenVINOForm:
     compute: str = ""
     lowest: str = ""
     halves: bool = True
+    rounding: bool = False
     recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "w8a8", "hybrid", "int4", "int4g64", "int4g128")
 
     def check(self, source: Source, recipe: QuantRecipe) -> None:

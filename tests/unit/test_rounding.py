@@ -1,0 +1,110 @@
+"""Rounding to few bits: the error of outputs, and that it is the error of what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edge_sd.converters.coreml.mixed import palette
+from edge_sd.converters.rounding import Integers, Table, integers, moments, rounded
+
+
+def normal(generator: torch.Generator) -> Tensor:
+    return torch.randn(48, 64, generator=generator)
+
+
+def heavy_tailed(generator: torch.Generator) -> Tensor:
+    """A few numbers are ten times as large as most."""
+    return torch.randn(48, 64, generator=generator) * torch.randn(48, 64, generator=generator).abs().add(0.1).pow(2)
+
+
+def correlated(generator: torch.Generator) -> Tensor:
+    """Inputs [N, 64] that have eight directions in common."""
+    shared = torch.randn(512, 8, generator=generator) @ torch.randn(8, 64, generator=generator)
+    return shared + 0.3 * torch.randn(512, 64, generator=generator)
+
+
+def decoded(grid: Integers | Table, codes: Tensor) -> Tensor:
+    return torch.stack([grid.decoded(codes[:, n], n) for n in range(codes.shape[1])], 1)
+
+
+@pytest.mark.parametrize("draw", [normal, heavy_tailed])
+def test_outputs_change_less_than_with_the_nearest_numbers(draw: Callable[[torch.Generator], Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = draw(generator), correlated(generator)
+    seen = x.T @ x / len(x) + 0.01 * torch.eye(64)
+    plain = _whole_range(weight)
+
+    def error(stored: Tensor) -> float:
+        return float((x @ (weight - stored).T).square().mean())
+
+    near = error(decoded(plain, rounded(weight, plain)))
+    searched = integers(weight, 4, 16, seen.diagonal())
+    assert error(decoded(searched, rounded(weight, searched, seen))) < 0.4 * near
+    # The same grid, and a palette's.
+    assert error(decoded(plain, rounded(weight, plain, seen))) < 0.5 * near
+    table = Table(torch.from_numpy(palette(weight.numpy(), 4)[0]))
+    assert error(decoded(table, rounded(weight, table, seen))) < 0.5 * error(decoded(table, rounded(weight, table)))
+
+
+def _whole_range(weight: Tensor) -> Integers:
+    data = weight.reshape(48, -1, 16)
+    low, high = data.amin(-1).clamp_max(0), data.amax(-1).clamp_min(0)
+    scale = (high - low) / 15
+    return Integers(scale, (-8 - low / scale).round(), 4, 16)
+
+
+def test_without_inputs_scales_lose_no_more_than_the_whole_range() -> None:
+    weight = heavy_tailed(torch.Generator().manual_seed(1))
+    whole, searched = _whole_range(weight), integers(weight, 4, 16)
+    errors = [float((decoded(grid, rounded(weight, grid)) - weight).square().sum()) for grid in (whole, searched)]
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 6), nn.Conv2d(4, 6, 3, 2, 1), nn.Conv2d(4, 6, 1)])
+def test_moments_are_those_of_what_a_weight_is_multiplied_by(layer: nn.Module) -> None:
+    """The oracle is the layer itself: the mean square of the outputs of any weight W is tr(W H W^T)."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 8) if isinstance(layer, nn.Linear) else torch.randn(2, 4, 6, 6)
+    model = nn.Sequential(layer)
+    ((name, found),) = moments(model, ["0"], lambda: model(x))
+    assert name == "0"
+    assert found is not None
+    weight, y = layer.weight.detach().flatten(1), layer(x) - layer.bias.reshape(-1, *[1] * (x.dim() - 2))  # type: ignore[union-attr, operator, arg-type]
+    damping = 0.3 / 1.3 * found.diagonal().mean()
+    total = (weight @ (found - damping * torch.eye(len(found))) @ weight.T).trace()
+    torch.testing.assert_close(total, y.square().sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_have_no_moments() -> None:
+    model = nn.Sequential(nn.Embedding(8, 4))
+    assert list(moments(model, ["0"], lambda: model(torch.arange(3)))) == [("0", None)]
+
+
+def test_what_is_stored_is_what_the_error_was_computed_with() -> None:
+    pytest.importorskip("coreai_torch", reason="coreai-core and coreai-torch need Python 3.11 to 3.14")
+    from edge_sd.converters.coreai import compress
+    from edge_sd.converters.recipes import RECIPES
+
+    generator = torch.Generator().manual_seed(2)
+    weight, x = heavy_tailed(generator), correlated(generator)
+    plain = nn.Sequential(nn.Linear(64, 48))
+    for name, bits in (("int4", None), ("mixed4", {"0": 4})):
+        model = nn.Sequential(nn.Linear(64, 48))
+        model[0].weight.data = weight.clone()
+        stored = compress.compress(model, RECIPES[name], bits, lambda model=model: model(x)).get_submodule("0.stored")
+        ((_, seen),) = moments(plain, ["0"], lambda: plain(x))
+        assert seen is not None
+        grid: Integers | Table
+        if isinstance(stored, compress.Blocks):
+            grid = integers(weight, 4, 32, seen.diagonal())
+            codes = stored.numbers
+        else:
+            assert isinstance(stored, compress.Palette)
+            grid, codes = Table(stored.lut.flatten().float()), stored.indices
+        wanted = rounded(weight, grid, seen)
+        assert torch.equal(codes.long(), wanted.long())
+        torch.testing.assert_close(stored().float(), decoded(grid, wanted), rtol=2e-3, atol=1e-4)
