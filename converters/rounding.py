@@ -29,6 +29,22 @@ SAMPLES, HELD = 1024, 2 << 30
 RANGES, NARROWEST = 20, 0.4
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What is known of a layer's inputs x [C]: H = E[x x^T] [C, C] and their mean [C]."""
+
+    moments: Tensor
+    mean: Tensor
+
+    def damped(self, biased: bool) -> Tensor:
+        """What a layer's rounding goes by: of one with a bias, which takes up the mean's share, the covariance."""
+        found = self.moments - torch.outer(self.mean, self.mean) if biased else self.moments.clone()
+        scale = float(found.diagonal().mean())
+        # Of a layer whose inputs were always the same nothing is known.
+        found.diagonal().add_(DAMPING * scale if scale > 0 else 1.0)
+        return found
+
+
 class Grid(Protocol):
     """The numbers that a weight can have."""
 
@@ -129,8 +145,8 @@ def rounded(weight: Tensor, grid: Grid, moments: Tensor | None = None) -> Tensor
     return codes
 
 
-def moments(module: nn.Module, names: Sequence[str], run: Callable[[], object]) -> Iterator[tuple[str, Tensor | None]]:
-    """Layer -> H [C, C] of its inputs while `run` calls the module, for each of `names`; None for an embedding.
+def inputs(module: nn.Module, names: Sequence[str], run: Callable[[], object]) -> Iterator[tuple[str, Inputs | None]]:
+    """Layer -> what its inputs are while `run` calls the module, for each of `names`; None for an embedding.
 
     A convolution's columns are those of its flattened weight. `run` is called once for every HELD bytes.
     """
@@ -163,16 +179,17 @@ def _columns(layer: Any) -> int:
     return 0
 
 
-def _gathered(layers: dict[str, Any], run: Callable[[], object]) -> dict[str, Tensor]:
-    sums: dict[str, Tensor] = {}
+def _gathered(layers: dict[str, Any], run: Callable[[], object]) -> dict[str, Inputs]:
+    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
     random = torch.Generator().manual_seed(0)
 
     def watch(name: str) -> Any:
         def hook(layer: Any, arguments: tuple[Tensor], output: Tensor) -> None:
-            x = _inputs(layer, arguments[0])
+            x = _rows(layer, arguments[0])
             if len(x) > SAMPLES:
                 x = x[torch.randperm(len(x), generator=random)[:SAMPLES]]
-            sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
+            products, total, count = sums.get(name, (torch.zeros(()), torch.zeros(()), 0))
+            sums[name] = products + x.T @ x, total + x.sum(0), count + len(x)
 
         return hook
 
@@ -183,14 +200,10 @@ def _gathered(layers: dict[str, Any], run: Callable[[], object]) -> dict[str, Te
     finally:
         for handle in handles:
             handle.remove()
-    for total in sums.values():
-        mean = float(total.diagonal().mean())
-        # Of a layer whose inputs were all 0 nothing is known.
-        total.diagonal().add_(DAMPING * mean if mean else 1.0)
-    return sums
+    return {name: Inputs(products / count, total / count) for name, (products, total, count) in sums.items()}
 
 
-def _inputs(layer: Any, x: Tensor) -> Tensor:
+def _rows(layer: Any, x: Tensor) -> Tensor:
     """All x [N, C] that the layer's weight, flattened to [R, C], is multiplied by."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])

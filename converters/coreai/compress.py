@@ -21,7 +21,7 @@ from edge_sd.errors import ConversionError
 
 from ..coreml.mixed import palette
 from ..recipes import QuantRecipe
-from ..rounding import Table, integers, limits, moments, rounded
+from ..rounding import Table, inputs, integers, limits, rounded
 from .convert import quiet
 
 # Smaller weights stay as they are: they are few bytes and need their digits.
@@ -55,19 +55,25 @@ def compress(
     values = weights(module)
     widths = {name: recipe.bits if bits is None else bits[name] for name in values}
     names = [name for name, width in widths.items() if width < 16]
-    learned = dict.fromkeys(names).items() if run is None else moments(module, names, run)
+    learned = dict.fromkeys(names).items() if run is None else inputs(module, names, run)
     stored: dict[str, nn.Module] = {}
-    for name, seen in learned:
+    for name, given in learned:
         if recipe.palette and ("lut" in name or "indices" in name):
             # The converter tells tables from indices by these words in the names of tensors.
             raise ConversionError(f"{name} cannot be a palette: coreai-torch takes its name for a table's")
+        layer: Any = module.get_submodule(name)
+        biased = getattr(layer, "bias", None) is not None
+        seen = None if given is None else given.damped(biased)
         if recipe.palette:
             stored[name] = Palette(values[name], widths[name], seen)
-        elif isinstance(module.get_submodule(name), nn.Embedding):
+        elif isinstance(layer, nn.Embedding):
             # Of a row that is looked up no other number makes an error good.
             stored[name] = Blocks(values[name], 8, None)
         else:
             stored[name] = Blocks(values[name], widths[name], recipe.group_size, seen)
+        if given is not None and biased:
+            lost = values[name].float() - stored[name]().float()
+            layer.bias.data += (lost.flatten(1) @ given.mean).to(layer.bias.dtype)
     for name, each in stored.items():
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, Stored(module.get_submodule(name), each))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sd.converters.coreml.mixed import palette
-from edge_sd.converters.rounding import Integers, Table, integers, moments, rounded
+from edge_sd.converters.rounding import Inputs, Integers, Table, inputs, integers, rounded
 
 
 def normal(generator: torch.Generator) -> Tensor:
@@ -65,23 +65,26 @@ def test_without_inputs_scales_lose_no_more_than_the_whole_range() -> None:
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(8, 6), nn.Conv2d(4, 6, 3, 2, 1), nn.Conv2d(4, 6, 1)])
-def test_moments_are_those_of_what_a_weight_is_multiplied_by(layer: nn.Module) -> None:
-    """The oracle is the layer itself: the mean square of the outputs of any weight W is tr(W H W^T)."""
+def test_moments_are_those_of_what_a_weight_is_multiplied_by(layer: nn.Linear | nn.Conv2d) -> None:
+    """The oracle is the layer itself: outputs of any weight W have the mean square tr(W H W^T) and the mean W m."""
     torch.manual_seed(0)
     x = torch.randn(3, 8) if isinstance(layer, nn.Linear) else torch.randn(2, 4, 6, 6)
     model = nn.Sequential(layer)
-    ((name, found),) = moments(model, ["0"], lambda: model(x))
+    assert layer.bias is not None
+    layer.bias.data.zero_()
+    ((name, found),) = inputs(model, ["0"], lambda: model(x))
     assert name == "0"
     assert found is not None
-    weight, y = layer.weight.detach().flatten(1), layer(x) - layer.bias.reshape(-1, *[1] * (x.dim() - 2))  # type: ignore[union-attr, operator, arg-type]
-    damping = 0.3 / 1.3 * found.diagonal().mean()
-    total = (weight @ (found - damping * torch.eye(len(found))) @ weight.T).trace()
-    torch.testing.assert_close(total, y.square().sum(), rtol=1e-4, atol=1e-4)
+    weight, y = layer.weight.detach().flatten(1), layer(x).detach().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(weight @ found.mean, y.mean(1), rtol=1e-4, atol=1e-4)
+    total = (weight @ found.moments @ weight.T).diagonal()
+    torch.testing.assert_close(total, y.square().mean(1), rtol=1e-4, atol=1e-4)
+    assert float(found.damped(True).trace()) < float(found.damped(False).trace())
 
 
 def test_embeddings_have_no_moments() -> None:
     model = nn.Sequential(nn.Embedding(8, 4))
-    assert list(moments(model, ["0"], lambda: model(torch.arange(3)))) == [("0", None)]
+    assert list(inputs(model, ["0"], lambda: model(torch.arange(3)))) == [("0", None)]
 
 
 def test_what_is_stored_is_what_the_error_was_computed_with() -> None:
@@ -90,14 +93,17 @@ def test_what_is_stored_is_what_the_error_was_computed_with() -> None:
     from edge_sd.converters.recipes import RECIPES
 
     generator = torch.Generator().manual_seed(2)
-    weight, x = heavy_tailed(generator), correlated(generator)
+    weight, x = heavy_tailed(generator), correlated(generator) + 1
     plain = nn.Sequential(nn.Linear(64, 48))
     for name, bits in (("int4", None), ("mixed4", {"0": 4})):
         model = nn.Sequential(nn.Linear(64, 48))
         model[0].weight.data = weight.clone()
+        plain[0].weight.data = weight.clone()
+        model[0].bias.data = plain[0].bias.data.clone()
         stored = compress.compress(model, RECIPES[name], bits, lambda model=model: model(x)).get_submodule("0.stored")
-        ((_, seen),) = moments(plain, ["0"], lambda: plain(x))
-        assert seen is not None
+        ((_, given),) = inputs(plain, ["0"], lambda: plain(x))
+        assert isinstance(given, Inputs)
+        seen = given.damped(True)
         grid: Integers | Table
         if isinstance(stored, compress.Blocks):
             grid = integers(weight, 4, 32, seen.diagonal())
@@ -108,3 +114,6 @@ def test_what_is_stored_is_what_the_error_was_computed_with() -> None:
         wanted = rounded(weight, grid, seen)
         assert torch.equal(codes.long(), wanted.long())
         torch.testing.assert_close(stored().float(), decoded(grid, wanted), rtol=2e-3, atol=1e-4)
+        # Outputs are right in the mean.
+        change = torch.nn.functional.linear(x, stored().float(), model[0].bias) - plain(x)
+        assert change.mean(0).abs().max() < 1e-4
