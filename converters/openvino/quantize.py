@@ -23,7 +23,6 @@ from edge_sd.bundle.parts import DENOISERS
 from ..form import Report
 from ..parity import Arrays, Recording
 from ..sources.wrappers import Wrapped
-from .precise import LINEAR_ATTENTION
 
 # SmoothQuant's alpha: how much of an outlier moves from activations to weights.
 ALPHA_CONVOLUTION, ALPHA_MATMUL = 0.15, 0.5
@@ -38,9 +37,6 @@ ALWAYS_FLOAT = (
     r".*(time_emb|attn2\.to_k|attn2\.to_v|ff\.net\.2|add_embedding|conv_in/|conv_out/).*"
     # Of transformers: what makes tokens of latents and text, and latents of tokens, and what shifts and scales.
     r"|__module\.model\.(time_text_embed|context_embedder|pos_embed|norm_out|proj_out).*|.*norm1(_context)?\.linear.*"
-    r"|__module\.model\.(time_embed|caption_projection|patch_embed).*"
-    # The sums of linear attention over all places: few values of them are as large as the largest.
-    rf"|{LINEAR_ATTENTION}"
 )
 
 # No CPU takes it in integers: rounding what goes in only costs time, and where the rest is bfloat16, as with AMX, the

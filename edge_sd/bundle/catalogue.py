@@ -29,7 +29,7 @@ class Entry:
     """A repository.
 
     name       ORG/NAME
-    family     sd1, sd2, sdxl or sd3
+    family     sd1, sd2, sdxl, sd3 or sana
     form       what it holds: torch (diffusers' safetensors), openvino (optimum-intel's export), coreml (Apple's)
     gigabytes  of the files that are pulled, roughly
     license    as its card names it
@@ -98,6 +98,9 @@ CATALOGUE = (
           checked=(*LABEL, *FILES)),
     _card("stabilityai/stable-diffusion-3.5-large-turbo", "sd3", "torch", 28.0, SAI, steps=4, guidance=1.0, size=1024,
           checked=(*EXAMPLE, "size")),
+    # SANA-Sprint: its maker's licence, and Gemma's terms for the text encoder.
+    Entry("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", "sana", "torch", 9.7, "nscl-v2-custom",
+          "https://nvlabs.github.io/Sana/docs/sana_sprint", steps=2, guidance=4.5, size=1024, checked=("steps",)),
     # Exports of optimum-intel: no torch, no conversion.
     _card("OpenVINO/stable-diffusion-v1-5-int8-ov", "sd1", "openvino", 1.1, OPENRAIL, checked=(*LABEL, *FILES)),
     _card("OpenVINO/stable-diffusion-v1-5-fp16-ov", "sd1", "openvino", 2.1, OPENRAIL),

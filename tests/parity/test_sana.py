@@ -340,6 +340,15 @@ def test_forms_without_a_layout_of_transformers_are_refused(sources: Sources, tm
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("precision", ["w8a8", "hybrid"])
+def test_activations_of_linear_attention_are_not_rounded(sources: Sources, tmp_path: Path, precision: str) -> None:
+    with pytest.raises(
+        InvalidRequest, match=f"linear attention, which {precision} does not round; valid: fp16, fp32, int4"
+    ):
+        convert(sources("sana"), tmp_path / "b", precision)
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_negative_prompt_without_effect_is_said(sources: Sources) -> None:
     request = Request(PROMPT, negative="a pear", seed=1, steps=1, **SIZE)
     with Pipeline.open(sources("sprint")) as pipeline:
