@@ -261,6 +261,12 @@ def convert(
         Path | None, typer.Option(help="An upscaler of ESRGAN's class to add, a .safetensors file.")
     ] = None,
     controlnet: Annotated[str | None, typer.Option(help="A ControlNet to add: its folder, or ORG/NAME.")] = None,
+    ip_adapter: Annotated[
+        Path | None, typer.Option(help="An IP-Adapter to add, base or plus, a .safetensors file.")
+    ] = None,
+    image_encoder: Annotated[
+        str | None, typer.Option(help="The IP-Adapter's CLIP: its folder, or ORG/NAME. Default: beside the file.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -277,7 +283,10 @@ def convert(
     require_extra()
     hush_libraries()
     checkpoint = unpacked(source, bundle, tokenizer=tokenizer, prediction=prediction)
-    parts = {"vae": vae, "vae_tiny": tiny_vae, "controlnet": controlnet, "upscaler": upscaler}
+    parts = {
+        "vae": vae, "vae_tiny": tiny_vae, "controlnet": controlnet, "upscaler": upscaler, "ip_adapter": ip_adapter,
+        "image_encoder": image_encoder,
+    }  # fmt: skip
     with (
         progress(quiet or as_json, "reading") as report,
         checkpoint as folder,

@@ -174,13 +174,14 @@ def _check_space(source: Source, parts: tuple[str, ...], recipe: QuantRecipe, ta
     from safetensors import safe_open
 
     need = 0
-    # Components that are of the same weights are written once, or nearly so.
-    for paths, bits in {tuple(source.weights(part)[0]): recipe.of(part).bits for part in reversed(parts)}.items():
-        for path in paths:
-            with safe_open(path, "np") as file:
-                for key in file.keys():  # noqa: SIM118 - not a mapping
-                    slice_ = file.get_slice(key)
-                    need += int(np.prod(slice_.get_shape(), dtype=np.int64)) * max(bits, 8) // 8
+    # Files that several components are of are written once, or nearly so.
+    for path, bits in {
+        path: recipe.of(part).bits for part in reversed(parts) for path in source.weights(part)[0]
+    }.items():
+        with safe_open(path, "np") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                slice_ = file.get_slice(key)
+                need += int(np.prod(slice_.get_shape(), dtype=np.int64)) * max(bits, 8) // 8
     free = shutil.disk_usage(target).free
     if free < need:
         raise ConversionError(

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import NET, SAFETY_CHECKER, TINY, UPSCALER, kind_of
+from edge_sd.bundle.parts import IMAGE_ENCODER, NET, SAFETY_CHECKER, TINY, UPSCALER, kind_of
 from edge_sd.bundle.variants import Parity
 from edge_sd.components import safety_checker as safety
 from edge_sd.components.autoencoder import to_pixels
 from edge_sd.components.base import Component
 from edge_sd.components.denoiser import Denoiser
+from edge_sd.components.image_prompt import BLANK, PIXELS, SCALE, TOKENS, seen
 from edge_sd.components.inpainting import Masked
 from edge_sd.components.instructed import Instructed
 from edge_sd.components.transformer import form_of
@@ -24,6 +25,7 @@ from edge_sd.components.upscaler import FIXED
 from edge_sd.files import write_atomically
 from edge_sd.images import metrics
 from edge_sd.images.canny import canny
+from edge_sd.images.clip import view
 from edge_sd.images.files import encode
 from edge_sd.pipeline.result import Picture
 from edge_sd.pipeline.settings import IMAGE_GUIDANCE, Settings
@@ -117,6 +119,8 @@ def record(
         return _record_text(part, component, facts, tokenizers[part], prompt)
     if part == facts.denoiser:
         return _record_denoiser(component, facts, before, latents, steps)
+    if part == IMAGE_ENCODER:
+        return component(**{PIXELS: view(_invented(), facts.image_side)})
     if part == "vae_decoder":
         z = facts.latents.restored(before[facts.denoiser]["latents"])
         return {"picture": np.clip(component(latent_sample=z)["sample"], -1, 1)}
@@ -161,6 +165,12 @@ def _record_denoiser(
     edited = IMAGE_GUIDANCE if facts.instructed else None
     denoiser = Denoiser(_sees(whole, facts, latents), facts.schedule.prediction_type, guidance, image_guidance=edited)
     *_, last = sampler.run(denoiser, x, levels, noise.normal)
+    if facts.image_prompt:
+        # The picture is one without a picture beside the words: these calls are of the way there with one.
+        whole.bind(**{SCALE: np.ones(1, np.float32)})
+        rows = len(component.recording.inputs[0]["sample"])
+        for inputs in _noised(last.latents, facts, rows):
+            _sees(whole, facts, latents)(**inputs)
     return {"latents": last.latents}
 
 
@@ -175,8 +185,8 @@ def _sees(component: Component, facts: Facts, latents: tuple[int, int]) -> Compo
 def _record_checker(component: TorchComponent, decoded: NDArray[np.float32]) -> Arrays:
     """The safety checker on three pictures: the decoded one [3, H, W], upside down, and as a negative."""
     picture = to_pixels(decoded)
-    for seen in (picture, picture[::-1], 255 - picture):
-        component(clip_input=safety.view(np.ascontiguousarray(seen), component.module.side))
+    for shown in (picture, picture[::-1], 255 - picture):
+        component(clip_input=view(np.ascontiguousarray(shown), component.module.side))
     for scores in component.recording.outputs:
         # What Apple's layout has of them.
         scores["adjusted_scores"] = safety.adjusted(scores)
@@ -190,6 +200,8 @@ def _record_controlled(
     told = _told(before, facts, latents)
     rows = len(told["encoder_hidden_states"])
     component.bind(**told)
+    if facts.image_prompt:
+        component.bind(**{SCALE: np.ones(1, np.float32)})
     if kind_of(part) == NET:
         component.bind(controlnet_cond=np.repeat(_edges(before["vae_decoder"]["picture"]), rows, axis=0))
         outputs = [component(**inputs) for inputs in _noised(before[facts.denoiser]["latents"], facts, rows)]
@@ -208,7 +220,19 @@ def _told(before: Mapping[str, Arrays], facts: Facts, latents: tuple[int, int]) 
     """Bound inputs of a UNet or ControlNet: of the prompt alone where samples have one row, without guidance."""
     height, width = (side * facts.latents.factor for side in latents)
     told = conditions(facts, before, width, height, facts.defaults.guidance)
+    if facts.image_prompt:
+        # Of weight 0 where a picture is drawn of the words alone.
+        rows = len(told["encoder_hidden_states"])
+        shown = [(before[IMAGE_ENCODER][TOKENS], before[IMAGE_ENCODER][BLANK])]
+        told |= seen(shown, 0.0, rows, rows - 1)
     return told if facts.takes_guidance or facts.defaults.guidance != 1 else {n: v[-1:] for n, v in told.items()}
+
+
+def _invented() -> NDArray[np.uint8]:
+    """A picture before one is drawn, [H, W, 3]: slopes of colours, and noise."""
+    y, x = np.indices((256, 256))
+    slopes = np.stack([x, y, 255 - x], axis=2)
+    return np.asarray(slopes // 2 + np.random.default_rng(SEED).integers(0, 128, slopes.shape), np.uint8)
 
 
 def _edges(picture: NDArray[Any]) -> NDArray[np.float32]:

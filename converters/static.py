@@ -36,7 +36,11 @@ def latents_of(sizes: Pixels, facts: Facts) -> list[tuple[int, int]]:
 
 
 def check_denoiser(source: Source, name: str) -> None:
-    """Raise InvalidRequest for a transformer, of which the form called `name` has no layout."""
+    """Raise InvalidRequest for a transformer or an IP-Adapter, of which the form called `name` has no layout."""
+    if source.facts.image_prompt:
+        raise InvalidRequest(
+            f"{source.facts.name} has an IP-Adapter, of which {name} has no form yet; valid: --to openvino"
+        )
     if source.facts.denoiser != "unet":
         raise InvalidRequest(
             f"{source.facts.name} has a {source.facts.denoiser}, of which {name} has no form yet; valid: --to openvino"

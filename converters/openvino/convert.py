@@ -19,7 +19,7 @@ from edge_sd.backends.openvino.streaming import stream
 from edge_sd.backends.openvino.telemetry import refuse_telemetry
 from edge_sd.bundle.diffusers import GRAPH
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import DENOISERS, kind_of
+from edge_sd.bundle.parts import DENOISERS, IMAGE_ENCODER, kind_of
 from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError
 
@@ -116,9 +116,10 @@ def _in_integers(recipe: QuantRecipe, part: str) -> bool:
     """Whether the inputs of this component's layers are rounded too."""
     if recipe.hybrid:
         return part in DENOISERS
-    # Text takes 1 % of the time and steers every step, and what follows lines is added to every skip of the UNet: their
-    # activations are left alone, and their weights take 8 bits.
-    return recipe.activations and not part.startswith("text_encoder") and kind_of(part) not in CONTROL
+    # Text, and pictures beside it, take 1 % of the time and steer every step, and what follows lines is added to every
+    # skip of the UNet: their activations are left alone, and their weights take 8 bits.
+    exact = part.startswith("text_encoder") or part == IMAGE_ENCODER or kind_of(part) in CONTROL
+    return recipe.activations and not exact
 
 
 def _in_float16(model: Any, folder: Path) -> Any:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_sd.bundle.diffusers import GRAPH
-from edge_sd.bundle.parts import SAFETY_CHECKER
+from edge_sd.bundle.ip_adapter import FOLDER
+from edge_sd.bundle.parts import IMAGE_ENCODER, SAFETY_CHECKER
 from edge_sd.bundle.transformers import statistics
 from edge_sd.bundle.variants import Parity
 from edge_sd.errors import InvalidRequest, choices
@@ -103,6 +104,9 @@ def _config(source: Source, part: str) -> dict[str, Any]:
     layers = next((text.layers for text in facts.encoders if text.part == part), None)
     if layers is not None:
         config |= {"num_hidden_layers": layers}
+    if part == IMAGE_ENCODER:
+        # So that the variant's folder is a model by itself.
+        config |= {FOLDER: {"kind": facts.image_prompt, "tokens": facts.image_tokens}}
     if part == "vae_decoder" and facts.latents.fold > 1:
         mean, variance = statistics(source.folder, config)
         config |= {"bn_running_mean_data": mean.tolist(), "bn_running_var_data": variance.tolist()}

@@ -34,7 +34,7 @@ ANALYSED, ANALYSED_SIDE = 6, 16
 ANALYSED_LARGE, LARGE = 2, 100_000_000
 # Computed once per prompt or per timestep; the products of GEGLU, whose outliers no scale fits; a few channels wide.
 ALWAYS_FLOAT = (
-    r".*(time_emb|attn2\.to_k|attn2\.to_v|ff\.net\.2|add_embedding|conv_in/|conv_out/).*"
+    r".*(time_emb|attn2\.to_k|attn2\.to_v|attn2\.processor|ff\.net\.2|add_embedding|conv_in/|conv_out/).*"
     # Of transformers: what makes tokens of latents and text, and latents of tokens, and what shifts and scales.
     r"|__module\.model\.(time_text_embed|context_embedder|pos_embed|norm_out|proj_out).*|.*norm1(_context)?\.linear.*"
 )

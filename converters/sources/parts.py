@@ -1,7 +1,7 @@
-"""Parts from elsewhere: a source with another autoencoder, with a ControlNet, or with a tiny autoencoder beside it.
+"""Parts from elsewhere: a source with another autoencoder, a ControlNet, a tiny autoencoder or an IP-Adapter.
 
-Such parts are published by themselves, as folders with a config and safetensors. A source with them is a diffusers
-folder of links, so nothing downstream knows.
+Such parts are published by themselves, as folders with a config and safetensors, or as single files. A source with them
+is a diffusers folder of links, so nothing downstream knows.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from edge_sd.bundle.ip_adapter import FOLDER as ADAPTER
 from edge_sd.bundle.library import MANIFEST, find_model, find_pulled, model_name
-from edge_sd.bundle.parts import UPSCALER
+from edge_sd.bundle.parts import IMAGE_ENCODER, UPSCALER
+from edge_sd.bundle.safetensors import check_readable
 from edge_sd.errors import ConversionError, InvalidModel, InvalidRequest, ModelNotFound
 from edge_sd.files import read_json, scratch
 
 # Folder of a source -> the class of what goes there.
-CLASSES = {"vae": "AutoencoderKL", "controlnet": "ControlNetModel", "vae_tiny": "AutoencoderTiny"}
-# What is published as one file of safetensors, and unpacked into its folder.
-SINGLE = UPSCALER
+CLASSES = {"vae": "AutoencoderKL", "controlnet": "ControlNetModel", "vae_tiny": "AutoencoderTiny",
+           IMAGE_ENCODER: "CLIPVisionModelWithProjection"}  # fmt: skip
+# What is published as one file of safetensors, and put into its folder.
+SINGLE = (UPSCALER, ADAPTER)
 
 
 @contextmanager
@@ -31,7 +35,7 @@ def composed(source: str | Path, beside: Path, parts: Mapping[str, str | Path | 
     ModelNotFound or ConversionError.
     """
     given = {
-        name: Path(place) if name == SINGLE else find_part(name, place)
+        name: Path(place) if name in SINGLE else find_part(name, place)
         for name, place in parts.items()
         if place is not None
     }
@@ -39,6 +43,7 @@ def composed(source: str | Path, beside: Path, parts: Mapping[str, str | Path | 
         yield source
         return
     whole = find_model(source, weights=True)
+    given |= _image_encoder(whole, given)
     parent = beside.absolute().parent
     if not parent.is_dir():
         raise InvalidRequest(f"the folder {str(parent)!r}, where the bundle would go, does not exist")
@@ -51,15 +56,45 @@ def composed(source: str | Path, beside: Path, parts: Mapping[str, str | Path | 
                 if each.name not in given and (each.name != MANIFEST or "vae" not in given):
                     _link(each, made / each.name)
             for name, place in given.items():
-                if name == SINGLE:
-                    from .upscaler import unpack
-
-                    unpack(place, made / name)
-                else:
-                    _link(place, made / name)
+                _put(name, place, made / name)
         except OSError as error:
             raise ConversionError(f"{parent}: {error.strerror or error}; nothing was made") from error
         yield made
+
+
+def _image_encoder(whole: Path, given: Mapping[str, Path]) -> dict[str, Path]:
+    """The CLIP of an adapter that is given without one: beside its file, as they are published, or the source's own.
+
+    Raises InvalidRequest where there is none, or a CLIP alone is given.
+    """
+    if ADAPTER not in given:
+        if IMAGE_ENCODER in given and not (whole / ADAPTER).is_dir():
+            raise InvalidRequest("an image encoder goes with an IP-Adapter: give --ip-adapter FILE")
+        return {}
+    check_readable(given[ADAPTER])
+    if IMAGE_ENCODER in given:
+        return {}
+    beside = given[ADAPTER].absolute().parent / IMAGE_ENCODER
+    if (beside / "config.json").is_file():
+        return {IMAGE_ENCODER: find_part(IMAGE_ENCODER, beside)}
+    if not (whole / IMAGE_ENCODER / "config.json").is_file():
+        raise InvalidRequest(
+            f"{given[ADAPTER].name} needs the CLIP that it was trained with; give its folder: --image-encoder FOLDER"
+        )
+    return {}
+
+
+def _put(name: str, place: Path, target: Path) -> None:
+    """Put a part into a source's folder. Raises as `composed`, and OSError."""
+    if name == UPSCALER:
+        from .upscaler import unpack
+
+        unpack(place, target)
+    elif name == ADAPTER:
+        target.mkdir()
+        _link(place, target / place.with_suffix(".safetensors").name)
+    else:
+        _link(place, target)
 
 
 def find_part(name: str, place: str | Path) -> Path:
@@ -69,11 +104,17 @@ def find_part(name: str, place: str | Path) -> Path:
         raise ModelNotFound(f"no {name} {str(place)[:200]!r}: neither a folder nor pulled from the hub")
     for candidate in (folder, folder / name):
         if (candidate / "config.json").is_file():
-            found = read_json(candidate / "config.json").get("_class_name")
+            found = _class(read_json(candidate / "config.json"))
             if found != CLASSES[name]:
                 raise InvalidModel(f"{candidate} is {found or 'of no class'}; a {name} is {CLASSES[name]}")
             return candidate.resolve()
     raise InvalidRequest(f"{folder} has neither config.json nor {name}/config.json, as a {name} has")
+
+
+def _class(config: Mapping[str, Any]) -> str | None:
+    """What a config of diffusers or transformers is of."""
+    names = config.get("architectures")
+    return config.get("_class_name") or (str(names[0]) if isinstance(names, list) and names else None)
 
 
 def _link(source: Path, target: Path) -> None:

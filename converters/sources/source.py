@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edge_sd.bundle.bundle import read_manifest
-from edge_sd.bundle.diffusers import class_of, diffusers_facts, has_checker
+from edge_sd.bundle.diffusers import ADAPTED, class_of, diffusers_facts, has_checker
 from edge_sd.bundle.facts import Facts
+from edge_sd.bundle.ip_adapter import FOLDER, adapter_file, attach, image_encoder, projection
 from edge_sd.bundle.library import MANIFEST, find_model
-from edge_sd.bundle.parts import DENOISERS, NET, SAFETY_CHECKER, TINY, UPSCALER, kind_of
+from edge_sd.bundle.parts import DENOISERS, IMAGE_ENCODER, NET, SAFETY_CHECKER, TINY, UPSCALER, kind_of
 from edge_sd.bundle.weights import load_module, weight_files
 from edge_sd.errors import InvalidModel
 from edge_sd.files import hash_file, read_json
@@ -23,6 +25,7 @@ PARTS = {
     "text_encoder": ("transformers", "CLIPTextModel", "text_encoder", "model"),
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection", "text_encoder_2", "model"),
     "text_encoder_3": ("transformers", "T5EncoderModel", "text_encoder_3", "model"),
+    IMAGE_ENCODER: ("transformers", "CLIPVisionModelWithProjection", IMAGE_ENCODER, "model"),
     "transformer": ("diffusers", "SD3Transformer2DModel", "transformer", "diffusion_pytorch_model"),
     "unet": ("diffusers", "UNet2DConditionModel", "unet", "diffusion_pytorch_model"),
     "vae_decoder": ("diffusers", "AutoencoderKL", "vae", "diffusion_pytorch_model"),
@@ -57,10 +60,13 @@ class Source:
         folder = find_model(model, weights=True)
         facts = diffusers_facts(folder)
         if (folder / MANIFEST).is_file():
-            # Its manifest does not know a ControlNet that was put beside it.
-            facts = replace(read_manifest(folder).facts, pooled_nets=facts.pooled_nets)
+            # Its manifest does not know a ControlNet or an IP-Adapter that was put beside it.
+            beside = ("pooled_nets", "image_prompt", "image_tokens", "image_side")
+            facts = replace(read_manifest(folder).facts, **{name: getattr(facts, name) for name in beside})
         if facts.denoiser != "unet" and (folder / "controlnet/config.json").is_file():
             raise InvalidModel(f"{folder} has a controlnet, which is offered beside a UNet; it has a {facts.denoiser}")
+        if facts.denoiser != "unet" and (folder / FOLDER).is_dir():
+            raise InvalidModel(f"{folder} has an IP-Adapter, which is offered in a UNet; it has a {facts.denoiser}")
         source = cls(folder, facts)
         for part in source.parts:
             source.check(part)
@@ -88,14 +94,22 @@ class Source:
             and (part in texts or not part.startswith("text_encoder"))
             and (checked or part != SAFETY_CHECKER)
             and (tiny or part != TINY)
+            and (self.facts.image_prompt or part != IMAGE_ENCODER)
             and (enlarging or part != UPSCALER)
             and (part == self.facts.denoiser or part not in DENOISERS)
         )
 
     def weights(self, part: str) -> tuple[list[Path], str | None]:
-        """The weight files of a part, several if it is sharded, and their names' variant."""
+        """The weight files of a part, an IP-Adapter's among them, several if it is sharded; their names' variant."""
         _, _, name, stem = _row(part)
-        return weight_files(self.folder / name, stem)
+        paths, variant = weight_files(self.folder / name, stem)
+        adapter = self.adapter if part in ADAPTED else None
+        return [*paths, adapter] if adapter is not None else paths, variant
+
+    @property
+    def adapter(self) -> Path | None:
+        """The file of the IP-Adapter; None where there is none."""
+        return adapter_file(self.folder) if self.facts.image_prompt else None
 
     def check(self, part: str) -> None:
         """Read the weight file's header: it must be whole and describe exactly the bytes that follow."""
@@ -129,9 +143,22 @@ class Source:
             library, name, _ = class_of(self.config(part), folder)
         kind = getattr(importlib.import_module(library), name)
         layers = next((text.layers for text in self.facts.encoders if text.part == part), None)
-        if halves and self.is_large(part) and in_halves(self.weights(part)[0]):
-            return compute_in_float32(load_module(kind, self.folder / folder, stem, torch.float16, True, layers))
-        return load_module(kind, self.folder / folder, stem, layers=layers)
+        half = halves and self.is_large(part) and in_halves(self.weights(part)[0])
+        more: dict[str, Any] = {"dtype": torch.float16, "mapped": True} if half else {}
+        module = load_module(kind, self.folder / folder, stem, layers=layers, **more)
+        return self._adapted(part, module, compute_in_float32 if half else lambda each: each)
+
+    def _adapted(self, part: str, module: Any, computing: Callable[[Any], Any]) -> Any:
+        """A loaded part with what it has of the IP-Adapter; `computing` changes how layers compute."""
+        if (path := self.adapter) is None or part not in ADAPTED:
+            return computing(module)
+        if part == IMAGE_ENCODER:
+            made = projection(path)
+            return image_encoder(computing(module), computing(made), self.facts.image_prompt)
+        from .ip_adapter import traceable
+
+        attach(module, path)
+        return traceable(computing(module))
 
     def is_large(self, part: str) -> bool:
         return sum(path.stat().st_size for path in self.weights(part)[0]) >= LARGE

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
+from edge_sd.bundle.parts import IMAGE_ENCODER, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
 from edge_sd.components.autoencoder import LATENTS
+from edge_sd.components.image_prompt import BLANK, PIXELS, SCALE, TOKENS, shapes_of_pictures
 from edge_sd.components.shapes import shapes_of_conditions
 from edge_sd.components.transformer import Flux2 as Form
 from edge_sd.components.transformer import ZImage as ZImageForm
@@ -130,21 +131,27 @@ class MMDiT(nn.Module):
 
 def conditioned(names: tuple[str, ...], values: tuple[Tensor, ...]) -> dict[str, Any]:
     """Further inputs of a UNet or a ControlNet as diffusers' keywords."""
-    given = dict(zip(names, values, strict=True))
+    given = {name: value for name, value in zip(names, values, strict=True) if name not in (TOKENS, SCALE)}
     keywords: dict[str, Any] = {"timestep_cond": given.pop("timestep_cond")} if "timestep_cond" in given else {}
     return {**keywords, "added_cond_kwargs": given} if given else keywords
 
 
+def attended(names: tuple[str, ...], values: tuple[Tensor, ...], words: Tensor) -> Any:
+    """What a UNet attends to: the words; with an IP-Adapter also the tokens of pictures and their weight."""
+    given = dict(zip(names, values, strict=True))
+    return (words, given[TOKENS], given[SCALE]) if TOKENS in given else words
+
+
 class UNet(nn.Module):
-    """`names`: further inputs, those of SDXL or of a latent consistency model (edge_sd/text/conditioning.py)."""
+    """`names`: further inputs, of SDXL, of a latent consistency model (text/conditioning.py) or of an IP-Adapter."""
 
     def __init__(self, model: Any, names: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.model, self.names = model, names
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *further: Tensor) -> Tensor:
-        more = conditioned(self.names, further)
-        output: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False, **more)[0]
+        more, told = conditioned(self.names, further), attended(self.names, further, encoder_hidden_states)
+        output: Tensor = self.model(sample, timestep, told, return_dict=False, **more)[0]
         return output
 
 
@@ -177,9 +184,10 @@ class ControlledUNet(nn.Module):
         self.model, self.names = model, names
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *further: Tensor) -> Tensor:
-        more, residuals = conditioned(self.names, further[: len(self.names)]), further[len(self.names) :]
+        own, residuals = further[: len(self.names)], further[len(self.names) :]
+        more, told = conditioned(self.names, own), attended(self.names, own, encoder_hidden_states)
         output: Tensor = self.model(
-            sample, timestep, encoder_hidden_states, return_dict=False,
+            sample, timestep, told, return_dict=False,
             down_block_additional_residuals=residuals[:-1], mid_block_additional_residual=residuals[-1], **more,
         )[0]  # fmt: skip
         return output
@@ -245,6 +253,9 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
         return _transformer(model, facts)
     if kind_of(part) in ("unet", "controlnet", "controlled_unet"):
         return _denoising(part, model, facts)
+    if part == IMAGE_ENCODER:
+        pixels = torch.zeros(1, 3, facts.image_side, facts.image_side)
+        return Wrapped(part, model, {PIXELS: pixels}, {PIXELS: (0,)}, (TOKENS, BLANK))
     if part == SAFETY_CHECKER:
         checker = SafetyChecker(model)
         seen = torch.zeros(1, 3, checker.side, checker.side)
@@ -332,7 +343,10 @@ def _z_image(model: Any, facts: Facts) -> Wrapped:
 def _denoising(part: str, model: Any, facts: Facts) -> Wrapped:
     """A UNet, a ControlNet, or the UNet that takes its residuals."""
     conditions = shapes_of_conditions(facts, 1)
-    more = {name: torch.zeros(shape) for name, shape in conditions.items() if name != "encoder_hidden_states"}
+    # A ControlNet sees no pictures.
+    shown = {} if kind_of(part) == "controlnet" else shapes_of_pictures(facts, 1)
+    told = {name: shape for name, shape in conditions.items() if name != "encoder_hidden_states"}
+    more = {name: torch.zeros(shape) for name, shape in {**told, **shown}.items()}
     example = {
         "sample": torch.zeros(1, facts.sample_channels, SIDE, SIDE),
         "timestep": torch.tensor([1]),
@@ -341,6 +355,7 @@ def _denoising(part: str, model: Any, facts: Facts) -> Wrapped:
     }
     dynamic: dict[str, tuple[int, ...]] = {
         "sample": (0, 2, 3), "timestep": (0,), "encoder_hidden_states": (0, 1), **dict.fromkeys(more, (0,)),
+        **({TOKENS: (0, 1), SCALE: ()} if shown else {}),
     }  # fmt: skip
     names = tuple(more)
     if part == "unet":

@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.diffusers import NETWORKS, class_of
-from ..bundle.parts import SAFETY_CHECKER, TINY, UPSCALER
+from ..bundle.diffusers import ADAPTED, NETWORKS, class_of
+from ..bundle.ip_adapter import FOLDER, adapter_file, attach, image_encoder, projection
+from ..bundle.parts import IMAGE_ENCODER, SAFETY_CHECKER, TINY, UPSCALER
 from ..bundle.weights import load_module
 from ..components.autoencoder import LATENTS
 from ..components.base import Array, Component, last_rows
 from ..components.edits import Edits
+from ..components.image_prompt import BLANK, PIXELS, SCALE, TOKENS
 from ..components.lora import changes_of
-from ..errors import DeviceError, InvalidRequest, MissingExtra
+from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
 from ..files import read_json
 from ..text.textual_inversion import FIRST
 from .base import Device, LoadRequest
@@ -41,7 +43,7 @@ OVERFLOWING = ("Gemma2Model", "Gemma2ForCausalLM", "AutoencoderDC")
 CONDITIONS = ("text_embeds", "time_ids")
 RESIDUAL = "additional_residual_"
 # Inputs that stay float32.
-EXACT = ("timestep", "time_ids", "img_ids", "txt_ids", "guidance")
+EXACT = ("timestep", "time_ids", "img_ids", "txt_ids", "guidance", SCALE)
 # The autoencoder whose encoder returns latents, and no distribution of them.
 DETERMINISTIC = "AutoencoderDC"
 
@@ -80,7 +82,7 @@ class TorchBackend:
         # Text steers every step and takes 1 % of the time, and these decoders overflow: they stay as they were.
         # T5 and language models are no small ones; T5's class keeps what overflows in float32 by itself.
         text = kind.startswith("CLIPText")
-        exact = text or part == SAFETY_CHECKER or bool(read_json(config).get("force_upcast"))
+        exact = text or part in (SAFETY_CHECKER, IMAGE_ENCODER) or bool(read_json(config).get("force_upcast"))
         dtype = torch.float32 if exact else getattr(torch, DTYPES[request.variant.precision])
         dtype = torch.bfloat16 if kind in OVERFLOWING and dtype is torch.float16 else dtype
         try:
@@ -93,6 +95,8 @@ class TorchBackend:
                         getattr(importlib.import_module(library), kind), config.parent, stem, dtype, layers=layers
                     )
                 )
+                if request.bundle.facts.image_prompt and part in ADAPTED:
+                    module = _adapted(request, module)
             if part in ("vae_encoder", "vae_decoder", TINY):
                 delattr(module, "decoder" if part == "vae_encoder" else "encoder")
             if edits.loras:
@@ -100,6 +104,17 @@ class TorchBackend:
             return TorchComponent(part, module.to(where), where, dtype, edits, graph)
         except (RuntimeError, AssertionError) as error:
             raise DeviceError(f"{device.name} refused {graph}: {_first_line(error)}") from error
+
+
+def _adapted(request: LoadRequest, module: Any) -> Any:
+    """A UNet with the attention of the model's IP-Adapter; or the image encoder with its projection."""
+    path = adapter_file(request.bundle.root)
+    if path is None:
+        raise InvalidModel(f"{request.bundle.root} has no {FOLDER}, which its manifest names")
+    if request.part == IMAGE_ENCODER:
+        return image_encoder(module, projection(path), request.bundle.facts.image_prompt)
+    attach(module, path)
+    return module
 
 
 def _network(kind: str) -> Any:
@@ -237,6 +252,8 @@ class TorchComponent:
             if self.module.config.get("_class_name") == DETERMINISTIC:
                 return {LATENTS: moments}
             return {"latent_parameters": moments if quant is None else quant(moments)}
+        if self.part == IMAGE_ENCODER:
+            return dict(zip((TOKENS, BLANK), self.module(given[PIXELS]), strict=True))
         if self.part == SAFETY_CHECKER:
             return self._check(given["clip_input"])
         if self.part == "transformer" and {"encoder_attention_mask", "txt_ids"} <= set(given):
@@ -291,7 +308,13 @@ class TorchComponent:
             wishes["added_cond_kwargs"] = added
         if "timestep_cond" in given:
             wishes["timestep_cond"] = given["timestep_cond"]
-        arguments = given["sample"], given["timestep"], given["encoder_hidden_states"]
+        words = given["encoder_hidden_states"]
+        if TOKENS in given:
+            words = words, [given[TOKENS]]
+            for each in self.module.attn_processors.values():
+                if hasattr(each, "to_k_ip"):
+                    each.scale = [float(given[SCALE])]
+        arguments = given["sample"], given["timestep"], words
         if "controlnet_cond" in given:
             down, middle = self.module(*arguments, given["controlnet_cond"], return_dict=False, **wishes)
             return {f"{RESIDUAL}{n}": value for n, value in enumerate([*down, middle])}

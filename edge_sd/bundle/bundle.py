@@ -42,7 +42,8 @@ FIRST_FIELDS = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule"
 LATER: dict[str, Any] = {"conditioning": "", "pooled_width": 0, "zero_negative": False, "guidance_width": 0,
                          "inpainting": False, "instructed": False, "vae_float32": False, "denoiser": "unet",
                          "patch": 1, "blank_rows": 0, "text_only": False, "text_mask": False,
-                         "guidance_factor": 0.0, "time_factor": 1.0}  # fmt: skip
+                         "guidance_factor": 0.0, "time_factor": 1.0,
+                         "image_prompt": "", "image_tokens": 0, "image_side": 0}  # fmt: skip
 # Up to this size a variant is hashed at every open (about 0.1 s); larger ones when asked.
 ALWAYS_HASHED = 128 << 20
 

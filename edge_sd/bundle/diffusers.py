@@ -13,8 +13,9 @@ from ..files import FileRecord, read_json, refuse_pointer
 from ..sampling.names import sampler_of_config
 from ..sampling.schedule import NoiseSchedule
 from .facts import Defaults, Facts, LatentSpace, TextPart
+from .ip_adapter import adapter_facts, adapter_file
 from .library import model_name
-from .parts import DENOISERS, NET, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER
+from .parts import DENOISERS, IMAGE_ENCODER, NET, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER
 from .pulled import hashes, with_record
 from .repository import LARGE_VAE
 from .transformers import READERS, vae_folder
@@ -116,7 +117,8 @@ def _unet_facts(folder: Path, index: dict[str, Any], pipeline: str) -> Facts:
         tokenizer=more["texts"][0].tokenizer if "texts" in more else "tokenizer",
         max_tokens=max_tokens, text_width=text_width, guidance_width=guidance_width, inpainting=inpainting,
         instructed=editing, pooled_nets=_pooled_nets(folder, unet, latents.channels),
-        vae_float32=family == "sdxl" and bool(vae.get("force_upcast", True)), **more,
+        vae_float32=family == "sdxl" and bool(vae.get("force_upcast", True)),
+        **adapter_facts(folder, unet), **more,
     )  # fmt: skip
 
 
@@ -236,8 +238,10 @@ def has_checker(folder: Path) -> bool:
 
 def exported_variants(root: Path, facts: Facts) -> dict[str, Variant]:
     """The variant of an optimum-intel export, with the hashes of its pull; none where the folder has no graphs."""
+    seeing = [IMAGE_ENCODER] if facts.image_prompt else []
     needed = (*(text.part for text in facts.encoders), facts.denoiser, "vae_decoder")
-    present = {part: root / part / GRAPH for part in (*needed, "vae_encoder") if (root / part / GRAPH).is_file()}
+    offered = (*needed, "vae_encoder", *seeing)
+    present = {part: root / part / GRAPH for part in offered if (root / part / GRAPH).is_file()}
     if not present:
         return {}
     missing = [part for part in needed if part not in present]
@@ -263,6 +267,7 @@ NETWORKS = "edge_sd.networks"
 # Classes of components that torch runs -> their library and the weight file's stem.
 _DIFFUSERS, _TRANSFORMERS = ("diffusers", "diffusion_pytorch_model"), ("transformers", "model")
 TORCH_CLASSES = {
+    "CLIPVisionModelWithProjection": _TRANSFORMERS,
     "CLIPTextModel": _TRANSFORMERS, "CLIPTextModelWithProjection": _TRANSFORMERS, "T5EncoderModel": _TRANSFORMERS,
     "UNet2DConditionModel": _DIFFUSERS, "SD3Transformer2DModel": _DIFFUSERS,
     "Qwen3ForCausalLM": _TRANSFORMERS, "Qwen3Model": _TRANSFORMERS, "ZImageTransformer2DModel": _DIFFUSERS,
@@ -273,6 +278,8 @@ TORCH_CLASSES = {
     "RRDBNet": (NETWORKS, "diffusion_pytorch_model"),
     "StableDiffusionSafetyChecker": ("diffusers.pipelines.stable_diffusion.safety_checker", "model"),
 }  # fmt: skip
+# Components that have weights of an IP-Adapter.
+ADAPTED = ("unet", "controlled_unet", IMAGE_ENCODER)
 # The types that torch computes in, by the variants' names.
 TORCH_VARIANTS = {"torch": "fp32", "torch-bf16": "bf16", "torch-fp16": "fp16"}
 
@@ -295,12 +302,18 @@ def torch_variants(root: Path, known: Mapping[str, FileRecord] | None = None) ->
         folders[TINY] = "vae_tiny"
     if (root / UPSCALER / "config.json").is_file():
         folders[UPSCALER] = UPSCALER
+    # A transformer takes none, as Source says.
+    adapter = adapter_file(root) if denoiser == "unet" else None
+    if adapter is not None:
+        folders[IMAGE_ENCODER] = IMAGE_ENCODER
     known = {**(known or {}), **hashes(root)}
     artifacts: dict[str, Artifact] = {}
     files: dict[str, FileRecord] = {}
     for part, folder in folders.items():
-        stem = "model" if part.startswith("text_encoder") or part == SAFETY_CHECKER else "diffusion_pytorch_model"
-        paths = weight_files(root / folder, stem)[0]
+        clip = part.startswith("text_encoder") or part in (SAFETY_CHECKER, IMAGE_ENCODER)
+        paths = weight_files(root / folder, "model" if clip else "diffusion_pytorch_model")[0]
+        if adapter is not None and part in ADAPTED:
+            paths = [*paths, adapter]
         names = [path.relative_to(root).as_posix() for path in (root / folder / "config.json", *paths)]
         artifacts[part] = Artifact(names[0], tuple(names[1:]), (), ())
         try:

@@ -158,6 +158,9 @@ class Facts:
     inpainting      the UNet also takes a mask and the latents of what is outside it
     instructed      the UNet also takes the latents of a picture that it edits as the prompt says (InstructPix2Pix)
     pooled_nets     ControlNets whose residuals are means over the picture, which the prompt's row alone is given
+    image_prompt    the kind of the IP-Adapter in the UNet, which then also attends to tokens of pictures; "" is none
+    image_tokens    that it makes of a picture
+    image_side      pixels a side that its image encoder is shown
     vae_float32     the autoencoder overflows in float16
     """
 
@@ -186,6 +189,9 @@ class Facts:
     text_mask: bool = False
     guidance_factor: float = 0.0
     time_factor: float = 1.0
+    image_prompt: Literal["", "base", "plus"] = ""
+    image_tokens: int = 0
+    image_side: int = 0
 
     @property
     def takes_guidance(self) -> bool:
@@ -227,7 +233,7 @@ class Facts:
 
     @property
     def refers(self) -> bool:
-        """Whether prompts may refer to pictures: FLUX.2 has a place in time for each."""
+        """Whether prompts may refer to pictures by their latents: FLUX.2 has a place in time for each."""
         return self.family == "flux2"
 
     @property

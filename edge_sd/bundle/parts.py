@@ -10,6 +10,8 @@ UPSCALER = "upscaler"
 PICTURES = ("sample", "latent_sample", "image")
 # Looks at finished pictures, in models that come with one.
 SAFETY_CHECKER = "safety_checker"
+# Looks at the pictures that a UNet with an IP-Adapter attends to.
+IMAGE_ENCODER = "image_encoder"
 # A ControlNet; others of the same variant are called controlnet_NAME.
 NET = "controlnet"
 # The component that denoises, by the kinds that there are; a model has one.
@@ -22,6 +24,7 @@ DECODER = {"full": "vae_decoder", "tiny": TINY}
 HOMES = {
     "vae_encoder": "vae_decoder", TINY: "vae_decoder", UPSCALER: "vae_decoder", "controlled_unet": "unet",
     "text_encoder_2": "text_encoder", "text_encoder_3": "text_encoder", SAFETY_CHECKER: "text_encoder",
+    IMAGE_ENCODER: "text_encoder",
 }  # fmt: skip
 
 

@@ -81,6 +81,22 @@ def pick(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
         raise InvalidModel(f"{path.name} is damaged or no safetensors file: {error}") from error
 
 
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a file's tensors, by its header alone. Raises InvalidModel."""
+    try:
+        data = np.memmap(path, np.uint8, "r")
+        header, body = _header(data)
+        header.pop("__metadata__", None)
+        _check_places(header, len(body))
+        return {name: tuple(row["shape"]) for name, row in header.items()}
+    except KeyError as error:
+        raise InvalidModel(
+            f"{path.name} is damaged or no safetensors file: {error} is missing in its header"
+        ) from error
+    except (OSError, struct.error, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise InvalidModel(f"{path.name} is damaged or no safetensors file: {error}") from error
+
+
 def check_readable(path: Path) -> None:
     """Refuse, before anything is read, what is no file of weights at all.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..sampling.windows import within
 from .base import Array, Component
+from .image_prompt import SCALE, TOKENS
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,14 @@ class ControlledUNet:
     _silent: dict[str, Array] = field(default_factory=dict)
 
     def bind(self, **constants: Array) -> None:
-        """Text goes to all; controlnet_cond is what the nets follow, three channels for each of them."""
+        """Text goes to all; controlnet_cond is what the nets follow, three channels for each of them.
+
+        What an IP-Adapter attends to is the UNet's alone.
+        """
         self._lines = constants.pop("controlnet_cond", self._lines)
-        for each in (self.unet, *(net.component for net in self.nets)):
-            each.bind(**constants)
+        self.unet.bind(**constants)
+        for net in self.nets:
+            net.component.bind(**{name: value for name, value in constants.items() if name not in (TOKENS, SCALE)})
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         lines = inputs.pop("controlnet_cond", self._lines)

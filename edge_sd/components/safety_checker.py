@@ -13,11 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidModel
+from ..images.clip import SIDE
 
-# CLIP's own mean and deviation of red, green and blue.
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-SIDE = 224
 # A picture near a special concept gets this much closer to every other concept.
 ADJUSTMENT = 0.01
 
@@ -34,19 +31,6 @@ def side_of(graph: Path) -> int:
         return ports["clip_input"].shape[-1]
     vision = read_json(graph.parent / "config.json").get("vision_config")
     return int(vision.get("image_size", SIDE)) if isinstance(vision, dict) else SIDE
-
-
-def view(pixels: NDArray[np.uint8], side: int = SIDE) -> NDArray[np.float32]:
-    """What CLIP sees of a picture [H, W, 3]: its middle, the shorter side scaled to `side`; float32 [1, 3, S, S]."""
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    scale = side / min(image.size)
-    width, height = (side if each == min(image.size) else int(each * scale) for each in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - side) // 2, (height - side) // 2
-    seen = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / np.float32(255)
-    return np.asarray(((seen - MEAN) / DEVIATION).transpose(2, 0, 1)[None], np.float32)
 
 
 def adjusted(scores: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..bundle.facts import LANGUAGE_MODELS, Facts, TextPart
 from .base import Shapes
+from .image_prompt import shapes_of_pictures
 
 
 def shapes_of_conditions(facts: Facts, batch: int, chunks: int = 1) -> dict[str, tuple[int, ...]]:
@@ -33,6 +34,11 @@ def chunks_of(facts: Facts, shapes: Shapes) -> int:
     return (shapes["encoder_hidden_states"][1] - facts.single_rows) // facts.max_tokens if facts.chunked else 1
 
 
+def rows_of_batch(facts: Facts, batch: int) -> int:
+    """Rows of the denoiser for `batch` prompts, the negative one among them: one that edits a picture has one more."""
+    return batch + 1 if facts.instructed and batch > 1 else batch
+
+
 def shapes_of(facts: Facts, width: int, height: int, batch: int, chunks: int = 1) -> dict[str, Shapes]:
     """The inputs of each component for a picture of width x height pixels; `batch` is 2 with guidance.
 
@@ -40,13 +46,14 @@ def shapes_of(facts: Facts, width: int, height: int, batch: int, chunks: int = 1
     """
     space = facts.latents
     h, w = height // space.factor, width // space.factor
-    rows = batch + 1 if facts.instructed and batch > 1 else batch
+    rows = rows_of_batch(facts, batch)
     return {
         **{text.part: _text_inputs(text, (batch, text.tokens or facts.max_tokens)) for text in facts.encoders},
         facts.denoiser: {
             "sample": (rows, facts.sample_channels, h, w),
             "timestep": (1,),
             **shapes_of_conditions(facts, rows, chunks),
+            **shapes_of_pictures(facts, rows),
         },
         "vae_decoder": {"latent_sample": space.own_shape((1, space.channels, h, w))},
     }

@@ -22,6 +22,7 @@ from ..bundle.bundle import ModelBundle
 from ..bundle.facts import TextPart
 from ..components.base import Array
 from ..components.fallback import FAILURES, fault, reason
+from ..components.image_prompt import unseen
 from ..components.shapes import shapes_of
 from ..errors import InvalidRequest
 from ..images.metrics import finite, psnr
@@ -119,7 +120,8 @@ class Probe:
         for text in facts.encoders:
             outputs = self.references[text.part]
             encoded[text.part] = {**outputs, **attended(outputs, self._chunks(text), text.states)}
-        return conditions(facts, encoded, defaults.width, defaults.height, defaults.guidance)
+        told = conditions(facts, encoded, defaults.width, defaults.height, defaults.guidance)
+        return {**told, **unseen(facts, len(told["encoder_hidden_states"]))}
 
 
 def _timed(component: Component, inputs: Arrays) -> tuple[float, Arrays]:

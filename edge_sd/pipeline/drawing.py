@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..components.autoencoder import encode, encode_mean
-from ..components.base import Component
+from ..components.base import Array, Component
 from ..components.controlnet import ControlledUNet, Net
 from ..components.denoiser import Denoiser, TextSchedule
+from ..components.image_prompt import unseen
 from ..components.inpainting import Inpainting, Masked
 from ..components.instructed import Instructed
-from ..components.shapes import chunks_of
+from ..components.shapes import chunks_of, rows_of_batch
 from ..components.tiling import fitted
 from ..errors import InvalidRequest
 from ..images.canvas import Canvas
@@ -27,6 +28,7 @@ from .conditionings import Conditionings
 from .loader import Components
 from .prompting import Wording
 from .run import Run
+from .shapes import batch_of
 
 # A seed -> the noise of its picture.
 NoiseOf = Callable[[int], NoiseSource]
@@ -36,7 +38,7 @@ NoiseOf = Callable[[int], NoiseSource]
 class Drawing:
     """What draws `run`; the components are loaded for it, and `second` is the noise of its variation.
 
-    references   latents of the pictures that its prompt refers to, as inputs of the denoiser
+    references   what the denoiser is bound for the pictures that its prompt refers to
     """
 
     run: Run
@@ -44,7 +46,7 @@ class Drawing:
     wording: Wording
     noise: NoiseSource
     second: NoiseSource | None = None
-    references: Mapping[str, Latents] = field(default_factory=dict)
+    references: Mapping[str, Array] = field(default_factory=dict)
 
     def steps(self) -> Iterator[Step]:
         """The loop; the last step's latents are the picture's. A refiner's base model stops where that begins."""
@@ -71,6 +73,7 @@ class Drawing:
         """Go on from where a base model stopped (Podell et al. 2023, section 2.5)."""
         run, settings = self.run, self.run.settings
         unet = self.components.fitted(run.facts.denoiser, run.latent_shape)
+        unet.bind(**self._shown())
         kind = run.schedule.prediction_type
         denoiser = Denoiser(unet, kind, settings.guidance, text=self._text(), weights=settings.weights)
         yield from run.sampler.run(denoiser, x, run.levels, self.noise.normal, settings.stochasticity)
@@ -87,8 +90,8 @@ class Drawing:
         run, controls = self.run, self.run.settings.controls
         if run.source.lines is None:
             denoiser = self.components.fitted(run.facts.denoiser, run.latent_shape)
-            if self.references:
-                denoiser.bind(**self.references)
+            if shown := self._shown():
+                denoiser.bind(**shown)
             return denoiser
         nets = [
             Net(
@@ -100,8 +103,13 @@ class Drawing:
         both = ControlledUNet(self.components["controlled_unet"], nets, run.facts.latents.channels)
         shapes = self.components.shapes(controls[0].part)
         whole = fitted(both, "unet", shapes, run.latent_shape, run.facts.latents.factor)
-        whole.bind(controlnet_cond=np.repeat(run.source.lines, shapes["controlnet_cond"][0], axis=0))
+        whole.bind(controlnet_cond=np.repeat(run.source.lines, shapes["controlnet_cond"][0], axis=0), **self._shown())
         return whole
+
+    def _shown(self) -> Mapping[str, Array]:
+        """What is bound for reference pictures; a UNet with an IP-Adapter is bound something without any, too."""
+        facts = self.run.facts
+        return self.references or unseen(facts, rows_of_batch(facts, batch_of(facts, self.run.settings)))
 
     def _begin(self, canvas: Canvas, denoise: Denoiser) -> tuple[Denoise, Latents]:
         """The denoiser and the first x where a picture is gone on from; noise is drawn in the order of diffusers."""

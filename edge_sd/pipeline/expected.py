@@ -15,7 +15,7 @@ import numpy as np
 
 from ..bundle.bundle import ModelBundle
 from ..bundle.facts import Facts
-from ..bundle.parts import DECODER, TINY
+from ..bundle.parts import DECODER, IMAGE_ENCODER, TINY
 from ..components.tiling import windows
 from ..devices.estimates import rows_of
 from ..devices.plan import DevicePlan
@@ -25,6 +25,9 @@ from ..sampling.schedule import Level
 from ..sampling.windows import active_timesteps, within
 from .run import Run
 from .settings import Settings
+
+# Pixels a side of what CLIPs that IP-Adapters were trained with have a token for.
+PATCH = 14
 
 
 def expected(plan: DevicePlan, bundle: ModelBundle, run: Run, chunks: int) -> DevicePlan:
@@ -39,7 +42,10 @@ def expected(plan: DevicePlan, bundle: ModelBundle, run: Run, chunks: int) -> De
     defaults = {part: bundle.defaults_of(plan.parts[part].variant) for part in plan.parts}
     nets = [_share(plan, bundle, denoiser, each.part) for each in settings.controls]
     encoder = _share(plan, bundle, decoder, "vae_encoder")
-    begun, referred = settings.image is not None, sum(each.width * each.height for each in settings.references)
+    begun, referred = settings.image is not None, 0
+    if bundle.facts.refers:
+        referred = sum(each.width * each.height for each in settings.references)
+    looked = len(settings.references) if bundle.facts.image_prompt else 0
     tiny = _share(plan, bundle, decoder, TINY) if DECODER[settings.decoder] == TINY else 1.0
     own = defaults[denoiser]
     sizes = {part: each.width * each.height for part, each in defaults.items()}
@@ -53,9 +59,12 @@ def expected(plan: DevicePlan, bundle: ModelBundle, run: Run, chunks: int) -> De
         denoiser: count * steps * pixels,
         # Prompts and reference pictures are encoded once for all pictures.
         decoder: count * decoded * (tiny + begun * encoder) + referred / sizes[decoder] * encoder,
-        "text_encoder": chunks * texts / rows_of(bundle.facts, defaults["text_encoder"].guidance),
+        "text_encoder": (chunks * texts + looked * _looking(plan, bundle))
+        / rows_of(bundle.facts, defaults["text_encoder"].guidance),
     }
     loads = {denoiser: 1 + sum(nets), decoder: tiny + (encoder if begun or referred else 0)}
+    if looked:
+        loads["text_encoder"] = 1 + _share(plan, bundle, "text_encoder", IMAGE_ENCODER)
     return plan.scaled(draws, loads, "this picture" if count == 1 else f"these {count} pictures")
 
 
@@ -64,6 +73,12 @@ def _share(plan: DevicePlan, bundle: ModelBundle, home: str, part: str) -> float
     variant = bundle.variant(plan.parts[home].variant)
     own, other = variant.part_size(home), variant.part_size(part)
     return other / own if own and other else 1.0
+
+
+def _looking(plan: DevicePlan, bundle: ModelBundle) -> float:
+    """What an IP-Adapter's CLIP takes for a picture, in chunks of text: it has a token for each patch."""
+    patches = (bundle.facts.image_side // PATCH) ** 2 + 1
+    return _share(plan, bundle, "text_encoder", IMAGE_ENCODER) * patches / bundle.facts.max_tokens
 
 
 def _rows(run: Run, nets: Sequence[float]) -> float:

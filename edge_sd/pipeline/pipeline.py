@@ -28,6 +28,7 @@ from ..devices.discovery import discover
 from ..devices.plan import DevicePlan
 from ..devices.planning import check_plan, plan_here
 from ..errors import InvalidModel, InvalidRequest, NumericalError
+from ..images.clip import view
 from ..sampling.noise import NoiseSource, TorchNoise
 from ..sampling.samplers import Step
 from .drawing import Drawing, NoiseOf, source_of
@@ -42,7 +43,7 @@ from .resolver import Resolver
 from .result import Picture, Result
 from .run import Run
 from .settings import Settings
-from .shapes import shapes_for
+from .shapes import pictures_for, shapes_for
 
 # Bytes of a UNet that keeps all cores busy with one picture.
 LARGE = 256 << 20
@@ -165,6 +166,7 @@ class Pipeline:
         unet = {name: shape for name, shape in shapes.items() if name != "controlnet_cond"}
         batch, _, *sides = shapes["sample"]
         unet["sample"] = (batch, self.bundle.facts.sample_channels, *sides)
+        unet |= pictures_for(self.bundle.facts, settings)
         if "controlled_unet" in self.components:
             kept = self.components.shapes("controlled_unet")
             if unet.items() <= kept.items():
@@ -230,7 +232,7 @@ class Pipeline:
     def _flagged(self, pixels: NDArray[np.uint8]) -> bool:
         """Whether the model's own checker objects to a finished picture [H, W, 3]."""
         side = self.components.shapes(SAFETY_CHECKER)["clip_input"][-1]
-        return safety.is_flagged(self.components[SAFETY_CHECKER](clip_input=safety.view(pixels, side)))
+        return safety.is_flagged(self.components[SAFETY_CHECKER](clip_input=view(pixels, side)))
 
     def steps(self, request: Request | str, noise: NoiseOf = TorchNoise) -> Iterator[Step]:
         """Denoise one picture, a step at a time; the last step's `latents` are what `decode` wants.
@@ -244,7 +246,7 @@ class Pipeline:
         settings, noise = run.settings, source_of(noise_of, run.settings.seed)
         second = None if settings.variation_seed is None else source_of(noise_of, settings.variation_seed)
         self.prepare(settings)
-        seen = self._references.latents(run, self.components)
+        seen = self._references.inputs(run, self.components)
         for step in Drawing(run, self.components, self.wording, noise, second, seen).steps():
             x = step.latents
             yield step

@@ -1,4 +1,7 @@
-"""Reference pictures: what the prompt speaks of, opened, prepared, and encoded once for all pictures of a request."""
+"""Reference pictures: what the prompt speaks of, opened, prepared, and encoded once for all pictures of a request.
+
+FLUX.2 takes their latents. A UNet with an IP-Adapter takes tokens that its image encoder makes of their middles.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..components.autoencoder import Latents, encode_mean
-from ..components.base import Resting
+from ..bundle.facts import Facts
+from ..bundle.parts import IMAGE_ENCODER
+from ..components.autoencoder import encode_mean
+from ..components.base import Array, Resting
+from ..components.image_prompt import BLANK, PIXELS, TOKENS, seen
+from ..components.shapes import rows_of_batch
 from ..components.transformer import REFERENCE
-from ..images.canvas import content_hash
+from ..images.canvas import CROPPED, content_hash
+from ..images.clip import view
 from ..images.opening import open_picture
 from ..images.references import shown
 from .loader import Components
 from .run import Run
 from .settings import Reference
+from .shapes import batch_of
 
-ENCODER = "vae_encoder"
+VAE = "vae_encoder"
 
 
 @dataclass(frozen=True)
@@ -32,44 +41,70 @@ class Shown:
     note: str = ""
 
 
-def open_references(pictures: Sequence[Any], multiple: int) -> tuple[Shown, ...]:
-    """The pictures with sides of multiples of `multiple`. Raises InvalidRequest for one that can't be shown."""
+def encoder_of(facts: Facts) -> str:
+    """The component that reads reference pictures."""
+    return IMAGE_ENCODER if facts.image_prompt else VAE
+
+
+def open_references(pictures: Sequence[Any], facts: Facts) -> tuple[Shown, ...]:
+    """The pictures as a model of these facts is shown them. Raises InvalidRequest for one that can't be shown."""
     found = []
     for n, source in enumerate(pictures, 1):
         name = "the reference picture" if len(pictures) == 1 else f"reference picture {n}"
         opened = open_picture(source, "reference picture")
-        image, note = shown(opened, multiple, name)
+        if facts.image_prompt:
+            # CLIP's view of it is made where it is encoded.
+            side, share = facts.image_side, 1 - min(opened.size) / max(opened.size)
+            note = f"{share:.0%} of {name} was cut off: the model sees a square" if share > CROPPED else ""
+            found.append(Shown(Reference(content_hash(opened), side, side), np.asarray(opened), note))
+            continue
+        image, note = shown(opened, facts.grain, name)
         found.append(Shown(Reference(content_hash(opened), *image.size), np.asarray(image), note))
     return tuple(found)
 
 
 class References:
-    """The latents of reference pictures. Those of the last request are kept: the next may well have the same."""
+    """What encoders make of reference pictures. That of the last request is kept: the next may well have the same."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, Latents] = {}
+        self._known: dict[Any, tuple[Array, ...]] = {}
 
-    def latents(self, run: Run, components: Components) -> dict[str, Latents]:
-        """What the denoiser of `run` is given, by name. Raises NumericalError, or what loading the encoder raises."""
+    def inputs(self, run: Run, components: Components) -> dict[str, Array]:
+        """What the denoiser of `run` is bound, by name. Raises NumericalError, or what loading the encoder raises."""
+        facts, settings = run.facts, run.settings
         before, self._known = self._known, {}
-        found = {}
-        for n, pixels in enumerate(run.source.references):
-            window = run.settings.vae_window_of(pixels.shape[1], pixels.shape[0])
+        found = []
+        for pixels in run.source.references:
+            window = settings.vae_window_of(pixels.shape[1], pixels.shape[0]) if facts.refers else ()
             key = window, pixels.shape, hashlib.sha256(pixels.tobytes()).digest()
             if key not in self._known:
-                self._known[key] = before[key] if key in before else _encoded(run, components, pixels, window)
-            found[f"{REFERENCE}{n}"] = self._known[key]
-        return found
+                self._known[key] = before[key] if key in before else _encoded(run, components, pixels)
+            found.append(self._known[key])
+        if not facts.image_prompt:
+            return {f"{REFERENCE}{n}": latents for n, (latents,) in enumerate(found)}
+        if not found:
+            return {}
+        assert settings.reference_weight is not None, "the resolver fills it in"
+        rows = rows_of_batch(facts, batch_of(facts, settings))
+        # All rows but the prompt's are without them.
+        without = rows - len(settings.weights)
+        return seen([(tokens, blank) for tokens, blank in found], settings.reference_weight, rows, without)
 
 
-def _encoded(run: Run, components: Components, pixels: NDArray[np.uint8], window: tuple[int, int]) -> Latents:
-    """The mean of a picture's latents, as the denoiser has them; the encoder is loaded for `window` (width, height)."""
-    space, (height, width) = run.facts.latents, pixels.shape[:2]
-    components.prepare({ENCODER: {"sample": (1, 3, window[1], window[0])}}, {})
-    shape = 1, space.channels, height // space.factor, width // space.factor
-    z = space.normalized(encode_mean(components.fitted(ENCODER, shape), pixels))
-    encoder = components[ENCODER]
+def _encoded(run: Run, components: Components, pixels: NDArray[np.uint8]) -> tuple[Array, ...]:
+    """Tokens of a picture and of none, or the mean of its latents as the denoiser has them."""
+    part = encoder_of(run.facts)
+    if run.facts.image_prompt:
+        found = components[part](**{PIXELS: view(pixels, run.facts.image_side)})
+        encoded: tuple[Array, ...] = found[TOKENS], found[BLANK]
+    else:
+        space, (height, width) = run.facts.latents, pixels.shape[:2]
+        window = run.settings.vae_window_of(width, height)
+        components.prepare({part: {"sample": (1, 3, window[1], window[0])}}, {})
+        shape = 1, space.channels, height // space.factor, width // space.factor
+        encoded = (space.normalized(encode_mean(components.fitted(part, shape), pixels)),)
+    encoder = components[part]
     if isinstance(encoder, Resting):
         # What it computed with and what the denoiser does need not be there at once.
         encoder.rest()
-    return z
+    return encoded

@@ -33,6 +33,7 @@ MAX_REUSE = 10
 MAX_SKIP = 48
 MAX_LORA = 10
 MAX_REFERENCES = 10
+MAX_WEIGHT = 2
 DECODERS = ("full", "tiny", "auto")
 
 # Headings of the help page, in its order.
@@ -126,6 +127,10 @@ class Shared:
         Number(1, 100), "How closely to keep to the image, in models that edit one by instruction.", group=STARTING,
         title="image guidance", says="1.5 in those",
     )  # fmt: skip
+    reference_weight: float | None = option(
+        Number(0, MAX_WEIGHT), "How much reference pictures count, in models with an IP-Adapter.", group=STARTING,
+        title="reference weight", says="1 in those",
+    )  # fmt: skip
     mask_blur: float | None = option(
         Number(0, MAX_BLUR), "Pixels over which the drawn and the rest are blended.", group=STARTING,
         title="mask blur", says="a 128th of the width",
@@ -184,6 +189,7 @@ class Request(Shared, Asked):
         mask_padding: Only the mask and so many pixels around it are drawn, at the model's size, and pasted back.
         extend: Pixels to add to the image: left, right, top, bottom.
         references: Pictures that the prompt refers to, files or PIL pictures, in models that take some; 10 at most.
+        reference_weight: Factor of what an IP-Adapter attends to in reference pictures, 0 to 2; None is 1.
         colour: Of what is drawn only the colours are taken; light and dark are the image's.
         controls: Pictures whose lines are followed, with what belongs to each (see Control).
         guidance_start: Share of the steps after which steps are guided, 0 to 1, below `guidance_end`.
@@ -291,6 +297,7 @@ class Request(Shared, Asked):
         for name, value, need, what in (
             ("strength", self.strength, self.image, "an image"),
             ("image guidance", self.image_guidance, self.image, "an image"),
+            ("reference weight", self.reference_weight, self.references or None, "a reference picture"),
             ("mask", self.mask, self.image, "an image"),
             ("extend", self.extend, self.image, "an image"),
             ("colour", self.colour or None, self.image, "an image"),

@@ -21,10 +21,10 @@ from ..images.opening import open_picture
 from ..text.prompt import take_loras
 from ..text.schedule import composed
 from .prompting import Wording
-from .references import ENCODER, Shown, open_references
+from .references import Shown, encoder_of, open_references
 from .request import MAX_SEED, Request
 from .run import Run, Source
-from .settings import IMAGE_GUIDANCE, Settings
+from .settings import IMAGE_GUIDANCE, REFERENCE_WEIGHT, Settings
 from .sources import open_start
 
 # Pixels a side that are decoded at once where memory is low.
@@ -44,7 +44,7 @@ class Resolver:
         """Raises InvalidRequest for what this model can't draw, InvalidModel for files that are damaged."""
         facts, defaults = self.bundle.facts, self.bundle.defaults_of(self.plan.variant)
         start, references = open_start(request), self._read_references(request)
-        if references:
+        if references and facts.refers:
             defaults = self._sized(defaults, references[0])
         if start is not None and request.width is None and request.height is None:
             multiple = grain(defaults.width, facts.grain)
@@ -60,7 +60,7 @@ class Resolver:
         self._check_size(settings, defaults.max_side)
         self._check_task(request)
         settings = self._instructed(settings, request)
-        settings = replace(settings, references=tuple(each.reference for each in references))
+        settings = self._referring(settings, references)
         settings, lines = self._read_controls(settings)
         canvas = None
         if start is not None:
@@ -125,12 +125,26 @@ class Resolver:
         """The pictures that the prompt refers to, as the model is shown them. Raises InvalidRequest."""
         if not request.references:
             return ()
-        if not self.bundle.facts.refers:
-            raise InvalidRequest(f"{self.bundle.name} takes no reference pictures; FLUX.2 klein does")
-        if request.tile is not None:
+        facts, name = self.bundle.facts, self.bundle.name
+        if not facts.refers and not facts.image_prompt:
+            raise InvalidRequest(
+                f"{name} takes no reference pictures; FLUX.2 klein does, and a model converted with --ip-adapter FILE"
+            )
+        if facts.refers and request.tile is not None:
             raise InvalidRequest("reference pictures go with no tile: each would be drawn of the whole of them")
-        self._need(ENCODER, "a reference picture")
-        return open_references(request.references, self.bundle.facts.grain)
+        if facts.refers and request.reference_weight is not None:
+            raise InvalidRequest(
+                f"{name} takes no reference weight: the prompt says what becomes of its reference pictures"
+            )
+        self._need(encoder_of(facts), "a reference picture")
+        return open_references(request.references, facts)
+
+    def _referring(self, settings: Settings, references: tuple[Shown, ...]) -> Settings:
+        """The settings with the hashes of reference pictures, and their weight where they have one."""
+        weight = settings.reference_weight
+        if references and self.bundle.facts.image_prompt and weight is None:
+            weight = REFERENCE_WEIGHT
+        return replace(settings, references=tuple(each.reference for each in references), reference_weight=weight)
 
     def _sized(self, defaults: Defaults, shown: Shown) -> Defaults:
         """`defaults` with the size of a reference picture; as near as the model draws, of a long one."""

@@ -97,5 +97,6 @@ class Run:
     def refining(self, facts: Facts) -> Run:
         """The run of a refiner with `facts` after this one: the base model's words of its own mean nothing to it."""
         settings = replace(self.settings, embeddings={}, loras={}, clip_skip=1, toward=None, safety=None)
+        settings = replace(settings, references=(), reference_weight=None)
         whole = Run.of(self.request, settings, Source(), facts)
         return replace(whole, levels=whole.levels[whole.before_refining() :])

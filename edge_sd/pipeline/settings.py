@@ -18,6 +18,8 @@ from .request import Request, Shared, second_seed
 VAE_WHOLE, VAE_TILE = 1024 * 1024, 768
 # Share of the steps that are taken from an image on.
 STRENGTH = 0.7
+# Factor of what an IP-Adapter attends to in reference pictures.
+REFERENCE_WEIGHT = 1.0
 # How closely a model that edits by instruction keeps to the image.
 IMAGE_GUIDANCE = 1.5
 

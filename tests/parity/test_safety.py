@@ -14,8 +14,9 @@ from PIL import Image
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.backends.coreml.backend import REFERENCE
 from edge_sd.bundle.mlpackage.package import Package
-from edge_sd.components.safety_checker import is_flagged, view
+from edge_sd.components.safety_checker import is_flagged
 from edge_sd.errors import InvalidRequest
+from edge_sd.images.clip import view
 from edge_sd.pipeline.recorded import read_recorded
 
 from ..conftest import convert

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...caches import code_digest
 from ...components.base import SAMPLES, Array, Shapes
+from ...components.image_prompt import PIXELS, TOKENS
 from ...components.lora import read_lora
 from ...errors import DeviceError, InvalidModel
 from ..base import LoadRequest
@@ -23,7 +24,7 @@ from .reading import accept_fractional_timesteps, first_line, read_model, reshap
 from .streaming import constants, stream
 
 # Inputs that stay the same while others change, over the steps of a picture or, the timestep, over pictures.
-INVARIANT = ("encoder_hidden_states", "controlnet_cond", "timestep")
+INVARIANT = ("encoder_hidden_states", TOKENS, "controlnet_cond", "timestep")
 # Instruction sets with which the plugin multiplies matrices of 8 bits fast.
 INTEGER_PRODUCTS = frozenset({"VNNI", "AVX-VNNI", "AMX-INT8", "I8MM", "DOTPROD"})
 # Instruction sets for which 8-bit products of two inputs are as fast as products with constants. Not known for Arm.
@@ -142,12 +143,14 @@ class Loading:
 
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         precision = self.request.artifact.precision or self.request.variant.precision
-        # Text steers every step and takes 1 % of the time: it is never rounded to bfloat16 as CPUs with AMX would.
+        # Text, and what an IP-Adapter is shown, steers every step and takes 1 % of the time: it is never rounded to
+        # bfloat16 as CPUs with AMX would.
         overflows = self.request.bundle.facts.vae_float32 and set(self.request.shapes) in (
             {"latent_sample"},
             {"sample"},
         )
-        if precision == "fp32" or "input_ids" in self.request.shapes or overflows:
+        read = {"input_ids", PIXELS} & set(self.request.shapes)
+        if precision == "fp32" or read or overflows:
             config[PRECISION] = ov.Type.f32
         if self.lanes > 1:
             # The call would wait for a row on slow cores.
