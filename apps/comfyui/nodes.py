@@ -89,6 +89,16 @@ class EdgeSDSampler:
                 "mask": ("MASK", {"tooltip": "White is drawn anew, the rest of the image stays."}),
                 "reference": ("IMAGE", {"tooltip": "The prompt refers to it, or to all of several."}),
                 "reference_2": ("IMAGE", {"tooltip": "More of them, of another size."}),
+                "reference_weight": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.0,
+                        "max": 2.0,
+                        "step": 0.05,
+                        "tooltip": "How much they count, in models with an IP-Adapter.",
+                    },
+                ),
                 "control": ("IMAGE", {"tooltip": "Its lines are followed, if the model has a ControlNet."}),
                 "control_weight": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 2.0, "step": 0.05}),
             },
@@ -97,7 +107,8 @@ class EdgeSDSampler:
     def draw(
         self, pipeline: Pipeline, prompt: str, negative: str, seed: int, width: int, height: int, steps: int,
         guidance: float, sampler: str, count: int, image: Any = None, strength: float = 0.7, mask: Any = None,
-        reference: Any = None, reference_2: Any = None, control: Any = None, control_weight: float = 1.0,
+        reference: Any = None, reference_2: Any = None, reference_weight: float = 1.0, control: Any = None,
+        control_weight: float = 1.0,
     ) -> tuple[Any, str]:  # fmt: skip
         """The pictures as a tensor [B, H, W, 3], and the first one's parameters. Raises InvalidRequest and others."""
         controls = () if control is None else (Control(from_image(control, 0), weight=control_weight),)
@@ -106,6 +117,8 @@ class EdgeSDSampler:
             prompt, negative, width=width or None, height=height or None, steps=steps or None, seed=seed,
             guidance=None if guidance < 0 else guidance, sampler=None if sampler == OWN else sampler, count=count,
             references=[from_image(each, n) for each in batches for n in range(len(each))], controls=controls,
+            # 1 is every model's own, and FLUX.2 klein takes no other.
+            reference_weight=reference_weight if batches and reference_weight != 1 else None,
         )  # fmt: skip
         requests = [request]
         if image is not None:

@@ -40,6 +40,9 @@ References = Annotated[
     list[str] | None,
     Field(max_length=MAX_REFERENCES, description="Pictures that the prompt refers to, if the model takes some."),
 ]
+ReferenceWeight = Annotated[
+    float | None, Field(description="How much they count, 0 to 2, in models with an IP-Adapter.", ge=0, le=2)
+]
 Given = Annotated[str, Field(description="A picture: its name or path in the server's folders, or base64.")]
 
 
@@ -59,6 +62,7 @@ def _add_drawing(server: MCPServer[Any], studio: Studio) -> None:
         context: Context, prompt: Prompt, negative: Negative = "", width: int | None = None, height: int | None = None,
         steps: Steps = None, guidance: float | None = None, seed: Seed = None, sampler: str | None = None,
         count: Count = 1, model: Model = "", preset: str = "exact", references: References = None,
+        reference_weight: ReferenceWeight = None,
     ) -> CallToolResult:  # fmt: skip
         """Draw pictures from words. Answers with paths, seeds and a small preview."""
         with _told():
@@ -66,6 +70,7 @@ def _add_drawing(server: MCPServer[Any], studio: Studio) -> None:
         wish = _wish(
             studio, model, prompt=prompt, negative=negative, width=width, height=height, steps=steps,
             guidance=guidance, seed=seed, sampler=sampler, count=count, preset=preset, references=pictures,
+            reference_weight=reference_weight,
         )  # fmt: skip
         return await _drawn(studio, wish, context)
 

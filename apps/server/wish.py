@@ -66,6 +66,7 @@ class Wish(BaseModel):
     mask_blur: Annotated[float, Field(ge=0, le=64)] | None = None
     mask_padding: Annotated[int, Field(ge=0, le=4096)] | None = None
     references: Annotated[list[Base64], Field(max_length=MAX_REFERENCES)] = []
+    reference_weight: Annotated[float, Field(ge=0, le=2)] | None = None
     control: Base64 | None = None
     control_weight: Annotated[float, Field(ge=0, le=2)] = 1.0
     control_start: Share = 0.0

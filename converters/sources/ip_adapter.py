@@ -28,7 +28,8 @@ class DecoupledAttention(nn.Module):
         words, tokens, weight = encoder_hidden_states
 
         def heads(x: Tensor) -> Tensor:
-            return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            split: Tensor = x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            return split
 
         queries = heads(attn.to_q(hidden_states))
         attended = attend(queries, heads(attn.to_k(words)), heads(attn.to_v(words)))

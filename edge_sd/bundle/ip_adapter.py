@@ -132,7 +132,7 @@ def attach(unet: Any, path: Path) -> None:
     """
     tensors = _tensors(path)
     names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
-    wanted = {}
+    wanted: dict[str, tuple[int, ...]] = {}
     for n, name in enumerate(names):
         keys = unet.get_submodule(name.removesuffix(".processor")).to_k.weight
         wanted |= {f"{2 * n + 1}.to_{each}_ip.weight": tuple(keys.shape) for each in "kv"}
