@@ -175,9 +175,8 @@ def _check_space(source: Source, parts: tuple[str, ...], recipe: QuantRecipe, ta
 
     need = 0
     # Files that several components are of are written once, or nearly so.
-    for path, bits in {
-        path: recipe.of(part).bits for part in reversed(parts) for path in source.weights(part)[0]
-    }.items():
+    stored = {path: recipe.of(part).bits for part in reversed(parts) for path in source.weights(part)[0]}
+    for path, bits in stored.items():
         with safe_open(path, "np") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 slice_ = file.get_slice(key)

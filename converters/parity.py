@@ -17,7 +17,7 @@ from edge_sd.components import safety_checker as safety
 from edge_sd.components.autoencoder import to_pixels
 from edge_sd.components.base import Component
 from edge_sd.components.denoiser import Denoiser
-from edge_sd.components.image_prompt import BLANK, PIXELS, SCALE, TOKENS, seen
+from edge_sd.components.image_prompt import PIXELS, SCALE, TOKENS, seen
 from edge_sd.components.inpainting import Masked
 from edge_sd.components.instructed import Instructed
 from edge_sd.components.transformer import form_of
@@ -223,8 +223,7 @@ def _told(before: Mapping[str, Arrays], facts: Facts, latents: tuple[int, int]) 
     if facts.image_prompt:
         # Of weight 0 where a picture is drawn of the words alone.
         rows = len(told["encoder_hidden_states"])
-        shown = [(before[IMAGE_ENCODER][TOKENS], before[IMAGE_ENCODER][BLANK])]
-        told |= seen(shown, 0.0, rows, rows - 1)
+        told |= seen([before[IMAGE_ENCODER][TOKENS]], 0.0, rows, rows - 1)
     return told if facts.takes_guidance or facts.defaults.guidance != 1 else {n: v[-1:] for n, v in told.items()}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from edge_sd.bundle.parts import NET, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
+from edge_sd.bundle.parts import IMAGE_ENCODER, NET, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
 from edge_sd.errors import InvalidRequest, choices
 
 # A part of a model, as a precision of its own is given to it -> its components.
@@ -14,6 +14,7 @@ PARTS = {
     "unet": ("unet", "controlled_unet"),
     "transformer": ("transformer",),
     "text": TEXT_ENCODERS,
+    "image": (IMAGE_ENCODER,),
     "vae": ("vae_decoder", "vae_encoder"),
     "tiny": (TINY,),
     "controlnet": (NET,),

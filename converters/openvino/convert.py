@@ -39,6 +39,11 @@ STEERING = r"__module\.model\.(time_embed|caption_projection|proj_out)\..*"
 BY_NUMPY = "NNCF_DISABLE_OPTIMIZED_COMPRESSION"
 
 
+# The projection of an IP-Adapter keeps 16 bits. It is small beside its CLIP, and a resampler's first queries depend on
+# no input: the CPU's plugin of 2026.4 cannot fold such products of compressed weights.
+ALONE = r"__module\.projection\..*"
+
+
 def convert(
     wrapped: Wrapped,
     recipe: QuantRecipe,
@@ -174,8 +179,9 @@ def _compress(model: Any, recipe: QuantRecipe, kept: str = "") -> Any:
 
     # nncf prints its statistics at INFO; what matters of them is in the manifest.
     logging.getLogger("nncf").setLevel(logging.ERROR)
+    left = nncf.IgnoredScope(patterns=[ALONE], validate=False)
     if recipe.bits == 8:
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=left)
     # Layers whose width is no multiple of the group get a smaller group of their own.
     adjust = nncf.AdvancedCompressionParameters(
         group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=8
@@ -185,7 +191,7 @@ def _compress(model: Any, recipe: QuantRecipe, kept: str = "") -> Any:
         mode=nncf.CompressWeightsMode.INT4_ASYM,
         group_size=recipe.group_size,
         advanced_parameters=adjust,
-        ignored_scope=nncf.IgnoredScope(patterns=[kept] if kept else [], validate=False),
+        ignored_scope=nncf.IgnoredScope(patterns=[ALONE, *([kept] if kept else [])], validate=False),
     )
 
 

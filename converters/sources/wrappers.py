@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import IMAGE_ENCODER, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
 from edge_sd.components.autoencoder import LATENTS
-from edge_sd.components.image_prompt import BLANK, PIXELS, SCALE, TOKENS, shapes_of_pictures
+from edge_sd.components.image_prompt import PIXELS, SCALE, TOKENS, shapes_of_pictures
 from edge_sd.components.shapes import shapes_of_conditions
 from edge_sd.components.transformer import Flux2 as Form
 from edge_sd.components.transformer import ZImage as ZImageForm
@@ -255,7 +255,7 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
         return _denoising(part, model, facts)
     if part == IMAGE_ENCODER:
         pixels = torch.zeros(1, 3, facts.image_side, facts.image_side)
-        return Wrapped(part, model, {PIXELS: pixels}, {PIXELS: (0,)}, (TOKENS, BLANK))
+        return Wrapped(part, model, {PIXELS: pixels}, {PIXELS: (0,)}, (TOKENS,))
     if part == SAFETY_CHECKER:
         checker = SafetyChecker(model)
         seen = torch.zeros(1, 3, checker.side, checker.side)

@@ -26,7 +26,7 @@ from ..bundle.weights import load_module
 from ..components.autoencoder import LATENTS
 from ..components.base import Array, Component, last_rows
 from ..components.edits import Edits
-from ..components.image_prompt import BLANK, PIXELS, SCALE, TOKENS
+from ..components.image_prompt import PIXELS, SCALE, TOKENS
 from ..components.lora import changes_of
 from ..errors import DeviceError, InvalidModel, InvalidRequest, MissingExtra
 from ..files import read_json
@@ -253,7 +253,7 @@ class TorchComponent:
                 return {LATENTS: moments}
             return {"latent_parameters": moments if quant is None else quant(moments)}
         if self.part == IMAGE_ENCODER:
-            return dict(zip((TOKENS, BLANK), self.module(given[PIXELS]), strict=True))
+            return {TOKENS: self.module(given[PIXELS])}
         if self.part == SAFETY_CHECKER:
             return self._check(given["clip_input"])
         if self.part == "transformer" and {"encoder_attention_mask", "txt_ids"} <= set(given):

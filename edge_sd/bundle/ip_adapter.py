@@ -163,10 +163,10 @@ def projection(path: Path) -> Any:
 
 
 def image_encoder(clip: Any, made: Any, kind: str) -> Any:
-    """CLIP and the adapter's projection as one torch module: pixel_values [B, 3, S, S] -> tokens [B, N, C].
+    """CLIP and the adapter's projection as one torch module: pixel_values [B, 3, S, S] -> tokens [1 + B, N, C].
 
-    The second output is what stands for no picture, [1, N, C], as diffusers has it: tokens of an embedding of zeros, or
-    of the states of a picture of zeros.
+    The first row stands for no picture, as in diffusers: tokens of an embedding of zeros, or of the states of a picture
+    of zeros. It is the same for all pictures, so it is computed here.
     """
     import torch
 
@@ -184,8 +184,8 @@ def image_encoder(clip: Any, made: Any, kind: str) -> Any:
                 return self.clip(pixel_values, output_hidden_states=True).hidden_states[-2]
             return self.clip(pixel_values).image_embeds
 
-        def forward(self, pixel_values: Any) -> tuple[Any, Any]:
-            return self.projection(self.states(pixel_values)), self.blank
+        def forward(self, pixel_values: Any) -> Any:
+            return torch.cat([self.blank, self.projection(self.states(pixel_values))])
 
     return ImageEncoder().eval()
 

@@ -15,8 +15,9 @@ from .base import Array
 
 # Inputs of the UNet: tokens of all pictures, one after the other, [B, N, C], and their weight, [1].
 TOKENS, SCALE = "image_tokens", "image_scale"
-# Input and second output of the image encoder: a picture as CLIP sees it [1, 3, S, S], tokens of no picture [1, N, C].
-PIXELS, BLANK = "pixel_values", "blank_tokens"
+# Input of the image encoder: a picture as CLIP sees it [1, 3, S, S]. Its output is TOKENS [2, N, C], of no picture and
+# of this one.
+PIXELS = "pixel_values"
 
 
 def shapes_of_pictures(facts: Facts, rows: int, pictures: int = 1) -> dict[str, tuple[int, ...]]:
@@ -31,8 +32,8 @@ def unseen(facts: Facts, rows: int) -> dict[str, Array]:
     return {name: np.zeros(shape, np.float32) for name, shape in shapes_of_pictures(facts, rows).items()}
 
 
-def seen(pictures: Sequence[tuple[Array, Array]], weight: float, rows: int, without: int) -> dict[str, Array]:
-    """What is bound for pictures, each its tokens and those of no picture; the first `without` rows get the latter."""
-    tokens, blank = (np.concatenate(each, axis=1) for each in zip(*pictures, strict=True))
+def seen(pictures: Sequence[Array], weight: float, rows: int, without: int) -> dict[str, Array]:
+    """What is bound for pictures, as the image encoder returned each; the first `without` rows are shown none."""
+    blank, tokens = np.split(np.concatenate(pictures, axis=1), 2)
     told = np.concatenate([blank] * without + [tokens] * (rows - without))
     return {TOKENS: np.ascontiguousarray(told, np.float32), SCALE: np.array([weight], np.float32)}

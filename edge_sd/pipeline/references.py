@@ -17,7 +17,7 @@ from ..bundle.facts import Facts
 from ..bundle.parts import IMAGE_ENCODER
 from ..components.autoencoder import encode_mean
 from ..components.base import Array, Resting
-from ..components.image_prompt import BLANK, PIXELS, TOKENS, seen
+from ..components.image_prompt import PIXELS, TOKENS, seen
 from ..components.shapes import rows_of_batch
 from ..components.transformer import REFERENCE
 from ..images.canvas import CROPPED, content_hash
@@ -67,7 +67,7 @@ class References:
     """What encoders make of reference pictures. That of the last request is kept: the next may well have the same."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, tuple[Array, ...]] = {}
+        self._known: dict[Any, Array] = {}
 
     def inputs(self, run: Run, components: Components) -> dict[str, Array]:
         """What the denoiser of `run` is bound, by name. Raises NumericalError, or what loading the encoder raises."""
@@ -81,28 +81,27 @@ class References:
                 self._known[key] = before[key] if key in before else _encoded(run, components, pixels)
             found.append(self._known[key])
         if not facts.image_prompt:
-            return {f"{REFERENCE}{n}": latents for n, (latents,) in enumerate(found)}
+            return {f"{REFERENCE}{n}": latents for n, latents in enumerate(found)}
         if not found:
             return {}
         assert settings.reference_weight is not None, "the resolver fills it in"
         rows = rows_of_batch(facts, batch_of(facts, settings))
         # All rows but the prompt's are without them.
         without = rows - len(settings.weights)
-        return seen([(tokens, blank) for tokens, blank in found], settings.reference_weight, rows, without)
+        return seen(found, settings.reference_weight, rows, without)
 
 
-def _encoded(run: Run, components: Components, pixels: NDArray[np.uint8]) -> tuple[Array, ...]:
-    """Tokens of a picture and of none, or the mean of its latents as the denoiser has them."""
+def _encoded(run: Run, components: Components, pixels: NDArray[np.uint8]) -> Array:
+    """Tokens of no picture and of this one, or the mean of its latents as the denoiser has them."""
     part = encoder_of(run.facts)
     if run.facts.image_prompt:
-        found = components[part](**{PIXELS: view(pixels, run.facts.image_side)})
-        encoded: tuple[Array, ...] = found[TOKENS], found[BLANK]
+        encoded: Array = components[part](**{PIXELS: view(pixels, run.facts.image_side)})[TOKENS]
     else:
         space, (height, width) = run.facts.latents, pixels.shape[:2]
         window = run.settings.vae_window_of(width, height)
         components.prepare({part: {"sample": (1, 3, window[1], window[0])}}, {})
         shape = 1, space.channels, height // space.factor, width // space.factor
-        encoded = (space.normalized(encode_mean(components.fitted(part, shape), pixels)),)
+        encoded = space.normalized(encode_mean(components.fitted(part, shape), pixels))
     encoder = components[part]
     if isinstance(encoder, Resting):
         # What it computed with and what the denoiser does need not be there at once.

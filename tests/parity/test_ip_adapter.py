@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -14,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from typer.testing import CliRunner
 
 from edge_sd import InvalidModel, InvalidRequest, ModelBundle, Pipeline, Queue, Request
+from edge_sd.apps.cli import app
 from edge_sd.backends.openvino import loading
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.sources.parts import composed
@@ -262,24 +261,26 @@ def test_their_encoder_is_part_of_the_estimate(models: Models) -> None:
         assert cost("vae_decoder") == cost("vae_decoder", references=[APPLE])
 
 
-def test_a_picture_records_them_and_is_drawn_again(models: Models, tmp_path: Path) -> None:
-    """The commands themselves, in processes of their own."""
+def test_a_picture_records_them_and_is_drawn_again(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands themselves."""
     made = models("sd1", "plus")
+    monkeypatch.chdir(tmp_path)
 
-    def edge_sd(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "edge_sd", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ})
+    def edge_sd(*words: str) -> Any:
+        return CliRunner().invoke(app, list(words))
 
     encoder = str(made.adapter.parent / "image_encoder")
     words = (str(made.source), "made", "--precision", "fp32", "--ip-adapter", str(made.adapter))
     done = edge_sd("convert", *words, "--image-encoder", encoder)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     assert "image_encoder" in done.stderr
     APPLE.save(tmp_path / "apple.png")
     shown = ("--reference", "apple.png")
     wishes = ("--reference-weight", "0.6", "--size", "64x64", "--seed", "3", "--steps", "3")
     done = edge_sd("generate", PROMPT, *shown, *wishes, "--model", "made", "-o", "a.png")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     assert "note: 33% of the reference picture was cut off: the model sees a square" in done.stderr
     with Image.open(tmp_path / "a.png") as drawn:
         expected = ours(made.bundle.root, references=[APPLE], reference_weight=0.6)
@@ -287,11 +288,11 @@ def test_a_picture_records_them_and_is_drawn_again(models: Models, tmp_path: Pat
     recorded = read_recorded(tmp_path / "a.png").settings
     assert recorded["reference_weight"] == 0.6
     assert [(each["width"], each["height"]) for each in recorded["references"]] == [(SIDE, SIDE)]
-    assert edge_sd("generate", "--from", "a.png", *shown, "--model", "made", "-o", "b.png").returncode == 0
+    assert edge_sd("generate", "--from", "a.png", *shown, "--model", "made", "-o", "b.png").exit_code == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     done = edge_sd("generate", "--from", "a.png", "--model", "made", "-o", "c.png")
-    assert done.returncode == 2
-    assert "was made with a reference picture whose pixels hash to" in done.stderr
+    assert "was made with a reference picture whose pixels hash to" in str(done.exception)
+    assert not (tmp_path / "c.png").exists()
 
 
 def test_what_cannot_be_asked_for_is_said(models: Models, emoji: Path) -> None:
