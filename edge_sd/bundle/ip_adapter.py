@@ -185,7 +185,8 @@ def image_encoder(clip: Any, made: Any, kind: str) -> Any:
             return self.clip(pixel_values).image_embeds
 
         def forward(self, pixel_values: Any) -> Any:
-            return torch.cat([self.blank, self.projection(self.states(pixel_values))])
+            blank: Any = self.blank
+            return torch.cat([blank, self.projection(self.states(pixel_values))])
 
     return ImageEncoder().eval()
 

@@ -208,6 +208,7 @@ def test_what_cannot_be_referred_to_is_said(source: Path, tmp_path: Path) -> Non
         ({"references": [tmp_path / "no.png"]}, "reference picture .* cannot be read"),
         ({"references": [tmp_path / "text.png"]}, "is no picture that can be read"),
         ({"references": [APPLE], "tile": 64}, "reference pictures go with no tile"),
+        ({"references": [APPLE], "reference_weight": 0.5}, "takes no reference weight: the prompt says what becomes"),
         ({"image": APPLE}, "takes no image to go on from, but reference pictures"),
     ]
     with Pipeline.open(source) as pipeline:
