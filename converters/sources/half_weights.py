@@ -31,6 +31,10 @@ class HalfConv2d(nn.Conv2d):
 KINDS = {nn.Linear: HalfLinear, nn.Conv2d: HalfConv2d}
 
 
+# CLIP rounds pixels to the type of this layer's weights before it.
+READ = "patch_embedding"
+
+
 def in_halves(paths: list[Path]) -> bool:
     """Whether all weights in these files are float16."""
     from safetensors import safe_open
@@ -44,12 +48,12 @@ def in_halves(paths: list[Path]) -> bool:
 
 def compute_in_float32(module: nn.Module) -> Any:
     """Let a module of float16 compute in float32; its linear layers and convolutions keep their weights."""
-    for each in module.modules():
+    for name, each in module.named_modules():
         kind = KINDS.get(type(each))
-        if kind is not None:
+        if kind is not None and not name.endswith(READ):
             each.__class__ = kind
         else:
-            for name, value in each._parameters.items():
+            for key, value in each._parameters.items():
                 if value is not None:
-                    each._parameters[name] = nn.Parameter(value.float(), requires_grad=False)
+                    each._parameters[key] = nn.Parameter(value.float(), requires_grad=False)
     return module

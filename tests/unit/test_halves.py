@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from edge_sd.converters.build import build
 from edge_sd.converters.openvino import convert as openvino
 from edge_sd.converters.recipes import RECIPES
 from edge_sd.converters.sources import source as sources
+from edge_sd.converters.sources.half_weights import compute_in_float32
 from edge_sd.converters.sources.source import Source
 
 
@@ -41,3 +43,21 @@ def test_a_large_model_is_converted_and_measured(
         assert artifact.parity is not None
         # As near or nearer: fewer numbers are rounded once more on the way.
         assert found.parity.psnr > artifact.parity.psnr - 3
+
+
+def test_a_clip_sees_pictures_as_in_float32() -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14,
+        projection_dim=24,
+    )  # fmt: skip
+    stored = CLIPVisionModelWithProjection(config).eval().half()
+    wide = deepcopy(stored).float()
+    kept = compute_in_float32(stored)
+    assert kept.visual_projection.weight.dtype == torch.float16
+    picture = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        found, expected = (each(picture).image_embeds for each in (kept, wide))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
