@@ -137,7 +137,7 @@ def test_controls_of_an_iterable_are_kept() -> None:
 
 
 def test_a_model_that_takes_no_reference_pictures_says_so() -> None:
-    said = "^fake takes no reference pictures; FLUX.2 klein does$"
+    said = "^fake takes no reference pictures; FLUX.2 klein does, and a model converted with --ip-adapter FILE$"
     with pipeline() as opened, pytest.raises(InvalidRequest, match=said):
         opened.resolve(Request("a cat", references=["no.png"]))
 
