@@ -26,6 +26,7 @@ from ..bundle.safetensors import read
 from ..errors import InvalidModel, InvalidRequest, choices
 from ..files import hash_file
 from .lora_names import Key, flat, refused_form, split
+from .lora_original import is_sd3, of_rows, placed
 from .lora_strength import CONFIG_FILE, Strength, config_strength, header_strengths
 
 Array = NDArray[np.float32]
@@ -249,11 +250,13 @@ def read_lora(path: str | Path) -> Lora:
             unknown.append(name)
         else:
             groups.setdefault((key.part, key.module), (key, {}))[1][key.kind] = value
-    modules = {}
+    modules: dict[tuple[str, str], Difference] = {}
+    original = is_sd3(module for _, module in groups)
     for place, (key, tensors) in groups.items():
         strength = strengths.get(key.part, strengths.get(""))
         try:
-            modules[place] = _difference(tensors, strength, key.dotted)
+            found = _difference(tensors, strength, key.dotted)
+            modules |= _apart(key.module, found) if original and key.part in DENOISERS else {place: found}
         except ValueError as error:
             raise InvalidModel(f"{path.name} is damaged: {key.dotted} {error}") from error
     if not modules:
@@ -262,6 +265,17 @@ def read_lora(path: str | Path) -> Lora:
     if config:
         digest = hashlib.sha256(f"{digest} {config}".encode()).hexdigest()
     return Lora(path.stem, digest, modules, tuple(unknown), notes)
+
+
+def _apart(module: str, difference: Difference) -> dict[tuple[str, str], Difference]:
+    """What a difference of an original module of SD 3 is of diffusers'. Raises ValueError (see lora_original.py)."""
+    shape = product_shape(difference.tensors)
+    made = {}
+    for name, rows in placed(module, shape).items():
+        whole = len(rows) == shape[0] and (rows[:-1] < rows[1:]).all()
+        tensors = difference.tensors if whole else of_rows(difference.tensors, rows)
+        made["transformer", name] = Difference(tensors, difference.scale)
+    return made
 
 
 def _a(name: str) -> str:

@@ -8,7 +8,7 @@
     OMI              unet.…, clip_l.…, clip_g.… (Open Model Initiative; OneTrainer writes it)
 
 Kohya's keys have "_" for "." and do not tell the two apart, so modules are compared with "_" for ".". SDXL's original
-names are translated to diffusers'.
+names are translated to diffusers', SD 3's in lora_original.py.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _PREFIXES = {
     "model.diffusion_model.": "unet", "diffusion_model.": "unet",
     "transformer.": "transformer", "lora_transformer_": "transformer",
     "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te_": "text_encoder",
+    "lora_te3_": "text_encoder_3",
     "text_encoder_2.": "text_encoder_2", "text_encoder.": "text_encoder",
     "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_h.transformer.": "text_encoder",
     "text_encoders.clip_g.transformer.": "text_encoder_2",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_sd import Control, InvalidModel, InvalidRequest, ModelBundle, Pipeline, Request
+from edge_sd import Control, InvalidModel, InvalidRequest, ModelBundle, Pipeline, Request, read_lora
 from edge_sd.converters.build import build
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.recipes import RECIPES
@@ -247,3 +247,112 @@ def test_forms_without_a_layout_of_transformers_are_refused(sources: Sources, tm
     with pytest.raises(InvalidRequest, match=f"a transformer, of which {form} has no form yet; valid: --to openvino"):
         build(sources("sd3"), tmp_path / "b", form, RECIPES["fp16"], lambda what, share: None)
     assert not (tmp_path / "b").exists()
+
+
+def original_lora(form: str, dual: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """A LoRA in the names of Stability's code, as a program writes it, and what it adds to which original weight."""
+    rng, tensors, added = np.random.default_rng(2), dict[str, np.ndarray](), dict[str, np.ndarray]()
+    shapes = {f"joint_blocks.{n}.{stream}_block.{layer}": shape for n in (0, 1) for stream in ("x", "context")
+              for layer, shape in BLOCK.items() if (n, stream) != (1, "context") or "qkv" in layer}  # fmt: skip
+    shapes |= {"joint_blocks.1.context_block.adaLN_modulation.1": (64, 32), **OUTSIDE}
+    if dual:
+        shapes |= {"joint_blocks.0.x_block.attn2.qkv": (96, 32), "joint_blocks.0.x_block.attn2.proj": (32, 32)}
+        shapes["joint_blocks.0.x_block.adaLN_modulation.1"] = (288, 32)
+    for name, (high, wide) in shapes.items():
+        down, up = (rng.normal(size=shape).astype(np.float32) * 0.3 for shape in ((4, wide), (high, 4)))
+        if form == "kohya":
+            key, ends = f"lora_unet_{name.replace('.', '_')}", ("lora_down", "lora_up")
+            tensors[f"{key}.alpha"] = np.array(2.0, np.float32)
+        else:
+            key, ends = f"diffusion_model.{name}", ("lora_A", "lora_B")
+        tensors |= {f"{key}.{ends[0]}.weight": down, f"{key}.{ends[1]}.weight": up}
+        added[f"{name}.weight"] = up @ down * (0.5 if form == "kohya" else 1.0)
+    return tensors, added
+
+
+# Layers of a block, and those outside of blocks, of the miniature: rows and columns.
+BLOCK = {
+    "attn.qkv": (96, 32), "attn.proj": (32, 32), "mlp.fc1": (128, 32), "mlp.fc2": (32, 128),
+    "adaLN_modulation.1": (192, 32),
+}  # fmt: skip
+OUTSIDE = {
+    "context_embedder": (32, 32), "final_layer.linear": (64, 32), "final_layer.adaLN_modulation.1": (64, 32),
+    "t_embedder.mlp.0": (32, 256), "t_embedder.mlp.2": (32, 32), "y_embedder.mlp.0": (32, 24),
+    "y_embedder.mlp.2": (32, 32),
+}  # fmt: skip
+
+
+def converted(added: dict[str, np.ndarray], dual: bool) -> dict[str, Any]:
+    """What is added to weights of original names, as diffusers' own converter of checkpoints places it."""
+    import torch
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+
+    whole = {name: torch.from_numpy(value) for name, value in added.items()}
+    whole |= {f"{name.removesuffix('.weight')}.bias": torch.zeros(len(value)) for name, value in added.items()}
+    whole |= {
+        "pos_embed": torch.zeros(1),
+        "x_embedder.proj.weight": torch.zeros(1),
+        "x_embedder.proj.bias": torch.zeros(1),
+    }
+    if dual:
+        norms = [f"{n}.{stream}_block.attn" for n in (0, 1) for stream in ("x", "context")]
+        for each in (*norms, "0.x_block.attn2"):
+            whole |= {f"joint_blocks.{each}.{norm}.weight": torch.zeros(1) for norm in ("ln_q", "ln_k")}
+    made = convert_sd3_transformer_checkpoint_to_diffusers(whole)
+    return {name: value for name, value in made.items() if value.ndim == 2}
+
+
+@pytest.mark.parametrize(("name", "form"), [("sd3", "kohya"), ("sd35", "kohya"), ("sd3", "comfyui")])
+def test_a_lora_in_original_names_changes_what_diffusers_converter_would_have_it(
+    sources: Sources, tmp_path: Path, name: str, form: str
+) -> None:
+    from safetensors.numpy import save_file
+
+    tensors, added = original_lora(form, name == "sd35")
+    save_file(tensors, tmp_path / "original.safetensors")
+    expected = converted(added, name == "sd35")
+    modules = read_lora(tmp_path / "original.safetensors").modules
+    assert {key for _, key in modules} == {each.removesuffix(".weight").replace(".", "_") for each in expected}
+    assert {part for part, _ in modules} == {"transformer"}
+    for each, value in expected.items():
+        found = modules["transformer", each.removesuffix(".weight").replace(".", "_")].of(tuple(value.shape))
+        np.testing.assert_allclose(found, value.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_lora_of_kohyas_draws_what_diffusers_draws_with_its_weights(
+    sources: Sources, bundle: ModelBundle, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.numpy import save_file
+
+    tensors, added = original_lora("kohya", dual=False)
+    # diffusers drops what a file has for T5.
+    key, rng = "lora_te3_encoder_block_1_layer_1_DenseReluDense_wo", np.random.default_rng(3)
+    down, up = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 48), (32, 4)))
+    tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": np.array(4.0, np.float32)}
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    pipeline, plain = loaded(sources("sd3")), theirs(sources("sd3"))
+    models = pipeline.transformer, pipeline.text_encoder_3
+    before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    try:
+        with torch.no_grad():
+            for name, value in converted(added, dual=False).items():
+                pipeline.transformer.get_parameter(name).add_(value * 0.6)
+            wo = pipeline.text_encoder_3.get_submodule("encoder.block.1.layer.1.DenseReluDense.wo")
+            wo.weight.add_(torch.from_numpy(up @ down) * 0.6)
+        expected = theirs(sources("sd3"))
+    finally:
+        for model, state in zip(models, before, strict=True):
+            model.load_state_dict(state)
+    assert psnr(plain, expected, peak=255) < 40, "it matters"
+    for folder in (sources("sd3"), bundle.root):
+        assert psnr(ours(folder, loras={tmp_path / "kohya.safetensors": 0.6}), expected, peak=255) >= 40
+
+
+def test_a_lokr_of_joined_layers_is_refused_in_one_line(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    key, ones = "lora_unet_joint_blocks_0_x_block_attn_qkv", np.ones((4, 4), np.float32)
+    save_file({f"{key}.lokr_w1": ones, f"{key}.lokr_w2": np.ones((24, 8), np.float32)}, tmp_path / "kron.safetensors")
+    with pytest.raises(InvalidModel, match="joins layers in one product of Kronecker's"):
+        read_lora(tmp_path / "kron.safetensors")
