@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from edge_sd.apps.bench import coreai as bench
+from edge_sd.converters import parity
+from edge_sd.converters.build import _cases
 from edge_sd.converters.coreml.mixed import palette
+from edge_sd.converters.recipes import RECIPES
 from edge_sd.converters.rounding import Inputs, Integers, Table, inputs, integers, rounded
+from edge_sd.converters.sources.source import Source
+from edge_sd.converters.targets import form_named
 
 
 def normal(generator: torch.Generator) -> Tensor:
@@ -90,7 +98,6 @@ def test_embeddings_have_no_moments() -> None:
 def test_what_is_stored_is_what_the_error_was_computed_with() -> None:
     pytest.importorskip("coreai_torch", reason="coreai-core and coreai-torch need Python 3.11 to 3.14")
     from edge_sd.converters.coreai import compress
-    from edge_sd.converters.recipes import RECIPES
 
     generator = torch.Generator().manual_seed(2)
     weight, x = heavy_tailed(generator), correlated(generator) + 1
@@ -117,3 +124,29 @@ def test_what_is_stored_is_what_the_error_was_computed_with() -> None:
         # Outputs are right in the mean.
         change = torch.nn.functional.linear(x, stored().float(), model[0].bias) - plain(x)
         assert change.mean(0).abs().max() < 1e-4
+
+
+def test_weights_are_rounded_by_other_pictures_than_figures_are_measured_on(emoji: Path) -> None:
+    source = Source.open(emoji)
+    shown = {
+        (backend, name): [prompt for _, prompt, _ in _cases(source, form_named(backend), RECIPES[name])]
+        for backend, name in (("coreai", "fp16"), ("coreai", "int4"), ("coreai", "mixed4"), ("openvino", "int4"))
+    }
+    only = [parity.PROMPT]
+    assert shown["coreai", "fp16"] == shown["openvino", "int4"] == only
+    assert shown["coreai", "int4"] == shown["coreai", "mixed4"] == only + [prompt for prompt, _ in parity.ROUNDING]
+    assert not {prompt for prompt, _ in parity.ROUNDING} & {*bench.PROMPTS, parity.PROMPT}
+
+
+def test_calls_for_calibration_are_not_measured() -> None:
+    given = [{"x": np.full(4, value, np.float32)} for value in (1.0, 2.0)]
+    recording = parity.Recording(given, [{"y": np.arange(4.0)}, {"y": np.zeros(4)}], measured=1)
+    assert recording.calibration == given[1:]
+    seen = []
+
+    def run(inputs: parity.Arrays) -> parity.Arrays:
+        seen.append(inputs)
+        return {"y": np.arange(4.0) + 0.1}
+
+    assert parity.measure(run, recording).max_error == pytest.approx(0.1)
+    assert seen == given[:1]
