@@ -84,7 +84,7 @@ RECIPES = {
         QuantRecipe("p4g16", 4, floor=18.0, group_size=16, palette=True),
         QuantRecipe("p2", 2, floor=5.0, palette=True),
         QuantRecipe("p1", 1, floor=0.0, palette=True),
-        # As near as 4.7 bits a weight allow.
+        # As near as 4.65 bits a weight allow.
         QuantRecipe("mixed4", 4, floor=20.0, palette=True, mixed=True),
         # The floor of fp16 in as few bits as that takes.
         QuantRecipe("mixed", 16, floor=45.0, palette=True, mixed=True),

@@ -37,7 +37,7 @@ SPLIT = ("unet", *CONTROL)
 # dB between what is aimed at with mixed bits, on the first and the last call of a picture, and what all must reach.
 ROOM = 0.5
 # The mean bits of a weight where mixed bits are held to a size: with norms and biases under 30 % of float16's bytes.
-MEAN_BITS = 4.7
+MEAN_BITS = 4.65
 NEEDED = ("coreai", "coreai_torch", "coreai_opt")
 
 
