@@ -17,6 +17,7 @@ from edge_sd.backends.base import LoadRequest
 from edge_sd.backends.openvino.loading import Loading
 from edge_sd.backends.torch import TorchBackend, TorchComponent
 from edge_sd.bundle.diffusers import GRAPH
+from edge_sd.components.autoencoder import to_pixels
 from edge_sd.converters.build import build
 from edge_sd.converters.parity import psnr
 from edge_sd.converters.recipes import RECIPES
@@ -354,3 +355,26 @@ def test_a_negative_prompt_without_effect_is_said(sources: Sources) -> None:
     with Pipeline.open(sources("sprint")) as pipeline:
         notes = pipeline.generate(request).notes
     assert notes == ["sprint takes the guidance scale itself: the negative prompt is not used"]
+
+
+@pytest.mark.parametrize("converts", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_tiny_decoder_of_so_many_pixels_is_taken(sources: Sources, tmp_path: Path, converts: bool) -> None:
+    """One of AutoencoderTiny's class, with 32 pixels for a latent."""
+    import shutil
+
+    import torch
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(1)
+    blocks: dict[str, Any] = {f"{side}_block_out_channels": (8,) * 6 for side in ("encoder", "decoder")}
+    counts: dict[str, Any] = {f"num_{side}_blocks": (1,) * 6 for side in ("encoder", "decoder")}
+    tiny = AutoencoderTiny(latent_channels=4, **blocks, **counts)
+    folder = shutil.copytree(sources("sprint"), tmp_path / "source")
+    tiny.save_pretrained(folder / "vae_tiny")
+    opened = convert(folder, tmp_path / "bundle", "fp32").root if converts else folder
+    with Pipeline.open(opened) as pipeline:
+        *_, last = pipeline.steps(Request(PROMPT, seed=SEED, steps=2, decoder="tiny", **SIZE))
+        found = pipeline.decode(last.latents, "tiny")
+    with torch.no_grad():
+        expected = tiny.decode(torch.from_numpy(last.latents)).sample[0].numpy()
+    assert likeness(found, to_pixels(expected)) >= 60
