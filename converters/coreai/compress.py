@@ -57,6 +57,8 @@ def compress(
     names = [name for name, width in widths.items() if width < 16]
     learned = dict.fromkeys(names).items() if run is None else inputs(module, names, run)
     stored: dict[str, nn.Module] = {}
+    # Nothing is changed before all is known: a large module is called several times.
+    shifts: dict[str, Tensor] = {}
     for name, given in learned:
         if recipe.palette and ("lut" in name or "indices" in name):
             # The converter tells tables from indices by these words in the names of tensors.
@@ -73,7 +75,10 @@ def compress(
             stored[name] = Blocks(values[name], widths[name], recipe.group_size, seen)
         if given is not None and biased:
             lost = values[name].float() - stored[name]().float()
-            layer.bias.data += (lost.flatten(1) @ given.mean).to(layer.bias.dtype)
+            shifts[name] = lost.flatten(1) @ given.mean
+    for name, shift in shifts.items():
+        bias: Any = module.get_submodule(name).bias
+        bias.data += shift.to(bias.dtype)
     for name, each in stored.items():
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, Stored(module.get_submodule(name), each))

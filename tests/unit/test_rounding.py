@@ -126,6 +126,27 @@ def test_what_is_stored_is_what_the_error_was_computed_with() -> None:
         assert change.mean(0).abs().max() < 1e-4
 
 
+def test_of_a_module_that_is_called_for_a_few_layers_at_a_time_nothing_changes_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("coreai_torch", reason="coreai-core and coreai-torch need Python 3.11 to 3.14")
+    from edge_sd.converters import rounding
+    from edge_sd.converters.coreai import compress
+
+    x = correlated(torch.Generator().manual_seed(3)) + 1
+    found = []
+    for held in (rounding.HELD, 1):
+        monkeypatch.setattr(rounding, "HELD", held)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        calls: list[Tensor] = []
+        compress.compress(model, RECIPES["int4"], None, lambda model=model, calls=calls: calls.append(model(x)))
+        assert len(calls) == (1 if held > 1 else 2)
+        assert all(torch.equal(each, calls[0]) for each in calls)
+        found.append(model.half().state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_weights_are_rounded_by_other_pictures_than_figures_are_measured_on(emoji: Path) -> None:
     source = Source.open(emoji)
     shown = {
