@@ -156,6 +156,8 @@ class Wording:
                 notes += self._cut(name, text)
         notes += [note for text in (settings.prompt, settings.negative) for note in other_languages(text)]
         notes += made.notes()
+        if settings.clip_skip > 1 and not self.bundle.facts.chunked:
+            notes.append(f"{self.bundle.name} has no CLIP: clip_skip {settings.clip_skip} skips nothing")
         if settings.negative and self.bundle.facts.takes_guidance:
             notes.append(f"{self.bundle.name} takes the guidance scale itself: the negative prompt is not used")
         if AND.search(settings.negative):

@@ -350,11 +350,14 @@ def test_activations_of_linear_attention_are_not_rounded(sources: Sources, tmp_p
     assert not (tmp_path / "b").exists()
 
 
-def test_a_negative_prompt_without_effect_is_said(sources: Sources) -> None:
-    request = Request(PROMPT, negative="a pear", seed=1, steps=1, **SIZE)
+def test_what_has_no_effect_is_said(sources: Sources) -> None:
+    request = Request(PROMPT, negative="a pear", clip_skip=2, seed=1, steps=1, **SIZE)
     with Pipeline.open(sources("sprint")) as pipeline:
         notes = pipeline.generate(request).notes
-    assert notes == ["sprint takes the guidance scale itself: the negative prompt is not used"]
+    assert notes == [
+        "sprint has no CLIP: clip_skip 2 skips nothing",
+        "sprint takes the guidance scale itself: the negative prompt is not used",
+    ]
 
 
 @pytest.mark.parametrize("converts", [False, pytest.param(True, marks=pytest.mark.long)])
