@@ -381,3 +381,20 @@ def test_a_tiny_decoder_of_so_many_pixels_is_taken(sources: Sources, tmp_path: P
     with torch.no_grad():
         expected = tiny.decode(torch.from_numpy(last.latents)).sample[0].numpy()
     assert likeness(found, to_pixels(expected)) >= 60
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("lora_unet_blocks_0_attn_qkv.lora_{}.weight", "it changes a unet, this model has a transformer"),
+        ("transformer.blocks.0.attn.qkv.lora_{}.weight", "changes nothing that transformer/config.json has"),
+    ],
+)
+def test_a_lora_of_other_names_is_refused(sources: Sources, tmp_path: Path, key: str, said: str) -> None:
+    from safetensors.numpy import save_file
+
+    ends = ("down", "up") if key.startswith("lora_") else ("A", "B")
+    tensors = {key.format(end): np.ones(shape, np.float32) for end, shape in zip(ends, ((4, 16), (48, 4)), strict=True)}
+    save_file(tensors, tmp_path / "other.safetensors")
+    with Pipeline.open(sources("sana")) as pipeline, pytest.raises(InvalidRequest, match=said):
+        pipeline.generate(Request(PROMPT, seed=1, steps=1, loras={tmp_path / "other.safetensors": 1.0}, **SIZE))
