@@ -165,12 +165,7 @@ def stopped() -> list[dict[str, Any]]:
             ids = [str(client.ask("/api/jobs", wish)[1]["id"]) for wish in wishes]
             body = {"prompt": "a cat", "steps": 400}
             asked = [pool.submit(Client(server.port).ask, "/v1/images/generations", body) for _ in range(CLIENTS)]
-            until = time.monotonic() + PATIENCE
-            while not client.ask(f"/api/jobs/{ids[0]}")[1]["pictures"]:
-                if time.monotonic() > until:
-                    raise DeviceError("the server draws nothing")
-                time.sleep(LOOK)
-            before = [client.ask(f"/api/jobs/{id_}")[1] for id_ in ids]
+            before = _in_the_midst(client, ids)
             server.process.terminate()
             code = server.process.wait()
         silent = [reason for each in asked if (reason := _no_reason(each))]
@@ -186,6 +181,17 @@ def stopped() -> list[dict[str, Any]]:
         {"what": f"clients that were told no reason, of {CLIENTS}", "value": len(silent), "bar": BARS["silent"],
          "answers": silent},
     ]  # fmt: skip
+
+
+def _in_the_midst(client: Client, ids: list[str]) -> list[dict[str, Any]]:
+    """The jobs at a moment when one of them is being drawn and has pictures. Raises DeviceError."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        jobs: list[dict[str, Any]] = [client.ask(f"/api/jobs/{id_}")[1] for id_ in ids]
+        if any(job["state"] == "drawing" and job["pictures"] for job in jobs):
+            return jobs
+        time.sleep(LOOK)
+    raise DeviceError("the server draws nothing")
 
 
 def _no_reason(asked: Future[tuple[int, Any]]) -> str:
