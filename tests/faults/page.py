@@ -24,8 +24,7 @@ A line is a test that carries `@pytest.mark.fault`, as it was last run, in sever
 one; a line says where a tenth was tried. The same test in full numbers is
 `python -m pytest --all-faults -k NAME`. Conversions that are killed write bytes in place of what OpenVINO would make,
 so that each takes a second; `tests/e2e/test_conversion.py` kills whole ones. What was not tried: Windows and macOS,
-disks that lie about `fsync`, drivers of GPUs and NPUs, kills of `run` as a whole (its pull and its conversion are
-rows), and a disk that fails under `pull`, `tune` and `compare`.
+disks that lie about `fsync`, and drivers of GPUs and NPUs.
 """
 
 
