@@ -185,8 +185,12 @@ def _webp_size(kind: bytes, data: bytes) -> tuple[int, int] | None:
 def _read_jpeg(file: BinaryIO) -> Texts:
     from PIL import Image
 
-    # Opening reads the segments before the pixels and no more.
-    with Image.open(file, formats=["JPEG"]) as image:
+    try:
+        # Opening reads the segments before the pixels and no more.
+        opened = Image.open(file, formats=["JPEG"])
+    except Image.DecompressionBombError as error:
+        raise ValueError("it has more pixels than a picture that is opened here may have") from error
+    with opened as image:
         texts = _read_exif(image.info["exif"]) if "exif" in image.info else {}
         comment = image.info.get("comment")
         if isinstance(comment, bytes) and len(comment) <= MAX_TEXT:
