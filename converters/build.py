@@ -203,7 +203,7 @@ def _make_parts(
 
     name = variant_name(form, recipe)
     state_path = staging / ".state.json"
-    state = _resume(state_path, staging, {"source": fingerprint, "recipe": asdict(recipe), "form": repr(form)})
+    state = _resume(state_path, staging, {"source": fingerprint, "recipe": repr(recipe), "form": repr(form)})
     facts = source.facts
     tokenizers = {text.part: open_tokenizer(source.folder / text.tokenizer, text, facts) for text in facts.encoders}
     artifacts: dict[str, Artifact] = {}

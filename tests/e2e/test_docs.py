@@ -38,6 +38,7 @@ ELSEWHERE = {
     "model.safetensors": "tests/parity/test_checkpoints.py",
     "--vae FOLDER": "tests/parity/test_parts.py",
     "--model KLEIN": "tests/parity/test_references.py",
+    "compare suggest": "tests/unit/test_mixture.py",
     "--ip-adapter": "tests/parity/test_ip_adapter.py",
     "--reference-weight": "tests/parity/test_ip_adapter.py",
     "edge-sd serve": "tests/e2e/test_server_openai.py",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import json
 import os
 import shutil
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -98,6 +102,38 @@ def test_a_mixture_is_the_components_of_others_by_links(own: ModelBundle) -> Non
     assert ModelBundle.open(own.root).variants == own.variants == left.variants
     assert own.verify() == []
     assert not (own.root / NAME).exists()
+
+
+def test_the_command_adds_the_best_within_a_size_and_measures_it(own: ModelBundle, tmp_path: Path) -> None:
+    def edge_sd(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "edge_sd", "compare", "suggest", "own", "--steps", "2", *words]
+        return subprocess.run(
+            [*command, "--reference", "openvino-fp32", "--prompts", "p.txt", "--report", "R"],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+
+    (tmp_path / "p.txt").write_text("a cat\n")
+    sizes = {name: own.variant(name).size() for name in own.variants}
+    # All but a hundredth of the largest: something has to give.
+    done = edge_sd("--max-size", f"{sizes['openvino-fp32'] * 0.99 / 1e6:.6f}MB", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    front, made = report["front"], report["made"]
+    assert report["reference"] == "openvino-fp32"
+    assert front[-1]["name"] == "openvino-fp32"
+    assert front[-1]["psnr"] == 100
+    assert all(one["psnr"] < two["psnr"] for one, two in itertools.pairwise(front))
+    assert made["name"] == front[-2]["name"] == next(row["name"] for row in front if row["chosen"])
+    found = ModelBundle.open(own.root)
+    assert found.variant(made["name"]).size() == made["bytes"]
+    assert found.verify() == []
+    # One component alone was measured; what it costs is what was expected.
+    assert made["psnr"] == pytest.approx(made["expected"], abs=1.5)
+
+    done = edge_sd("--max-size", "0.001MB")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the smallest mixture has" in done.stderr
+    assert ModelBundle.open(own.root).variants == found.variants
 
 
 def test_a_disk_without_links_gets_copies_and_a_full_one_nothing(
