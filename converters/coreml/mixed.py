@@ -10,7 +10,6 @@ every weight has the name it has in the package, and no package is made for a tr
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -38,6 +37,9 @@ TRIED = (2, 6)
 CALLS = 2
 
 
+MOST_DECIBELS = 1000.0
+
+
 @dataclass(frozen=True)
 class Point:
     """One choice of bits, run: mean bits per number, bytes of all weights, PSNR in dB against torch float32."""
@@ -51,8 +53,9 @@ class Point:
     def read(cls, row: dict[str, Any]) -> Point:
         """Raises KeyError, TypeError, ValueError or OverflowError for what is no point."""
         point = cls(str(row["name"]), float(row["bits"]), int(row["bytes"]), float(row["psnr"]))
-        if not (math.isfinite(point.bits) and math.isfinite(point.psnr)):
-            raise ValueError(f"{row} is no point")
+        # A figure far beyond would be drawn with as many lines.
+        if not (0 <= point.bits <= 32 and 0 <= point.bytes < 1 << 50 and abs(point.psnr) <= MOST_DECIBELS):
+            raise ValueError(f"{row['name']!r} is no point of a curve")
         return point
 
 
@@ -271,7 +274,7 @@ def draw(recipe: BitRecipe, path: Path) -> None:
     image = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(image)
     both = [*recipe.fixed, *recipe.mixed]
-    right = max(point.bytes for point in both) * 1.05
+    right = max(1, *(point.bytes for point in both)) * 1.05
     bottom = 10 * np.floor(min(point.psnr for point in both) / 10)
     top = 10 * np.ceil(max(point.psnr for point in both) / 10)
 
