@@ -155,13 +155,13 @@ def test_no_pickle_is_opened_under_any_name(tmp_path: Path, tally: Tally) -> Non
             path = tmp_path / f"x{ending}"
             path.write_bytes(data)
             for read in (read_lora, read_embedding, safetensors.read):
-                started = time.thread_time()
+                started = time.perf_counter()
                 with tally.trial((name, ending), refused=True):
                     with pytest.raises(EdgeSDError) as raised:
                         read(path)
                     assert "\n" not in str(raised.value)
                     assert not mark.exists()
-                    assert time.thread_time() - started < 1
+                    assert time.perf_counter() - started < 1
 
 
 def lora(path: Path, up: tuple[int, ...], down: tuple[int, ...]) -> Path:

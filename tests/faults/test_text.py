@@ -177,7 +177,7 @@ def test_records_take_time_by_their_length_alone(kind: str, tmp_path: Path, tall
 
 
 @pytest.mark.fault(21, "JSON records of n and 4n characters, merges.txt and infotext of 1 MB")
-def test_a_megabyte_takes_time_by_its_length_alone(emoji: Path, tmp_path: Path, tally: Tally) -> None:
+def test_a_megabyte_takes_less_than_a_second(emoji: Path, tmp_path: Path, tally: Tally) -> None:
     folder = tmp_path / "tokenizer"
     shutil.copytree(emoji / "tokenizer", folder)
     merges = (folder / "merges.txt").read_text()
@@ -189,10 +189,11 @@ def test_a_megabyte_takes_time_by_its_length_alone(emoji: Path, tmp_path: Path, 
 
     for name, text in {"spaces": " ", "pairs": "a b\n", "one line": "a"}.items():
         with tally.trial(name):
-            check_linear(tokenizer, partial(repeated, text), 1 << 18)
+            assert check_linear(tokenizer, partial(repeated, text), 1 << 18) < 1
     for name, text in {"steps": "Steps: 3\n", "pairs": "a: b, ", "quotes": 'a: "', "prompt": "(a:1.1) "}.items():
         with tally.trial(name):
-            check_linear(lambda each: parse_infotext("a cat\nSteps: 3, " + each), partial(repeated, text), 1 << 18)
+            read = partial(repeated, text)
+            assert check_linear(lambda each: parse_infotext("a cat\nSteps: 3, " + each), read, 1 << 18) < 1
 
 
 def repeated(text: str, count: int) -> str:

@@ -96,11 +96,11 @@ def test_a_hundred_thousand_tensors_are_read_in_the_time_of_their_json() -> None
     count = 100_000
     header = {f"lora_unet_{n:06}.lora_down.weight": row(4 * n, 4 * n + 4, [1, 1]) for n in range(count)}
     data = packed(header, bytes(4 * count))
-    started = time.thread_time()
+    started = time.perf_counter()
     json.loads(data[8 : -4 * count])
-    plain = time.thread_time() - started
+    plain = time.perf_counter() - started
     assert len(ours(data).tensors) == count
-    assert time.thread_time() - started < 12 * plain + 1
+    assert time.perf_counter() - started < 12 * plain + 1
 
 
 @pytest.mark.fault(6, "pipes, pickles and Git LFS pointers")
