@@ -134,7 +134,7 @@ def sweep(
 def suggest(
     model: Annotated[str, typer.Argument(help="A bundle with two variants or more of one form.")],
     max_size: Annotated[str | None, typer.Option(metavar="500MB", help="Bytes on disk, at most.")] = None,
-    min_psnr: Annotated[float | None, typer.Option(help="Image PSNR in dB, at least.")] = None,
+    min_psnr: Annotated[float | None, typer.Option(min=0, max=100, help="Image PSNR in dB, at least.")] = None,
     variants: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Those that may give parts. Default: all of one form.")
     ] = None,
@@ -161,10 +161,11 @@ def suggest(
     from . import suggest as mixing
     from .plan import plan, read_prompts
 
-    limit = mixing.parse_bytes(max_size) if max_size else None
+    limit = None if max_size is None else mixing.parse_bytes(max_size)
+    adds = limit is not None or min_psnr is not None
     _check(folder, prompts, None)
     bundle = ModelBundle.open(model)
-    if (limit or min_psnr) and bundle.root.is_relative_to(embedded_models()):
+    if adds and bundle.root.is_relative_to(embedded_models()):
         raise InvalidRequest(f"{bundle.name} is the package's own; make a bundle: edge-sd compare sweep emoji")
     names = mixing.family(bundle, _names(variants))
     comparison = plan(
@@ -173,7 +174,7 @@ def suggest(
     )  # fmt: skip
     with progress(quiet or as_json, "planning") as report:
         found = mixing.search(comparison, names, folder, report)
-        made = mixing.make(comparison, found, limit, min_psnr, folder, report) if limit or min_psnr else None
+        made = mixing.make(comparison, found, limit, min_psnr, folder, report) if adds else None
     rows = mixing.rows_of(bundle, found, made.name if made else "")
     if as_json:
         say_json({"reference": comparison.reference.name, "front": rows, "made": asdict(made) if made else None})

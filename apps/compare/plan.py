@@ -119,7 +119,7 @@ class Comparison:
         """Whether a reference device draws: its figures are those of a Mac's device, its seconds are not."""
         if not artist.variant or self.bundle.variant(artist.variant).backend not in APPLE:
             return False
-        return artist.device in REFERENCES or _only_by_executor(self.bundle, artist.variant)
+        return artist.device in REFERENCES or only_by_executor(self.bundle, artist.variant)
 
     def folder_name(self, artist: Artist) -> str:
         """A name that depends on everything that could change this artist's pictures or times."""
@@ -169,7 +169,7 @@ def plan(
     if not candidates:
         # torch is the reference, in torch-fp32; its own variants are compared where they are named, or alone.
         converted = [name for name, each in sorted(bundle.variants.items()) if each.backend != "torch"]
-        skipped = [name for name in converted if _only_by_executor(bundle, name)]
+        skipped = [name for name in converted if only_by_executor(bundle, name)]
         names = [name for name in converted or sorted(bundle.variants) if name not in skipped]
         candidates = [_artist(bundle, name, device) for name in names]
         for name in skipped:
@@ -222,7 +222,8 @@ def _artist(bundle: ModelBundle, name: str, device: str) -> Artist:
     return Artist(name, variant, at or device)
 
 
-def _only_by_executor(bundle: ModelBundle, name: str) -> bool:
+def only_by_executor(bundle: ModelBundle, name: str) -> bool:
+    """Whether only a reference, which is slow, draws with this variant here."""
     return bundle.variants[name].backend in APPLE and sys.platform != "darwin"
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.bundle.mixture import add_mixture, drop_variant, mixture
 from edge_sd.bundle.parts import home_of
 from edge_sd.devices.estimates import placed
-from edge_sd.errors import DeviceError, InvalidRequest, choices
+from edge_sd.errors import DeviceError, InvalidRequest, OutputError, choices
 from edge_sd.images.metrics import PEAK, psnr
 
 from .measure import Report, Work, measure
-from .plan import Artist, Comparison, Row
+from .plan import Artist, Comparison, Row, only_by_executor
 from .score import pixels
 
 # What a component's precision is called in the name of a mixture (converters/recipes.PARTS), where it is another word.
@@ -65,14 +66,16 @@ def parse_bytes(text: str) -> float:
 def family(bundle: ModelBundle, names: Sequence[str]) -> list[str]:
     """Those variants that can give each other components, of the form that has most of them; the most exact first.
 
-    Raises InvalidRequest for fewer than two, or where those that were named are of different forms.
+    Without `names`, those that run here. Raises InvalidRequest for fewer than two, or where those that were named are
+    of different forms.
     """
     kinds: dict[tuple[str, str, str], list[str]] = {}
     for name in names or sorted(bundle.variants):
         each = bundle.variant(name)
         # A few-step variant has a denoiser for other steps, and a mixture's parts are those of others.
         mixed = len({each.precision_of(part) for part in placed(bundle.facts)}) > 1
-        if names or (each.backend != "torch" and each.defaults is None and not mixed):
+        left_out = each.backend == "torch" or each.defaults is not None or mixed or only_by_executor(bundle, name)
+        if names or not left_out:
             kinds.setdefault((each.backend, each.compute, each.target), []).append(name)
     found = max(kinds.values(), key=len, default=[])
     if len(found) < 2 or (names and len(kinds) > 1):
@@ -106,23 +109,34 @@ def make(
     """Add the best mixture within the limits to the bundle, and draw with it.
 
     One that misses `min_psnr` when it is drawn with is removed again, and the next is tried. Raises what `chosen` and
-    `errors` raise; the bundle is then as it was.
+    `errors` raise, or OutputError where the bundle can't be written to; the bundle is then as it was.
     """
     bundle = comparison.bundle
     for each in chosen(found, max_bytes, min_psnr):
-        name, fresh = name_of(bundle, each), name_of(bundle, each) not in bundle.variants
-        added = add_mixture(bundle, name, each.donors) if fresh else bundle
+        name = name_of(bundle, each)
+        fresh, good = name not in bundle.variants, False
+        with _writing(bundle, "nothing was added to it"):
+            added = add_mixture(bundle, name, each.donors) if fresh else bundle
         try:
             psnr = measured(comparison, added, name, folder, report)
-        except BaseException:  # Ctrl-C as well: what was not measured is not kept.
-            if fresh:
-                drop_variant(added, name)
-            raise
-        if min_psnr is None or psnr >= min_psnr:
+            good = min_psnr is None or psnr >= min_psnr
+        finally:
+            # After Ctrl-C as well: what was not measured is not kept.
+            if fresh and not good:
+                with _writing(bundle, f"{name} is still there"):
+                    drop_variant(added, name)
+        if good:
             return Made(name, each.bytes, each.psnr, psnr)
-        if fresh:
-            drop_variant(added, name)
     raise InvalidRequest(f"no mixture within these limits reaches {min_psnr:g} dB when it is drawn with")
+
+
+@contextmanager
+def _writing(bundle: ModelBundle, end: str) -> Iterator[None]:
+    """Raise OutputError where the bundle can't be written to; `end` says how it is then."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{bundle.root}: {error.strerror or error}; {end}") from error
 
 
 def swaps(comparison: Comparison, base: Artist, variants: Sequence[str]) -> Comparison:
@@ -229,7 +243,7 @@ def name_of(bundle: ModelBundle, each: Mixture) -> str:
     base = each.donors[bundle.facts.denoiser]
     if set(each.donors.values()) == {base}:
         return base
-    stored = {home: bundle.variant(donor).precision for home, donor in each.donors.items()}
+    stored = {home: bundle.variant(donor).precision_of(home) for home, donor in each.donors.items()}
     words = [f"{LABELS.get(home, home)}-{stored[home]}" for home in each.donors if each.donors[home] != base]
     return "_".join([base, *words])
 
@@ -241,7 +255,7 @@ def rows_of(bundle: ModelBundle, found: Sequence[Mixture], picked: str = "") -> 
             "name": name_of(bundle, each),
             "bytes": each.bytes,
             "psnr": round(each.psnr, 2),
-            "parts": {home: bundle.variant(donor).precision for home, donor in each.donors.items()},
+            "parts": {home: bundle.variant(donor).precision_of(home) for home, donor in each.donors.items()},
             "chosen": name_of(bundle, each) == picked,
         }
         for each in found

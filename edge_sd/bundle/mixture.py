@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import InvalidRequest
 from ..files import FileRecord, locked, remove, replaced
-from .bundle import ModelBundle
+from .bundle import ModelBundle, read_manifest
 from .parts import home_of
 from .variants import Artifact, Variant
 
@@ -45,10 +45,15 @@ def mixture(bundle: ModelBundle, name: str, donors: Mapping[str, str]) -> tuple[
 
 
 def add_mixture(bundle: ModelBundle, name: str, donors: Mapping[str, str]) -> ModelBundle:
-    """The bundle with `mixture(bundle, name, donors)`, on disk. Raises what that does, or OSError; nothing is added."""
-    variant, places = mixture(bundle, name, donors)
+    """The bundle with `mixture(bundle, name, donors)`, on disk.
+
+    Raises what that does, InvalidModel for a manifest that is damaged, or OSError; nothing is added.
+    """
     target = bundle.root / name
     with locked(bundle.root):
+        # Another process may have added a variant since.
+        bundle = read_manifest(bundle.root)
+        variant, places = mixture(bundle, name, donors)
         with replaced(target) as staging:
             for new, old in places.items():
                 _link(bundle.path(old), staging / new.removeprefix(f"{name}/"))
@@ -64,9 +69,10 @@ def add_mixture(bundle: ModelBundle, name: str, donors: Mapping[str, str]) -> Mo
 
 
 def drop_variant(bundle: ModelBundle, name: str) -> ModelBundle:
-    """The bundle without that variant, on disk too. Raises OSError."""
-    left = replace(bundle, variants={other: each for other, each in bundle.variants.items() if other != name})
+    """The bundle without that variant, on disk too. Raises InvalidModel for a damaged manifest, or OSError."""
     with locked(bundle.root):
+        bundle = read_manifest(bundle.root)
+        left = replace(bundle, variants={other: each for other, each in bundle.variants.items() if other != name})
         left.write_manifest()
         remove(bundle.root / name)
     return left

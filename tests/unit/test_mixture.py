@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sd import InvalidRequest, ModelBundle, Pipeline, Request
-from edge_sd.apps.compare.suggest import Mixture, chosen, family, front, name_of, parse_bytes
+from edge_sd.apps.compare.plan import plan
+from edge_sd.apps.compare.suggest import Mixture, chosen, family, front, make, name_of, parse_bytes
 from edge_sd.bundle.mixture import add_mixture, drop_variant, mixture
+from edge_sd.errors import OutputError
 
 HOMES = ("text_encoder", "unet", "vae_decoder")
 DONORS = {"text_encoder": "openvino-fp32", "unet": "openvino-fp16", "vae_decoder": "openvino-fp32"}
@@ -156,6 +159,36 @@ def test_a_disk_without_links_gets_copies_and_a_full_one_nothing(
         add_mixture(own, NAME, DONORS)
     assert sorted(path.name for path in own.root.iterdir() if path.suffix != ".lock") == before
     assert own.verify() == []
+
+
+def test_what_another_process_added_meanwhile_stays(own: ModelBundle) -> None:
+    stale = ModelBundle.open(own.root)
+    add_mixture(own, NAME, DONORS)
+    add_mixture(stale, "another", {**DONORS, "vae_decoder": "openvino-fp16"})
+    assert {NAME, "another"} < set(ModelBundle.open(own.root).variants)
+    drop_variant(stale, "another")
+    assert set(ModelBundle.open(own.root).variants) == {*own.variants, NAME}
+
+
+def test_a_bundle_that_cannot_be_written_to_is_said(own: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ModelBundle, "write_manifest", refuse)
+    comparison = plan(own, variants=sorted(own.variants), reference="openvino-fp32", swapped=0)
+    with pytest.raises(OutputError, match="No space left on device; nothing was added to it"):
+        make(comparison, [Mixture(DONORS, 1, 1.0)], 5, None, own.root, lambda what, share: None)
+    assert own.verify() == []
+    assert not (own.root / NAME).exists()
+
+
+def test_a_form_that_only_a_slow_reference_draws_here_gives_no_parts(own: ModelBundle) -> None:
+    apples = {f"coreml-ane-{n}": replace(each, backend="coreml", compute="ane", precision=n)
+              for n in ("fp16", "p6", "p4") for each in [own.variant("openvino-fp16")]}  # fmt: skip
+    bundle = replace(own, variants={**own.variants, **apples})
+    found = family(bundle, ())
+    assert set(found) == (set(own.variants) if sys.platform != "darwin" else set(apples))
+    assert set(family(bundle, sorted(apples))) == set(apples), "named, it is asked for"
 
 
 def test_what_cannot_be_mixed_is_said(own: ModelBundle) -> None:
