@@ -37,8 +37,6 @@ FLOAT = "float"
 STEERING = r"__module\.model\.(time_embed|caption_projection|proj_out)\..*"
 # nncf's own switch, which it has as a variable of the environment alone.
 BY_NUMPY = "NNCF_DISABLE_OPTIMIZED_COMPRESSION"
-
-
 # The projection of an IP-Adapter keeps 16 bits. It is small beside its CLIP, and a resampler's first queries depend on
 # no input: the CPU's plugin of 2026.4 cannot fold such products of compressed weights.
 ALONE = r"__module\.projection\..*"
@@ -84,8 +82,8 @@ def convert(
         ov.save_model(model, folder / GRAPH, compress_to_fp16=recipe.bits <= 16)
     except RuntimeError as error:
         raise ConversionError(f"{folder / GRAPH} could not be written: {str(error).splitlines()[-1]}") from error
-    if facts.family == "sana":
-        keep_float32(folder / GRAPH)
+    if facts.family == "sana" and not keep_float32(folder / GRAPH) and wrapped.part == facts.denoiser:
+        raise ConversionError(f"{wrapped.part} has no linear attention by the names that diffusers gave it")
     for path in folder.glob(f"{FLOAT}.*"):
         path.unlink()
 
@@ -179,8 +177,8 @@ def _compress(model: Any, recipe: QuantRecipe, kept: str = "") -> Any:
 
     # nncf prints its statistics at INFO; what matters of them is in the manifest.
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    left = nncf.IgnoredScope(patterns=[ALONE], validate=False)
     if recipe.bits == 8:
+        left = nncf.IgnoredScope(patterns=[ALONE], validate=False)
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=left)
     # Layers whose width is no multiple of the group get a smaller group of their own.
     adjust = nncf.AdvancedCompressionParameters(

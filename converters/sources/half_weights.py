@@ -29,8 +29,6 @@ class HalfConv2d(nn.Conv2d):
 
 
 KINDS = {nn.Linear: HalfLinear, nn.Conv2d: HalfConv2d}
-
-
 # CLIP rounds pixels to the type of this layer's weights before it.
 READ = "patch_embedding"
 
