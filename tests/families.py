@@ -126,6 +126,13 @@ def _scheduler(name: str, xl: bool) -> Any:
     return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=kind)
 
 
+def drawing(width: int, height: int, ink: str) -> Image.Image:
+    """A disc on a slope of greys, of any proportions."""
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    ImageDraw.Draw(image).ellipse((width // 4, height // 4, width // 2, height // 2), ink)
+    return image
+
+
 def picture() -> Image.Image:
     """A green disc on cream, 64 x 64."""
     image = Image.new("RGB", (64, 64), (250, 240, 200))

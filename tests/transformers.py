@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,13 @@ def _gemma(size: int) -> Any:
                      num_attention_heads=2, num_key_value_heads=1, query_pre_attn_scalar=8,
                      initializer_range=0.5)
     )  # fmt: skip
+
+
+@cache
+def diffusers_klein(source: Path) -> Any:
+    """diffusers' own pipeline of a folder, which is opened once."""
+    import diffusers
+
+    pipeline = diffusers.Flux2KleinPipeline.from_pretrained(source)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

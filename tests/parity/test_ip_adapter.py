@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 from typer.testing import CliRunner
 
 from edge_sd import InvalidModel, InvalidRequest, ModelBundle, Pipeline, Queue, Request
@@ -24,16 +24,9 @@ from edge_sd.pipeline.recorded import read_recorded
 
 from ..adapters import PLUS_TOKENS, SIDE, save_adapter
 from ..conftest import convert
-from ..families import picture, save_family
+from ..families import drawing, picture, save_family
 
 PROMPT, SEED, STEPS = "a red apple", 3, 3
-
-
-def drawing(width: int, height: int, ink: str) -> Image.Image:
-    """A disc on a slope of greys."""
-    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
-    ImageDraw.Draw(image).ellipse((width // 4, height // 4, width // 2, height // 2), ink)
-    return image
 
 
 APPLE, TABLE = drawing(64, 96, "#c22"), drawing(101, 72, "#27a")

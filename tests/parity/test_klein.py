@@ -15,7 +15,7 @@ from edge_sd import InvalidModel, InvalidRequest, ModelBundle, Pipeline, Request
 from edge_sd.converters.parity import psnr
 
 from ..conftest import convert
-from ..transformers import save_klein
+from ..transformers import diffusers_klein, save_klein
 from .test_sd3 import edited
 
 PROMPT, SEED = "a red apple, glossy style", 3
@@ -34,19 +34,10 @@ def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelBundl
 
 
 @cache
-def loaded(source: Path) -> Any:
-    import diffusers
-
-    pipeline = diffusers.Flux2KleinPipeline.from_pretrained(source)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@cache
 def theirs(source: Path, prompt: str = PROMPT, guidance: float = 4.0, referring: bool = False) -> np.ndarray:
     import torch
 
-    result = loaded(source)(
+    result = diffusers_klein(source)(
         image=PICTURES if referring else None, prompt=prompt, num_inference_steps=4, guidance_scale=guidance,
         generator=torch.Generator().manual_seed(SEED), **SIZE,
     )  # fmt: skip
@@ -104,8 +95,8 @@ def test_an_export_of_optimum_opens_with_the_layers_that_were_trained(source: Pa
     (text,) = ModelBundle.open(tmp_path).facts.encoders
     assert text.states == "hidden_states.8,hidden_states.17,hidden_states.26"
     compiled = ov.Core().compile_model(tmp_path / "text_encoder/openvino_model.xml", "CPU")
-    chat = loaded(source).tokenizer("<|im_start|>user\na", return_tensors="pt")
-    expected = loaded(source).text_encoder(**chat, output_hidden_states=True).hidden_states[9].detach().numpy()
+    chat = diffusers_klein(source).tokenizer("<|im_start|>user\na", return_tensors="pt")
+    expected = diffusers_klein(source).text_encoder(**chat, output_hidden_states=True).hidden_states[9].detach().numpy()
     found = compiled({name: value.numpy() for name, value in chat.items()})
     assert psnr(found["hidden_states.8"], expected) >= 40
     assert psnr(found["hidden_states.9"], expected) < 40
@@ -127,7 +118,7 @@ def test_the_manifest_says_what_the_family_needs(source: Path, bundle: ModelBund
 def test_the_template_is_that_of_the_folder(source: Path) -> None:
     (text,) = ModelBundle.open(source).facts.encoders
     turn = [{"role": "user", "content": PROMPT}]
-    expected = loaded(source).tokenizer.apply_chat_template(
+    expected = diffusers_klein(source).tokenizer.apply_chat_template(
         turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
     assert f"{text.before}{PROMPT}{text.after}" == expected

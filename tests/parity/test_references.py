@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from edge_sd import InvalidRequest, ModelBundle, Pipeline, Queue, Request
 from edge_sd.converters.parity import psnr
@@ -20,16 +19,10 @@ from edge_sd.pipeline import references
 from edge_sd.pipeline.recorded import read_recorded
 
 from ..conftest import convert
-from ..transformers import save_klein
+from ..families import drawing
+from ..transformers import diffusers_klein, save_klein
 
 PROMPT, SEED, STEPS = "put the apple on the table", 3, 3
-
-
-def drawing(width: int, height: int, ink: str) -> Image.Image:
-    """A disc on a slope of greys."""
-    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
-    ImageDraw.Draw(image).ellipse((width // 4, height // 4, width // 2, height // 2), ink)
-    return image
 
 
 APPLE, TABLE = drawing(64, 96, "#c22"), drawing(101, 72, "#27a")
@@ -47,15 +40,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
     return convert(source, tmp_path_factory.mktemp("bundle") / "klein", "fp32")
-
-
-@cache
-def loaded(source: Path) -> Any:
-    import diffusers
-
-    pipeline = diffusers.Flux2KleinPipeline.from_pretrained(source)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def theirs(pipeline: Any, wishes: dict[str, Any], guidance: float = 4.0) -> np.ndarray:
@@ -95,7 +79,7 @@ def test_a_picture_is_prepared_as_in_diffusers(size: tuple[int, int]) -> None:
 def test_what_is_referred_to_is_drawn_as_in_diffusers(
     source: Path, bundle: ModelBundle, wishes: dict[str, Any]
 ) -> None:
-    expected = theirs(loaded(source), wishes)
+    expected = theirs(diffusers_klein(source), wishes)
     for folder in (source, bundle.root):
         found = ours(folder, wishes)
         assert found.shape == expected.shape
@@ -107,7 +91,7 @@ def test_what_is_referred_to_is_drawn_as_in_diffusers(
 
 def test_a_base_model_is_guided_with_them(tmp_path: Path) -> None:
     base = save_klein(tmp_path / "base", distilled=False)
-    assert psnr(ours(base, WISHES[1]), theirs(loaded(base), WISHES[1]), peak=255) >= 40
+    assert psnr(ours(base, WISHES[1]), theirs(diffusers_klein(base), WISHES[1]), peak=255) >= 40
 
 
 def test_the_order_and_each_of_them_count(source: Path) -> None:
