@@ -250,6 +250,10 @@ def convert(
     tokenizer: Annotated[
         Path | None, typer.Option(help="A checkpoint's tokenizer: vocab.json and merges.txt, or a model's folder.")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The rest of the model, for a file of a denoiser alone: a diffusers folder, or ORG/NAME."),
+    ] = None,
     prediction: Annotated[
         str | None, typer.Option(help="What a checkpoint's UNet predicts: epsilon or v_prediction.")
     ] = None,
@@ -282,7 +286,7 @@ def convert(
     recipe = recipe_named(precision, form.recipes)
     require_extra()
     hush_libraries()
-    checkpoint = unpacked(source, bundle, tokenizer=tokenizer, prediction=prediction)
+    checkpoint = unpacked(source, bundle, tokenizer=tokenizer, prediction=prediction, base=base)
     parts = {
         "vae": vae, "vae_tiny": tiny_vae, "controlnet": controlnet, "upscaler": upscaler, "ip_adapter": ip_adapter,
         "image_encoder": image_encoder,

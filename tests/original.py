@@ -182,3 +182,60 @@ def _open_clip(state: dict[str, Any], prefix: str) -> dict[str, Any]:
             fused = torch.cat([state[name.replace("q_proj", f"{each}_proj")] for each in "qkv"])
             made[f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{end}"] = fused
     return made
+
+
+def save_sd3_whole(folder: Path, emoji: Path, *, t5: bool) -> Path:
+    """A diffusers folder of SD 3.5 whose widths are those that a checkpoint's shapes tell: heads of 64, norms of 32."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+    from transformers import CLIPTokenizer, T5Config, T5EncoderModel
+
+    from .transformers import t5_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(emoji / "tokenizer")
+    second = CLIPTokenizer.from_pretrained(emoji / "tokenizer", pad_token="!")
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=832, pooled_projection_dim=832,
+        pos_embed_max_size=24, qk_norm="rms_norm", dual_attention_layers=(0,),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 32, 64), down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=16,
+        up_block_types=("UpDecoderBlock2D",) * 4, use_quant_conv=False, use_post_quant_conv=False,
+        scaling_factor=1.5305, shift_factor=0.0609,
+    )  # fmt: skip
+    encoder = T5EncoderModel(
+        T5Config(vocab_size=64, d_model=832, d_kv=64, d_ff=48, num_layers=2, num_heads=2, use_cache=False,
+                 feed_forward_proj="gated-gelu", is_encoder_decoder=False)
+    )  # fmt: skip
+    StableDiffusion3Pipeline(
+        transformer=transformer, vae=vae, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), tokenizer=tokenizer,
+        text_encoder=text(tokenizer, 768, 2, projected=True), tokenizer_2=second,
+        text_encoder_2=text(tokenizer, 64, 2, projected=True), tokenizer_3=t5_tokenizer() if t5 else None,
+        text_encoder_3=encoder if t5 else None,
+    ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+    return folder
+
+
+def whole_sd3(folder: Path) -> dict[str, Any]:
+    """The weights of such a folder as SD 3 was published in one file, its text encoders in it."""
+    from safetensors.torch import load_file
+
+    from .original_transformers import original_transformer
+
+    made = {f"model.diffusion_model.{name}": x for name, x in original_transformer(folder, "sd3").items()}
+    for name, x in load_file(folder / "vae/diffusion_pytorch_model.safetensors").items():
+        attention = ".attentions." in name and name.endswith("weight") and x.ndim == 2
+        made[f"first_stage_model.{_vae(name)}"] = x[:, :, None, None].contiguous() if attention else x
+    for part, place in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g"), ("text_encoder_3", "t5xxl")):
+        if (folder / part / "model.safetensors").is_file():
+            for name, x in load_file(folder / part / "model.safetensors").items():
+                own = name if place == "t5xxl" else _of_text(name)
+                made[f"text_encoders.{place}.transformer.{own}"] = x
+    return made

@@ -54,7 +54,7 @@ def composed(source: str | Path, beside: Path, parts: Mapping[str, str | Path | 
             for each in whole.iterdir():
                 # The manifest's facts are of its own autoencoder.
                 if each.name not in given and (each.name != MANIFEST or "vae" not in given):
-                    _link(each, made / each.name)
+                    link(each, made / each.name)
             for name, place in given.items():
                 _put(name, place, made / name)
         except OSError as error:
@@ -92,9 +92,9 @@ def _put(name: str, place: Path, target: Path) -> None:
         unpack(place, target)
     elif name == ADAPTER:
         target.mkdir()
-        _link(place, target / place.with_suffix(".safetensors").name)
+        link(place, target / place.with_suffix(".safetensors").name)
     else:
-        _link(place, target)
+        link(place, target)
 
 
 def find_part(name: str, place: str | Path) -> Path:
@@ -117,7 +117,8 @@ def _class(config: Mapping[str, Any]) -> str | None:
     return config.get("_class_name") or (str(names[0]) if isinstance(names, list) and names else None)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """A link to a file or a folder; a copy of it where links are not allowed."""
     try:
         os.symlink(source.resolve(), target, target_is_directory=source.is_dir())
     except OSError:

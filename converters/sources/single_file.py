@@ -1,33 +1,45 @@
-"""A checkpoint in one file, in Stability's original names: what it is, and its tensors as diffusers names them.
+"""A checkpoint in one file, in its makers' names: what it is, and its tensors as diffusers names them.
 
 What a checkpoint is, is read from the names and shapes of its tensors, never from its file's name. Keys are translated
 by diffusers' own functions. Only safetensors are opened.
 
-    model.diffusion_model.                        the UNet; 9 channels go in where it is for inpainting
+    model.diffusion_model.                        the denoiser (denoisers.py); may be absent in a file of it alone
     first_stage_model.                            the autoencoder
     cond_stage_model.transformer.text_model.      SD 1: CLIP ViT-L, 768 numbers; "text_model." may be absent
     cond_stage_model.model.                       SD 2: OpenCLIP ViT-H, 1024; its last layer is not used
     conditioner.embedders.0.transformer., .1.model.   SDXL: ViT-L and OpenCLIP bigG, 768 + 1280
     conditioner.embedders.0.model.                SDXL's refiner: bigG alone
+    text_encoders.clip_l., .clip_g., .t5xxl.transformer.   SD 3: ViT-L, bigG and T5, each of which may be absent
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edge_sd.bundle.safetensors import check_readable
 from edge_sd.errors import InvalidModel, InvalidRequest, choices
 
+from .components import QUANTIZED, most_of, write_component
+from .denoisers import DENOISERS, SD3, UNET, Denoiser, find, other
+
 PREDICTIONS = ("epsilon", "v_prediction")
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
+DENOISER, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_L, CLIP_H = "cond_stage_model.transformer.", "cond_stage_model.model."
 XL_L, XL_G = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 REFINER_G = "conditioner.embedders.0.model."
+SD3_L, SD3_G = "text_encoders.clip_l.transformer.", "text_encoders.clip_g.transformer."
+SD3_T5 = "text_encoders.t5xxl.transformer."
+# Text encoders in transformers' names, behind a prefix.
+OURS = (CLIP_L, XL_L, SD3_L, SD3_G)
+# Whatever a checkpoint has beside its denoiser.
+OTHER_PARTS = (VAE, "cond_stage_model.", "conditioner.", "text_encoders.", "model_ema.")
 # Tensors that trainers leave behind and no picture needs.
 LEFT_BEHIND = re.compile(r"position_ids$|logit_scale$|attn_mask$|^first_stage_model\.(loss|model_ema)\.|^model_ema\.")
 # Marks of models that predict v, and of schedules that end in noise alone; not a number of theirs is used.
@@ -47,6 +59,7 @@ class Kind:
     text: Mapping[str, str]
     side: int
     scale: float
+    shift: float | None = None
 
 
 KINDS = {
@@ -54,20 +67,30 @@ KINDS = {
     "sd2": Kind("sd2", "StableDiffusion", {"text_encoder": CLIP_H}, 512, 0.18215),
     "sdxl": Kind("sdxl", "StableDiffusionXL", {"text_encoder": XL_L, "text_encoder_2": XL_G}, 1024, 0.13025),
     "refiner": Kind("sdxl", "StableDiffusionXLImg2Img", {"text_encoder_2": REFINER_G}, 1024, 0.13025),
-}
+    "sd3": Kind(
+        "sd3", "StableDiffusion3", {"text_encoder": SD3_L, "text_encoder_2": SD3_G, "text_encoder_3": SD3_T5}, 1024,
+        1.5305, 0.0609,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file whose header was read: name -> shape of each tensor, and the metadata."""
+    """A file whose header was read: name -> shape of each tensor, and the metadata.
+
+    A denoiser's tensors have the prefix DENOISER here, whatever they have in the file, which is in `stored`.
+    `title` is what messages call it, where that is not the file's name.
+    """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
+    stored: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
-        """Raises InvalidModel for a pickle, a damaged file, or one of no family that is known."""
+    def open(cls, path: Path, title: str = "") -> Checkpoint:
+        """Raises InvalidModel for a pickle, a damaged file, or one without a denoiser that is known."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -78,31 +101,68 @@ class Checkpoint:
                 )
             with safe_open(path, "np") as opened:
                 shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-                checkpoint = cls(path, shapes, opened.metadata() or {})
+                metadata = opened.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise InvalidModel(f"{path} is damaged or no safetensors file: {error}") from error
-        _ = checkpoint.kind  # No known family: the error is raised here.
+        stored = _stored(shapes)
+        checkpoint = cls(path, {name: shapes[own] for name, own in stored.items()}, metadata, stored, title)
+        _ = checkpoint.denoiser  # None that is known: the error is raised here.
         return checkpoint
 
     @property
+    def name(self) -> str:
+        return self.title or self.path.name
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """What its denoiser is. Raises InvalidModel."""
+        found = self._found
+        if found is not None:
+            return found[0]
+        if known := other(self.shapes):
+            offered = choices([each.title for each in DENOISERS])
+            raise InvalidModel(f"{self.name} is of {known}, which is not offered in one file; offered: {offered}")
+        few = ", ".join(sorted(self.shapes)[:2]) or "nothing"
+        raise InvalidModel(f"{self.name} is no whole checkpoint: it has no denoiser that is known; it holds {few}, …")
+
+    @cached_property
+    def _found(self) -> tuple[Denoiser, str, bool] | None:
+        return find(self.shapes)
+
+    @property
+    def original(self) -> bool:
+        """Whether its denoiser is in its makers' names, not in diffusers'."""
+        return self._found is not None and self._found[2]
+
+    @cached_property
     def kind(self) -> str:
         """A key of KINDS, by the tensors that only that family has. Raises InvalidModel."""
-        parts = {"UNet": UNET, "autoencoder": VAE}
-        if missing := [what for what, prefix in parts.items() if not self.has(prefix)]:
-            few = ", ".join(sorted(self.shapes)[:2]) or "nothing"
-            raise InvalidModel(f"{self.path.name} is no whole checkpoint: it has no {missing[0]}; it holds {few}, …")
-        for name, prefixes in {
+        if not self.has(DENOISER) or not self.has(VAE):
+            alone = f"{self.denoiser.title} is in it alone" if self.has(DENOISER) else "it has no UNet"
+            lacks = "" if self.has(VAE) else "it has no autoencoder; "
+            raise InvalidModel(
+                f"{self.name} is no whole checkpoint: {lacks}{alone}; give --base FOLDER with the rest of the model"
+            )
+        wanted = {
+            "sd3": (SD3_L, SD3_G),
             "sdxl": (XL_L, XL_G),
             "refiner": (REFINER_G,),
             "sd2": (CLIP_H,),
             "sd1": (CLIP_L,),
-        }.items():
+        }
+        for name, prefixes in wanted.items():
             if all(map(self.has, prefixes)):
                 return name
         raise InvalidModel(
-            f"{self.path.name} is no whole checkpoint: it has no text encoder of SD 1, SD 2 or SDXL "
-            f"({CLIP_L}…, {CLIP_H}… or {XL_L}…)"
+            f"{self.name} is no whole checkpoint: it has no text encoder of SD 1, SD 2, SDXL or SD 3 "
+            f"({CLIP_L}…, {CLIP_H}…, {XL_L}… or {SD3_L}…); give --base FOLDER with the rest of the model"
         )
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The text encoders that it has: folder in diffusers -> prefix."""
+        kinds = [each for each in KINDS.values() if all(map(self.has, [each.text[part] for part in _needed(each)]))]
+        return {part: prefix for part, prefix in kinds[-1].text.items() if self.has(prefix)} if kinds else {}
 
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.shapes)
@@ -110,7 +170,7 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         """Raises InvalidModel where there is no such tensor."""
         if name not in self.shapes:
-            raise InvalidModel(f"{self.path.name} lacks {name}")
+            raise InvalidModel(f"{self.name} lacks {name}")
         return self.shapes[name]
 
     @property
@@ -127,7 +187,7 @@ class Checkpoint:
             raise InvalidRequest(f"unknown prediction {wish!r}; valid: {choices(PREDICTIONS)}")
         if edm := self.edm:
             if wish is not None:
-                raise InvalidRequest(f"{self.path.name} is marked as an EDM model; leave --prediction {wish} out")
+                raise InvalidRequest(f"{self.name} is marked as an EDM model; leave --prediction {wish} out")
             return edm
         told = self.metadata.get("modelspec.prediction_type", "").lower()
         marked = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}.get(told)
@@ -137,7 +197,7 @@ class Checkpoint:
             return wish or str(marked)
         if self.kind == "sd2":
             raise InvalidRequest(
-                f"{self.path.name} does not say what it predicts, and SD 2 was published both ways: give --prediction "
+                f"{self.name} does not say what it predicts, and SD 2 was published both ways: give --prediction "
                 "v_prediction (768 pixels) or --prediction epsilon (512 pixels, and inpainting)"
             )
         return "epsilon"
@@ -148,7 +208,7 @@ class Checkpoint:
 
         self.shape(name)
         with safe_open(self.path, "pt") as opened:
-            return [float(value) for value in opened.get_tensor(name).flatten().tolist()]
+            return [float(value) for value in opened.get_tensor(self.stored.get(name, name)).flatten().tolist()]
 
     def side(self, usual: int) -> int:
         """Pixels of its usual square: what its metadata says, or what is usual."""
@@ -161,30 +221,83 @@ class Checkpoint:
 
         with safe_open(self.path, "pt") as opened:
             names = [name for name in self.shapes if name.startswith(prefix) and not LEFT_BEHIND.search(name)]
-            return {name: opened.get_tensor(name) for name in names}
+            return {name: opened.get_tensor(self.stored.get(name, name)) for name in names}
 
-    def write_unet(self, folder: Path, config: dict[str, Any]) -> None:
-        from diffusers import UNet2DConditionModel
-        from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+    @cached_property
+    def _types(self) -> dict[str, str]:
+        """Name in the file -> type, of tensors that were quantized (see plain.py)."""
+        found: dict[str, str] = json.loads(self.metadata.get(QUANTIZED, "{}"))
+        return found
 
-        self._write(folder, config, self.tensors(UNET), convert_ldm_unet_checkpoint, UNet2DConditionModel)
+    def quantized(self, prefix: str) -> str:
+        """What most of a component's numbers were quantized to, as Q4_K; "" for none."""
+        names = {name: self.stored.get(name, name) for name in self.shapes if name.startswith(prefix)}
+        types = {name: self._types[own] for name, own in names.items() if own in self._types}
+        return most_of(types, {name: math.prod(self.shapes[name]) for name in types})
+
+    def write_denoiser(self, folder: Path, config: dict[str, Any]) -> None:
+        import diffusers
+        from diffusers.loaders import single_file_utils
+
+        denoiser, given = self.denoiser, self.tensors(DENOISER)
+        translate = getattr(single_file_utils, denoiser.translate)
+        if denoiser is UNET and self.original:
+            self._write(folder, config, given, translate, diffusers.UNet2DConditionModel, DENOISER)
+            return
+        given = {name.removeprefix(DENOISER): x for name, x in given.items()}
+        if not self.original:
+            # In diffusers' names, nothing is to be translated.
+            def translate(tensors: dict[str, Any], **_: Any) -> dict[str, Any]:
+                return {name: tensors.pop(name) for name in list(tensors)}
+
+        def convert(tensors: dict[str, Any], _: Any) -> dict[str, Any]:
+            for name in denoiser.unused:
+                # Some are always there in its makers' files, which diffusers counts on.
+                tensors.setdefault(name, None)
+            made: dict[str, Any] = translate(tensors)
+            for name in denoiser.unused:
+                tensors.pop(name, None)
+                made.pop(name, None)
+            return _of_weights(made, denoiser)
+
+        self._write(folder, config, given, convert, getattr(diffusers, denoiser.kind), DENOISER, takes=True)
 
     def write_vae(self, folder: Path, config: dict[str, Any]) -> None:
         from diffusers import AutoencoderKL
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-        self._write(folder, config, self.tensors(VAE), convert_ldm_vae_checkpoint, AutoencoderKL)
+        self._write(folder, config, self.tensors(VAE), convert_ldm_vae_checkpoint, AutoencoderKL, VAE)
 
     def write_text(self, folder: Path, config: dict[str, Any], prefix: str) -> None:
+        import torch
         import transformers
         from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
 
         kind = getattr(transformers, config["architectures"][0])
         given = self.tensors(prefix)
-        if prefix in (CLIP_L, XL_L):
+        if prefix == SD3_T5:
+            plain = {name.removeprefix(prefix): x for name, x in given.items()}
+            # The embeddings may be there under a second name.
+            plain.pop("encoder.embed_tokens.weight", None)
+            self._write(folder, config, plain, lambda tensors, _: dict(tensors), kind, prefix)
+            return
+        if prefix in OURS:
             if not self.has(f"{prefix}text_model."):  # What old merges and transformers from 5.6 on write.
-                given = {name.replace(prefix, f"{prefix}text_model.", 1): x for name, x in given.items()}
-            self._write(folder, config, given, lambda tensors, _: convert_ldm_clip_checkpoint(tensors), kind)
+                given = {
+                    name
+                    if name.startswith(f"{prefix}text_projection")
+                    else name.replace(prefix, f"{prefix}text_model.", 1): x
+                    for name, x in given.items()
+                }
+
+            def named(tensors: dict[str, Any], _: Any) -> dict[str, Any]:
+                made: dict[str, Any] = convert_ldm_clip_checkpoint(tensors, remove_prefix=prefix)
+                if prefix == SD3_L and "text_projection.weight" not in made:
+                    # Left out where it changes nothing.
+                    made["text_projection.weight"] = torch.eye(config["hidden_size"])
+                return made
+
+            self._write(folder, config, given, named, kind, prefix)
             return
         if prefix == CLIP_H:
             last = f"{prefix}transformer.resblocks.{config['num_hidden_layers']}."
@@ -199,48 +312,38 @@ class Checkpoint:
             made = convert_open_clip_checkpoint(Model, tensors, prefix=prefix)
             return {name: x for name, x in made.items() if x is not None}
 
-        self._write(folder, config, given, convert, kind)
+        self._write(folder, config, given, convert, kind, prefix)
 
     def _write(
-        self, folder: Path, config: dict[str, Any], given: dict[str, Any], convert: Callable[..., Any], kind: Any
-    ) -> None:
-        """Translate a component and hold it beside the module that its config describes, then write both."""
-        import torch
-        from safetensors.torch import save_file
-
-        made = convert(dict(given), config)
-        with torch.device("meta"):
-            transformer = "architectures" in config
-            module = kind(kind.config_class(**config)) if transformer else kind.from_config(config)
-        wanted = {name: tuple(x.shape) for name, x in module.state_dict().items() if "position_ids" not in name}
-        # transformers renames as it loads; files keep the names of old.
-        inner = "text_model." if transformer and not any(name.startswith("text_model.") for name in wanted) else ""
-        wanted = {name if name.startswith("text_projection") else inner + name: x for name, x in wanted.items()}
-        missing = sorted(set(wanted) - set(made))
-        if missing:
-            self._refuse("lacks", missing, folder.name)
-        used = {x.untyped_storage().data_ptr() for x in made.values()}
-        fused = re.compile(r"\.attn\.in_proj_(weight|bias)$|\.text_projection$")
-        extra = [
-            name for name, x in given.items() if x.untyped_storage().data_ptr() not in used and not fused.search(name)
-        ]
-        extra += sorted(set(made) - set(wanted))
-        if extra:
-            self._refuse("has what this family has not:", extra, folder.name)
-        wrong = [name for name, shape in wanted.items() if tuple(made[name].shape) != shape]
-        if wrong:
-            found = f"{wrong[0]} ({list(made[wrong[0]].shape)} instead of {list(wanted[wrong[0]])})"
-            self._refuse("has a wrong shape for", [found, *wrong[1:]], folder.name)
-        stem = "model" if transformer else "diffusion_pytorch_model"
-        write_json(folder / "config.json", config)
-        save_file({name: x.contiguous() for name, x in made.items()}, folder / f"{stem}.safetensors", {"format": "pt"})
-
-    def _refuse(self, what: str, names: list[str], part: str) -> None:
-        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        raise InvalidModel(f"{self.path.name}, {part}: {what} {', '.join(names[:2])}{more}")
+        self, folder: Path, config: dict[str, Any], given: dict[str, Any], convert: Callable[..., Any], kind: Any,
+        prefix: str, *, takes: bool = False,
+    ) -> None:  # fmt: skip
+        write_component(self.name, folder, config, given, convert, kind, takes=takes, quantized=self.quantized(prefix))
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """`document` as JSON, in a folder that may have to be made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False), "utf-8")
+def _stored(shapes: Mapping[str, Any]) -> dict[str, str]:
+    """Name here -> name in the file: a denoiser's tensors get one prefix."""
+    found = find(shapes)
+    if found is None:
+        return {name: name for name in shapes}
+    prefix = found[1]
+    alone = prefix == ""
+    return {
+        DENOISER + name.removeprefix(prefix)
+        if (name.startswith(prefix) and not (alone and name.startswith(OTHER_PARTS)))
+        else name: name
+        for name in shapes
+    }
+
+
+def _needed(kind: Kind) -> list[str]:
+    """The text encoders that a family's whole checkpoints have; T5 may be left out."""
+    return [part for part in kind.text if part != "text_encoder_3"]
+
+
+def _of_weights(made: dict[str, Any], denoiser: Denoiser) -> dict[str, Any]:
+    """Without a row around learned tokens, which other programs write flat."""
+    if denoiser is not SD3:
+        return {name: x[None] if name.endswith("pad_token") and x.ndim == 1 else x for name, x in made.items()}
+    name = "pos_embed.pos_embed"
+    return {**made, name: made[name][None]} if name in made and made[name].ndim == 2 else made
