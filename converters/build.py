@@ -306,7 +306,7 @@ def _make_part(
 def _cases(source: Source, form: Form, recipe: QuantRecipe) -> list[tuple[tuple[int, int], str, int]]:
     """The pictures whose calls are recorded: sizes of latents, prompts, steps. First those that are measured on."""
     cases = _measured(source, form, recipe)
-    if form.rounding and any(each.bits < 8 for each in recipe.each):
+    if any(each.learns or (form.rounding and each.bits < 8) for each in recipe.each):
         cases += [(form.latents(source, recipe)[0], *picture) for picture in ROUNDING[:: _share(source)]]
     return cases
 

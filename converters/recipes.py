@@ -23,6 +23,20 @@ PARTS = {
 }
 
 
+# How numbers are chosen that weights are rounded to.
+METHODS = {
+    "scale": "scales by least squares over a layer's inputs",
+    "awq": "channels scaled by the size of their inputs (Lin et al. 2023, arXiv:2306.00978), and scale",
+    "gptq": "column by column, errors made good in those that follow (Frantar et al. 2022, arXiv:2210.17323)",
+    "columns": "column by column, over and over (Behdin et al. 2023, arXiv:2309.01885), on the best of forty grids",
+    "lowrank": "the nearest, and a branch of low rank for the error",
+    "nf4": "the nearest of sixteen quantiles of a normal distribution (Dettmers et al. 2023, arXiv:2305.14314)",
+    "fp8": "the nearest of 8-bit floating point, four bits of it the exponent",
+}
+# Those that look at what layers see.
+LEARNED = ("scale", "awq", "gptq", "columns", "lowrank")
+
+
 @dataclass(frozen=True)
 class QuantRecipe:
     """A named way of storing weights.
@@ -33,6 +47,7 @@ class QuantRecipe:
     activations whether inputs of layers are rounded to integers too (W8A8); calibrated on several pictures
     hybrid      with `activations`: those of the UNet's convolutions only; all else has 8-bit weights and no more
     mixed       `bits` is for the weights that need most, others get fewer, as a sensitivity analysis says
+    method      how weights are rounded, where not each to the nearest number of an even grid: one of METHODS
     group_size  the channels or inputs that share a scale or a table; None is the whole channel or tensor
     parts       parts of the model (keys of PARTS) that are stored by another recipe, in the order of PARTS
     """
@@ -45,6 +60,7 @@ class QuantRecipe:
     mixed: bool = False
     activations: bool = False
     hybrid: bool = False
+    method: str = ""
     parts: tuple[tuple[str, QuantRecipe], ...] = ()
 
     @property
@@ -56,6 +72,11 @@ class QuantRecipe:
     def each(self) -> tuple[QuantRecipe, ...]:
         """All that there are in it."""
         return self.base, *(recipe for _, recipe in self.parts)
+
+    @property
+    def learns(self) -> bool:
+        """Whether weights are rounded by what several pictures show of a layer's inputs."""
+        return self.method in LEARNED
 
     @property
     def calibrated(self) -> bool:
@@ -78,6 +99,9 @@ RECIPES = {
         QuantRecipe("int4", 4, floor=15.0, group_size=32),
         QuantRecipe("int4g64", 4, floor=12.0, group_size=64),
         QuantRecipe("int4g128", 4, floor=10.0, group_size=128),
+        *(QuantRecipe(f"int4{name}", 4, floor=15.0, group_size=32, method=name) for name in LEARNED),
+        QuantRecipe("nf4", 4, floor=15.0, group_size=32, method="nf4"),
+        QuantRecipe("fp8", 8, floor=25.0, method="fp8"),
         QuantRecipe("p8", 8, floor=35.0, palette=True),
         QuantRecipe("p6", 6, floor=30.0, palette=True),
         QuantRecipe("p4", 4, floor=15.0, palette=True),

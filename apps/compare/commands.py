@@ -95,7 +95,11 @@ def sweep(
     group_size: Annotated[str | None, typer.Option(metavar="N,N", help="Where weights have groups.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(metavar="NAME,NAME", help="float, weights (w8, w4), palette; and by name only: w8a8, hybrid."),
+        typer.Option(
+            metavar="NAME,NAME",
+            help="float, weights (w8, w4), palette; and by name only: w8a8, hybrid, "
+            "scale, awq, gptq, columns, lowrank, nf4, fp8.",
+        ),
     ] = None,
     compute: Annotated[str | None, typer.Option(help="Core ML: ane or gpu.")] = None,
     reference: Reference = None,

@@ -9,20 +9,22 @@ from pathlib import Path
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.converters.build import build, require_extra, variant_name
 from edge_sd.converters.form import Form
-from edge_sd.converters.recipes import RECIPES, QuantRecipe
+from edge_sd.converters.recipes import METHODS, RECIPES, QuantRecipe
 from edge_sd.converters.targets import form_named
 from edge_sd.errors import ConversionError, InvalidRequest, choices
 
 from ..libraries import hush_libraries
 
-KINDS = ("float", "weights", "palette", "w8a8", "hybrid")
-# Calibrating activations takes far longer than rounding weights, so these are tried only when named.
+KINDS = ("float", "weights", "palette", "w8a8", "hybrid", *METHODS)
+# What looks at activations takes far longer than rounding weights, so the others are tried only when named.
 DEFAULT = ("float", "weights", "palette")
 
 
 def methods_of(recipe: QuantRecipe) -> set[str]:
     """Names that `--method` has for a recipe: float (not quantized), weights or w8, w4 (integers of that many bits with
-    scales), palette (a table), w8a8 (activations too), hybrid (activations of convolutions)."""
+    scales), palette (a table), w8a8 (activations too), hybrid (activations of convolutions), or of METHODS."""
+    if recipe.method:
+        return {recipe.method}
     if recipe.activations:
         return {"hybrid" if recipe.hybrid else "w8a8"}
     if recipe.palette:
@@ -43,7 +45,7 @@ class Sweep:
     ) -> Sweep:
         """Lists such as "8,4"; None is no limit, and a group size limits only recipes that have groups.
 
-        Without `method`, all but w8a8 and hybrid.
+        Without `method`, those of DEFAULT.
 
         Raises InvalidRequest for what no recipe of the form is.
         """

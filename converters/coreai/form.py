@@ -13,7 +13,6 @@ import numpy as np
 from edge_sd.backends.coreai.runtime import Arrays, Asset, Loop, array, check_finite
 from edge_sd.bundle.apple_layout import Layout
 from edge_sd.bundle.coreai_layout import layout_of, outputs_of, pick, runs
-from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import TINY
 from edge_sd.bundle.variants import Parity
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, NumericalError, choices
@@ -34,10 +33,6 @@ COMPUTE = ("gpu", "ane")
 SIZED = ("unet", "vae_decoder", "vae_encoder", TINY, *CONTROL)
 # The parts with attention to text, which are rewritten for the Neural Engine.
 SPLIT = ("unet", *CONTROL)
-# dB between what is aimed at with mixed bits, on the first and the last call of a picture, and what all must reach.
-ROOM = 0.5
-# The mean bits of a weight where mixed bits are held to a size: with norms and biases under 30 % of float16's bytes.
-MEAN_BITS = 4.65
 NEEDED = ("coreai", "coreai_torch", "coreai_opt")
 
 
@@ -114,26 +109,25 @@ class CoreAIForm:
         """Make weights smaller, convert for all sizes, and save one asset."""
         import torch
 
-        from . import compress, convert
+        from . import bits, compress, convert
         from .wrappers import wrap
 
         part = wrapped.part
         places: list[str] = []
-        bits = None
+        chosen: BitRecipe | None = None
         pixels = pixels_of(self.sizes, source.facts) if part in SIZED else pixels_of(self.sizes, source.facts)[:1]
         sizes = [Sizes(height, width, self.batch) for width, height in pixels]
         dtype = torch.float32 if recipe.bits == 32 else torch.float16
         split = self.compute == "ane" and part in SPLIT
-        if recipe.mixed:
-            chosen = _choose_bits(wrapped, split, source.facts, recipe, recording, report)
-            bits = chosen.bits
         call = _called(wrapped, split)
+        if recipe.mixed:
+            chosen = bits.choose(wrapped, call, source, recipe, recording, report)
         learned = (lambda: [call(given) for given in recording.calibration]) if recording.calibration else None
-        module = compress.compress(wrapped.module, recipe, bits, learned).to(dtype)
+        module = compress.compress(wrapped.module, recipe, chosen.bits if chosen else None, learned).to(dtype)
         component = wrap(part, module, source.facts, sizes, dtype, split)
         program = convert.convert(component)
         graph = f"{component.name}.aimodel"
-        if recipe.mixed:
+        if chosen:
             places.append(f"{component.name}.bits.json")
             chosen.save(staging / places[-1])
         shutil.rmtree(staging / graph, ignore_errors=True)
@@ -212,32 +206,6 @@ def _called(wrapped: Wrapped, split: bool) -> Runner:
         return {name: value.numpy() for name, value in zip(wrapped.outputs, row, strict=True)}
 
     return run
-
-
-def _choose_bits(
-    wrapped: Wrapped, split: bool, facts: Facts, recipe: QuantRecipe, recording: Recording, report: Report
-) -> BitRecipe:
-    """The sensitivity analysis of a component in torch, on the recorded calls of the first size."""
-    from ..coreml import mixed
-    from . import compress
-
-    call = _called(wrapped, split)
-    states = {text.states for text in facts.encoders if text.part == wrapped.part}
-    wanted = states | {"text_embeds"} if states else set(wrapped.outputs)
-
-    def run(given: Arrays) -> Arrays:
-        return {name: value for name, value in call(given).items() if name in wanted}
-
-    calls = [n for n, given in enumerate(recording.inputs) if _shapes(given) == _shapes(recording.inputs[0])]
-    first = Recording([recording.inputs[n] for n in calls], [recording.outputs[n] for n in calls])
-    program, names = compress.Weights(wrapped.module), list(compress.weights(wrapped.module))
-
-    def weighed(share: float) -> None:
-        report("weighing layers", share)
-
-    if recipe.bits < 16:
-        return mixed.choose_within(program, names, run, first, MEAN_BITS, weighed)
-    return mixed.choose(program, names, run, first, recipe.floor + ROOM, weighed)
 
 
 def _overflows(part: str, made: Made, staging: Path, recording: Recording) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +33,6 @@ FLOAT = "float"
 # Layers of SANA's transformer that shift and scale all its blocks, and those of the text: 3 % of its weights, whose 4
 # bits would cost more than those of all others.
 STEERING = r"__module\.model\.(time_embed|caption_projection|proj_out)\..*"
-# nncf's own switch, which it has as a variable of the environment alone.
-BY_NUMPY = "NNCF_DISABLE_OPTIMIZED_COMPRESSION"
-# The projection of an IP-Adapter keeps 16 bits. It is small beside its CLIP, and a resampler's first queries depend on
-# no input: the CPU's plugin of 2026.4 cannot fold such products of compressed weights.
-ALONE = r"__module\.projection\..*"
 
 
 def convert(
@@ -70,14 +63,16 @@ def convert(
     if factor := _scale_factor(wrapped.part, facts):
         model.set_rt_info(factor, ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
     if recipe.bits < 16:
+        from .weights import compress, small_layers_by_numpy
+
         # nncf draws bars of its own on stdout, where a command's result is expected.
-        with redirect_stdout(io.StringIO()), _small_layers_by_numpy(model):
+        with redirect_stdout(io.StringIO()), small_layers_by_numpy(model):
             if recording is not None and _in_integers(recipe, wrapped.part):
                 from .quantize import quantize_activations
 
                 model = quantize_activations(_in_float16(model, folder), wrapped, recording, report, recipe.hybrid)
             else:
-                model = _compress(model, recipe, STEERING if facts.family == "sana" else "")
+                model = compress(model, wrapped, recipe, recording, STEERING if facts.family == "sana" else "")
     try:
         ov.save_model(model, folder / GRAPH, compress_to_fp16=recipe.bits <= 16)
     except RuntimeError as error:
@@ -148,49 +143,6 @@ def _name_ports(model: Any, wrapped: Wrapped) -> None:
     for port, name in zip(model.outputs, wrapped.outputs, strict=True):
         port.get_tensor().set_names({name})
     model.validate_nodes_and_infer_types()
-
-
-@contextmanager
-def _small_layers_by_numpy(model: Any) -> Iterator[None]:
-    """Context in which nncf rounds the weights of a small model with numpy, unless its switch is set already.
-
-    For each shape of a layer it compiles a graph that rounds it, which takes longer than to round some thousand
-    numbers. Large models are worth the graphs.
-    """
-    weights = sum(node.get_byte_size() for node in model.get_ops() if node.get_type_name() == "Constant")
-    if weights >= LARGE or BY_NUMPY in os.environ:
-        yield
-        return
-    os.environ[BY_NUMPY] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[BY_NUMPY]
-
-
-def _compress(model: Any, recipe: QuantRecipe, kept: str = "") -> Any:
-    """`model` with weights of fewer bits; with 4, layers whose names match `kept` are left as they are."""
-    import logging
-
-    refuse_telemetry()
-    import nncf
-
-    # nncf prints its statistics at INFO; what matters of them is in the manifest.
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    if recipe.bits == 8:
-        left = nncf.IgnoredScope(patterns=[ALONE], validate=False)
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=left)
-    # Layers whose width is no multiple of the group get a smaller group of their own.
-    adjust = nncf.AdvancedCompressionParameters(
-        group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=8
-    )
-    return nncf.compress_weights(
-        model,
-        mode=nncf.CompressWeightsMode.INT4_ASYM,
-        group_size=recipe.group_size,
-        advanced_parameters=adjust,
-        ignored_scope=nncf.IgnoredScope(patterns=[ALONE, *([kept] if kept else [])], validate=False),
-    )
 
 
 def measure_parity(graph: Path, weights: list[Path], recording: Recording) -> Parity:

@@ -18,7 +18,7 @@ from edge_sd.files import read_json
 
 from ..form import Made, Report
 from ..parity import Recording
-from ..recipes import RECIPES, QuantRecipe, recipe_for
+from ..recipes import LEARNED, RECIPES, QuantRecipe, recipe_for
 from ..sources.source import Source
 from .link import share_weights
 
@@ -41,7 +41,10 @@ class OpenVINOForm:
     lowest: str = ""
     halves: bool = True
     rounding: bool = False
-    recipes: tuple[str, ...] = ("fp32", "fp16", "int8", "w8a8", "hybrid", "int4", "int4g64", "int4g128")
+    recipes: tuple[str, ...] = (
+        "fp32", "fp16", "int8", "fp8", "w8a8", "hybrid", "int4", "int4g64", "int4g128",
+        *(f"int4{name}" for name in LEARNED), "nf4",
+    )  # fmt: skip
 
     def check(self, source: Source, recipe: QuantRecipe) -> None:
         if recipe.activations and source.facts.family == "sana":

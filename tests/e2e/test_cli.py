@@ -91,7 +91,7 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
         (["convert", ".", "b"], "not a diffusers folder"),
         (
             ["convert", "emoji", "b", "--precision", "int3"],
-            "valid: fp16, fp32, hybrid, int4, int4g128, int4g64, int8, w8a8",
+            "valid: fp16, fp32, fp8, hybrid, int4, int4awq, int4columns, int4g128, ",
         ),
         (["convert", "emoji", "b", "--to", "onnx"], "valid: coreai, coreml, openvino"),
         (["convert", "emoji", "no/b"], "does not exist"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edge_sd.apps.bench import coreai as bench
@@ -171,3 +172,21 @@ def test_calls_for_calibration_are_not_measured() -> None:
 
     assert parity.measure(run, recording).max_error == pytest.approx(0.1)
     assert seen == given[:1]
+
+
+def test_a_text_encoder_has_more_bits_than_a_denoiser_and_an_autoencoder_fewer_and_all_together_as_many_as_fit(
+    emoji: Path,
+) -> None:
+    from edge_sd.converters.coreai.bits import MEAN, mean_bits
+
+    source = Source.open(emoji)
+    text, unet, vae = (mean_bits(source, part) for part in ("text_encoder", "unet", "vae_decoder"))
+    assert text > unet > vae > 2
+    assert mean_bits(source, "vae_encoder") == vae
+    assert mean_bits(source, "controlnet") == unet
+    numbers = [sum(each.numel() for each in source.load(part).parameters()) for part in ("text_encoder", "unet")]
+    # Both halves of the autoencoder.
+    numbers.append(
+        sum(tensor.numel() for path in source.weights("vae_decoder")[0] for tensor in load_file(path).values())
+    )
+    assert np.average([text, unet, vae], weights=numbers) == pytest.approx(MEAN)
