@@ -228,7 +228,8 @@ def _request(given: dict[str, Any], recorded: Recorded | None, preset: str | Non
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A diffusers folder, a .safetensors checkpoint, an installed model, or ORG/NAME.")
+        str,
+        typer.Argument(help="A diffusers folder, a .safetensors or .gguf checkpoint, an installed model, or ORG/NAME."),
     ],
     bundle: Annotated[Path, typer.Argument(help="The bundle to make, or to add the variant to.")],
     to: Annotated[str, typer.Option(help="openvino, coreml, coreai")] = "openvino",
@@ -279,6 +280,7 @@ def convert(
     from edge_sd.converters.recipes import recipe_named
     from edge_sd.converters.sources.checkpoint import unpacked
     from edge_sd.converters.sources.parts import composed
+    from edge_sd.converters.sources.source import Source
     from edge_sd.converters.targets import form_named
 
     sizes = tuple(parse_size(each) for each in size.split(",")) if size else None
@@ -297,7 +299,8 @@ def convert(
         composed(folder, bundle, parts) as whole,
     ):
         made = build(whole, bundle, form, recipe, report)
-    _say_variant(made, variant_name(form, recipe), as_json, quiet)
+        name = variant_name(form, recipe, Source.open(whole).origin)
+    _say_variant(made, name, as_json, quiet)
 
 
 def _say_variant(bundle: ModelBundle, name: str, as_json: bool, quiet: bool) -> None:

@@ -140,7 +140,8 @@ def show(model: Model, as_json: AsJson = False) -> None:
         say(f"{name}  {variant.size() / 1e6:.1f} MB")
         for part, artifact in variant.artifacts.items():
             measured = f"{artifact.parity.psnr:.1f} dB against torch float32" if artifact.parity else "not measured"
-            say(f"  {part:15} {measured}")
+            origin = artifact.quantized and f", from {artifact.quantized}"
+            say(f"  {part:15} {measured}{origin}")
     if words is not None:
         for name in ("styles", "backgrounds", "concepts"):
             row = getattr(words, name)

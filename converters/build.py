@@ -63,11 +63,12 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
     for each in recipe.each:
         form.check(opened, each)
     _check_named(opened, recipe)
-    name = variant_name(form, recipe)
+    name = variant_name(form, recipe, opened.origin)
     with _translate_os_errors(target), _locked(target):
         fingerprint = opened.fingerprint()
         bundle = _existing(target, opened, name)
-        if any(variant.source != fingerprint for variant in bundle.variants.values()):
+        # What is made of weights that were quantized already stands beside what is made of whole ones.
+        if any(each.source != fingerprint for each in bundle.variants.values() if each.origin == opened.origin):
             raise InvalidRequest(f"{target} was made from other weights than {source}; give a new folder")
         if name in bundle.variants and not bundle.verify(name):
             report(f"{name} is already there", 1.0)
@@ -108,9 +109,9 @@ def build(source: Path | str, target: Path, form: Form | str, recipe: QuantRecip
     return bundle
 
 
-def variant_name(form: Form, recipe: QuantRecipe) -> str:
-    """Name of the variant in the manifest, for this form and recipe."""
-    return f"{form.name}-{recipe.name}"
+def variant_name(form: Form, recipe: QuantRecipe, origin: str = "") -> str:
+    """Name of the variant in the manifest, for this form and recipe, and what its weights were quantized to before."""
+    return f"{form.name}-{recipe.name}{origin and f'_from-{origin}'}"
 
 
 @contextlib.contextmanager
@@ -201,7 +202,7 @@ def _make_parts(
     """The artifacts, and the records of their files; `disk` writes each file in the background as it is finished."""
     from .parity import save_reference
 
-    name = variant_name(form, recipe)
+    name = variant_name(form, recipe, source.origin)
     state_path = staging / ".state.json"
     state = _resume(state_path, staging, {"source": fingerprint, "recipe": repr(recipe), "form": repr(form)})
     facts = source.facts
@@ -238,6 +239,7 @@ def _make_parts(
             parity=Parity(**row["parity"]),
             chunks=tuple(f"{name}/{chunk}" for chunk in made.chunks),
             precision=made.precision or (own.name if (own := recipe.of(part)) != recipe.base else ""),
+            quantized=source.quantized(part),
         )
     save_reference(returned["vae_decoder"][0]["picture"], source.facts, staging / REFERENCE, fingerprint)
     for part in parts:

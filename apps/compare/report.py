@@ -54,6 +54,8 @@ def make_report(
         entry: dict[str, Any] = {"name": row.name, "kind": row.kind, "against": row.against.name, "variant": ""}
         if row.kind in ("reference", "variant"):
             entry |= {"variant": row.artist.variant, "bytes": _bytes(comparison, row.artist, common), **its.about}
+            if row.artist.variant and (origin := comparison.bundle.variant(row.artist.variant).origin):
+                entry["origin"] = origin
             if comparison.numerics_only(row.artist):
                 entry["numerics_only"] = True
             if its.times:

@@ -74,7 +74,13 @@ def family(bundle: ModelBundle, names: Sequence[str]) -> list[str]:
         each = bundle.variant(name)
         # A few-step variant has a denoiser for other steps, and a mixture's parts are those of others.
         mixed = len({each.precision_of(part) for part in placed(bundle.facts)}) > 1
-        left_out = each.backend == "torch" or each.defaults is not None or mixed or only_by_executor(bundle, name)
+        left_out = (
+            each.backend == "torch"
+            or each.defaults is not None
+            or mixed
+            or each.origin != ""
+            or only_by_executor(bundle, name)
+        )
         if names or not left_out:
             kinds.setdefault((each.backend, each.compute, each.target), []).append(name)
     found = max(kinds.values(), key=len, default=[])

@@ -144,6 +144,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
 def label(row: dict[str, Any]) -> str:
     """The name of a main row, with a remark where its figures need one."""
     remarks = ["reference"] if row["kind"] == "reference" else []
+    remarks += [f"from {row['origin']}"] if row.get("origin") else []
     remarks += ["numerics, not speed"] if row.get("numerics_only") else []
     return f"{row['name']} ({'; '.join(remarks)})" if remarks else str(row["name"])
 

@@ -17,6 +17,7 @@ from edge_sd.text.tokenizer import END, START, read_vocabulary
 
 from .components import write_json
 from .parts import link
+from .plain import opened
 from .single_file import CLIP_L, KINDS, SD3_L, SD3_T5, VAE, XL_L, Checkpoint
 from .single_file_configs import denoiser_config, model_index, scheduler_config, text_config, vae_config
 from .vocabulary import installed_vocabulary
@@ -81,7 +82,13 @@ def unpack(
     base: str | Path | None = None,
 ) -> Path:
     """Write the checkpoint in `path` as a diffusers folder; weights keep their type. Raises as `unpacked`."""
-    checkpoint = Checkpoint.open(path)
+    with opened(path, folder) as weights:
+        return _unpack(Checkpoint.of(weights), folder, tokenizer, prediction, base)
+
+
+def _unpack(
+    checkpoint: Checkpoint, folder: Path, tokenizer: Path | None, prediction: str | None, base: str | Path | None
+) -> Path:
     if base is not None:
         if tokenizer is not None or prediction is not None:
             raise InvalidRequest("--base has a tokenizer and a scheduler; leave --tokenizer and --prediction out")

@@ -13,8 +13,9 @@ from edge_sd.errors import InvalidModel
 
 # Bytes of tensors in one file; the library copies what it writes.
 SHARD = 2 << 30
-# The key in a weight file's metadata that tells how its numbers were stored where they came from, as Q4_K.
-QUANTIZED = "quantized"
+# The key in a config that tells how most numbers were stored where they came from, as Q4_K. diffusers passes over such
+# names; in a weight file the library would write keys in any order, and each file would have another hash.
+QUANTIZED = "_quantized"
 
 
 def write_component(
@@ -24,7 +25,7 @@ def write_component(
     """Translate a component and hold it beside the module of class `kind` that `config` describes, then write both.
 
     `convert(tensors, config)` translates the names of `given`; with `takes` it takes what it uses out of `tensors`.
-    `quantized` goes into the file's metadata. Raises InvalidModel, which begins with `title`.
+    `quantized` goes into the config. Raises InvalidModel, which begins with `title`.
     """
     import torch
 
@@ -50,8 +51,8 @@ def write_component(
     if wrong:
         found = f"{wrong[0]} ({list(made[wrong[0]].shape)} instead of {list(wanted[wrong[0]])})"
         _refuse(title, folder.name, "has a wrong shape for", [found, *wrong[1:]])
-    write_json(folder / "config.json", config)
-    _write_shards(folder, "model" if transformer else "diffusion_pytorch_model", made, quantized)
+    write_json(folder / "config.json", {**config, **({QUANTIZED: quantized} if quantized else {})})
+    _write_shards(folder, "model" if transformer else "diffusion_pytorch_model", made)
 
 
 def _translated(
@@ -82,7 +83,7 @@ def _refuse(title: str, part: str, what: str, names: list[str]) -> None:
     raise InvalidModel(f"{title}, {part}: {what} {', '.join(names[:2])}{more}")
 
 
-def _write_shards(folder: Path, stem: str, tensors: Mapping[str, Any], quantized: str) -> None:
+def _write_shards(folder: Path, stem: str, tensors: Mapping[str, Any]) -> None:
     """One file, or several with their index where they are large."""
     from safetensors.torch import save_file
 
@@ -94,7 +95,6 @@ def _write_shards(folder: Path, stem: str, tensors: Mapping[str, Any], quantized
             size = 0
         shards[-1][name] = x
         size += x.nbytes
-    metadata = {"format": "pt", **({QUANTIZED: quantized} if quantized else {})}
     if len(shards) == 1:
         names = [f"{stem}.safetensors"]
     else:
@@ -104,7 +104,7 @@ def _write_shards(folder: Path, stem: str, tensors: Mapping[str, Any], quantized
         index = {"metadata": {"total_size": total}, "weight_map": places}
         write_json(folder / f"{stem}.safetensors.index.json", index)
     for file, shard in zip(names, shards, strict=True):
-        save_file({name: x.contiguous() for name, x in shard.items()}, folder / file, metadata)
+        save_file({name: x.contiguous() for name, x in shard.items()}, folder / file, {"format": "pt"})
 
 
 def most_of(types: Mapping[str, str], sizes: Mapping[str, int]) -> str:

@@ -1,7 +1,7 @@
 """A checkpoint in one file, in its makers' names: what it is, and its tensors as diffusers names them.
 
 What a checkpoint is, is read from the names and shapes of its tensors, never from its file's name. Keys are translated
-by diffusers' own functions. Only safetensors are opened.
+by diffusers' own functions. Pickles are never opened.
 
     model.diffusion_model.                        the denoiser (denoisers.py); may be absent in a file of it alone
     first_stage_model.                            the autoencoder
@@ -23,11 +23,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edge_sd.bundle.safetensors import check_readable
 from edge_sd.errors import InvalidModel, InvalidRequest, choices
 
 from .components import QUANTIZED, most_of, write_component
 from .denoisers import DENOISERS, SD3, UNET, Denoiser, find, other
+from .plain import Weights
 
 PREDICTIONS = ("epsilon", "v_prediction")
 DENOISER, VAE = "model.diffusion_model.", "first_stage_model."
@@ -76,42 +76,30 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file whose header was read: name -> shape of each tensor, and the metadata.
+    """What a file's header tells: name -> shape of each tensor, and the metadata.
 
     A denoiser's tensors have the prefix DENOISER here, whatever they have in the file, which is in `stored`.
-    `title` is what messages call it, where that is not the file's name.
+    `file` is where the numbers are, where that is not `path` (see plain.py).
     """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
     stored: Mapping[str, str] = field(default_factory=dict)
-    title: str = ""
+    file: Callable[[], Path] | None = None
 
     @classmethod
-    def open(cls, path: Path, title: str = "") -> Checkpoint:
-        """Raises InvalidModel for a pickle, a damaged file, or one without a denoiser that is known."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            check_readable(path)
-            if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-                raise InvalidModel(
-                    f"{path.name} is a pickle, which can run code when opened; only safetensors are read"
-                )
-            with safe_open(path, "np") as opened:
-                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-                metadata = opened.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise InvalidModel(f"{path} is damaged or no safetensors file: {error}") from error
-        stored = _stored(shapes)
-        checkpoint = cls(path, {name: shapes[own] for name, own in stored.items()}, metadata, stored, title)
+    def of(cls, weights: Weights) -> Checkpoint:
+        """Raises InvalidModel for one without a denoiser that is known."""
+        stored = _stored(weights.shapes)
+        shapes = {name: weights.shapes[own] for name, own in stored.items()}
+        checkpoint = cls(weights.path, shapes, weights.metadata, stored, weights.file)
         _ = checkpoint.denoiser  # None that is known: the error is raised here.
         return checkpoint
 
     @property
     def name(self) -> str:
-        return self.title or self.path.name
+        return self.path.name
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -207,7 +195,7 @@ class Checkpoint:
         from safetensors import safe_open
 
         self.shape(name)
-        with safe_open(self.path, "pt") as opened:
+        with safe_open(self._file, "pt") as opened:
             return [float(value) for value in opened.get_tensor(self.stored.get(name, name)).flatten().tolist()]
 
     def side(self, usual: int) -> int:
@@ -215,11 +203,15 @@ class Checkpoint:
         found = re.fullmatch(r"(\d+)x\1", self.metadata.get("modelspec.resolution", ""))
         return int(found[1]) if found else usual
 
+    @property
+    def _file(self) -> Path:
+        return self.path if self.file is None else self.file()
+
     def tensors(self, prefix: str) -> dict[str, Any]:
         """Torch tensors of a component, under their full names."""
         from safetensors import safe_open
 
-        with safe_open(self.path, "pt") as opened:
+        with safe_open(self._file, "pt") as opened:
             names = [name for name in self.shapes if name.startswith(prefix) and not LEFT_BEHIND.search(name)]
             return {name: opened.get_tensor(self.stored.get(name, name)) for name in names}
 

@@ -20,6 +20,8 @@ from edge_sd.files import hash_file, read_json
 from edge_sd.text.tokenizer import read_vocabulary
 from edge_sd.text.whole import check as check_tokenizer
 
+from .components import QUANTIZED
+
 # part -> (library, class, folder, the weight file's stem)
 PARTS = {
     "text_encoder": ("transformers", "CLIPTextModel", "text_encoder", "model"),
@@ -105,6 +107,15 @@ class Source:
         paths, variant = weight_files(self.folder / name, stem)
         adapter = self.adapter if part in ADAPTED else None
         return [*paths, adapter] if adapter is not None else paths, variant
+
+    def quantized(self, part: str) -> str:
+        """What most of a part's weights were quantized to where they came from, as Q4_K; "" for whole ones."""
+        return str(self.config(part).get(QUANTIZED, ""))
+
+    @property
+    def origin(self) -> str:
+        """The same of all parts together, as a variant has it (bundle/variants.py)."""
+        return "+".join(sorted({self.quantized(part) for part in self.parts} - {""}))
 
     @property
     def adapter(self) -> Path | None:

@@ -313,6 +313,7 @@ def _parse(root: Path, document: dict[str, Any]) -> ModelBundle:
                 pieces=str(row["pieces"]) if row.get("pieces") else None,
                 chunks=_names(row.get("chunks", [])),
                 precision=str(row.get("precision", "")),
+                quantized=str(row.get("quantized", "")),
             )
             for component, row in entry["artifacts"].items()
         }

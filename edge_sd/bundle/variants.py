@@ -24,7 +24,8 @@ class Artifact:
     model the safetensors files that diffusers reads, then the few constants that are not in them. `lora` is a file of
     low-rank differences that are added to such weights. `pieces` is there where a graph, a Core ML package, comes
     without its weight file: it tells how that is put together of `weights` (see assembly.py). `chunks` are graphs that
-    follow the first, as one component. `precision` is the component's own, where it has not the variant's.
+    follow the first, as one component. `precision` is the component's own, where it has not the variant's. `quantized`
+    is what most of its weights were quantized to before it was made of them, as Q4_K.
     """
 
     graph: str
@@ -36,6 +37,7 @@ class Artifact:
     pieces: str | None = None
     chunks: tuple[str, ...] = ()
     precision: str = ""
+    quantized: str = ""
 
     def files(self) -> tuple[str, ...]:
         """Every path that is named here."""
@@ -63,6 +65,11 @@ class Variant:
     defaults: Defaults | None = None
     target: str = ""
     sample: str = ""
+
+    @property
+    def origin(self) -> str:
+        """What its weights were quantized to before it was made of them, as Q4_K or Q4_K+Q8_0; "" for whole ones."""
+        return "+".join(sorted({each.quantized for each in self.artifacts.values()} - {""}))
 
     @property
     def static(self) -> bool:

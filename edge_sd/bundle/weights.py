@@ -61,7 +61,7 @@ def load_module(
     import torch
 
     paths, variant = weight_files(folder, stem)
-    path = paths[0]
+    path, wanted = paths[0], dtype or torch.float32
     always = kind.__module__.startswith("transformers")
     extra: dict[str, Any] = {} if always else {"low_cpu_mem_usage": mapped}
     if layers is not None:
@@ -73,7 +73,7 @@ def load_module(
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            torch_dtype=dtype or torch.float32,
+            torch_dtype=wanted,
             **extra,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -84,6 +84,9 @@ def load_module(
         names = missing or wrong
         what = "lacks" if missing else "has a wrong shape for"
         raise InvalidModel(f"{path} {what} {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""))
+    if wanted == torch.float32 or not getattr(kind, "_keep_in_fp32_modules", None):
+        # Of a file with several types, diffusers keeps them if the first is the wanted one.
+        module.to(wanted)
     for key, tensor in module.state_dict().items():
         # The maximum is NaN if any number is.
         if tensor.is_floating_point() and not all(map(torch.isfinite, torch.aminmax(tensor))):

@@ -14,7 +14,9 @@ import pytest
 
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.converters.parity import psnr
-from edge_sd.converters.sources.checkpoint import Checkpoint, unpack, unpacked
+from edge_sd.converters.sources.checkpoint import unpack, unpacked
+from edge_sd.converters.sources.plain import opened
+from edge_sd.converters.sources.single_file import Checkpoint
 from edge_sd.converters.sources.vocabulary import FILE, installed_vocabulary
 from edge_sd.errors import InvalidModel, InvalidRequest
 from edge_sd.text.tokenizer import TextTokenizer
@@ -46,6 +48,11 @@ def save(path: Path, tensors: dict[str, Any], **metadata: str) -> Path:
 
     save_file(tensors, path, {"format": "pt", **SMALL, **metadata})
     return path
+
+
+def read(path: Path) -> Checkpoint:
+    with opened(path, path) as found:
+        return Checkpoint.of(found)
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -128,7 +135,7 @@ def test_marks_of_edm_models_become_their_schedulers_and_latents(
     assert (schedule.sigma_data, schedule.sigma_min, schedule.sigma_max) == (1.0, 0.25, 120.0)
     assert (schedule.prediction_type, schedule.sigma_spacing) == ("v_prediction", "exponential")
     with pytest.raises(InvalidRequest, match="marked as an EDM model; leave --prediction epsilon out"):
-        Checkpoint.open(path).prediction("epsilon")
+        read(path).prediction("epsilon")
 
 
 def test_a_text_encoder_without_its_outer_name_is_the_same(
@@ -249,7 +256,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path, name: str) -> None:
     bomb.path = tmp_path / "opened"  # type: ignore[attr-defined]
     (tmp_path / name).write_bytes(pickle.dumps(bomb, protocol=2))
     with pytest.raises(InvalidModel, match="is a pickle, which can run code when opened; only safetensors are read"):
-        Checkpoint.open(tmp_path / name)
+        read(tmp_path / name)
     assert not (tmp_path / "opened").exists()
 
 
@@ -257,7 +264,7 @@ def test_a_cut_file_is_called_damaged(checkpoints: dict[str, Path], tmp_path: Pa
     path = tmp_path / "cut.safetensors"
     path.write_bytes(checkpoints["sd1"].read_bytes()[:-7])
     with pytest.raises(InvalidModel, match="is damaged or no safetensors file"):
-        Checkpoint.open(path)
+        read(path)
 
 
 def test_a_tokenizer_of_another_size_is_refused(

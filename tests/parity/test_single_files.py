@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 
 from edge_sd import Pipeline, Request
+from edge_sd.apps.compare.tables import label
+from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.converters.build import build
+from edge_sd.converters.recipes import recipe_named
 from edge_sd.converters.sources.checkpoint import unpack, unpacked
 from edge_sd.converters.sources.single_file import DENOISER, Checkpoint
 from edge_sd.converters.sources.single_file_configs import denoiser_config
 from edge_sd.converters.sources.source import Source
+from edge_sd.converters.targets import form_named
 from edge_sd.errors import InvalidModel, InvalidRequest
 
-from ..original import save_sd3_whole, whole_sd3
+from ..original import original, save_family, save_sd3_whole, whole_sd3
 from ..original_transformers import original_transformer
 from ..transformers import save_klein, save_sana, save_sd3, save_z_image
 
@@ -29,6 +34,7 @@ SAVED = {
     "sana": lambda folder, _: save_sana(folder),
 }
 FAMILIES = tuple(SAVED)
+SMALL = {"modelspec.resolution": "64x64"}
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +210,7 @@ def test_a_whole_sd3_needs_its_tokenizers_alone(tmp_path: Path, emoji: Path, t5:
     from safetensors.torch import load_file
 
     folder = save_sd3_whole(tmp_path / "folder", emoji, t5=t5)
-    path = save(tmp_path / "sd3.safetensors", whole_sd3(folder), **{"modelspec.resolution": "64x64"})
+    path = save(tmp_path / "sd3.safetensors", whole_sd3(folder), **SMALL)
     if t5:
         with pytest.raises(InvalidRequest, match=r"has a T5, but not its tokenizer: give --tokenizer FOLDER"):
             unpack(path, tmp_path / "none", tokenizer=emoji)
@@ -218,3 +224,184 @@ def test_a_whole_sd3_needs_its_tokenizers_alone(tmp_path: Path, emoji: Path, t5:
         assert set(inner) == set(before), part
         assert all(torch.equal(inner[name], x) for name, x in before.items()), part
     assert np.array_equal(picture(made), picture(folder))
+
+
+def as_gguf(path: Path, tensors: dict[str, Any], kind: str) -> tuple[Path, dict[str, Any]]:
+    """A file as llama.cpp's library writes it, and what is in it: layers of whole blocks in `kind`, others exact."""
+    import gguf
+    import torch
+
+    writer, expected = gguf.GGUFWriter(path, "any"), {}
+    for name, x in tensors.items():
+        values = x.float().numpy()
+        if values.ndim == 2 and values.shape[1] % 32 == 0:
+            data = gguf.quantize(values, gguf.GGMLQuantizationType[kind])
+            writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+            values = gguf.dequantize(data, gguf.GGMLQuantizationType[kind]).astype(np.float16)
+        else:
+            writer.add_tensor(name, values)
+        expected[name] = torch.from_numpy(values.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path, expected
+
+
+@pytest.mark.parametrize(("name", "kind"), [("flux2", "Q8_0"), ("sd35", "Q4_0"), ("zimage", "Q5_1")])
+def test_a_gguf_is_what_its_numbers_are_in_safetensors(
+    folders: dict[str, Path], tmp_path: Path, name: str, kind: str
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    path, expected = as_gguf(tmp_path / "x.gguf", tensors_of(folders, name), kind)
+    made = unpack(path, tmp_path / "made", base=folders[name])
+    plain = unpack(save(tmp_path / "x.safetensors", expected), tmp_path / "plain", base=folders[name])
+    own = "transformer/diffusion_pytorch_model.safetensors"
+    before, after = load_file(plain / own), load_file(made / own)
+    assert set(before) == set(after)
+    assert all(torch.equal(after[each].float(), x) for each, x in before.items())
+    assert (Source.open(made).quantized("transformer"), Source.open(made).origin) == (kind, kind)
+    assert Source.open(plain).origin == ""
+    assert [each.name for each in tmp_path.iterdir() if "plain" in each.name] == ["plain"]
+
+
+def test_diffusers_reads_the_same_numbers_of_a_gguf(folders: dict[str, Path], tmp_path: Path) -> None:
+    import torch
+    from diffusers import Flux2Transformer2DModel, GGUFQuantizationConfig
+
+    path, _ = as_gguf(tmp_path / "x.gguf", tensors_of(folders, "flux2"), "Q8_0")
+    made = unpack(path, tmp_path / "made", base=folders["flux2"])
+    theirs = Flux2Transformer2DModel.from_single_file(
+        path, quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32), torch_dtype=torch.float32,
+        config=str(folders["flux2"]), subfolder="transformer", local_files_only=True,
+    )  # fmt: skip
+    ours = Flux2Transformer2DModel.from_pretrained(made / "transformer", torch_dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    inputs = {
+        "hidden_states": torch.randn(1, 16, 16, generator=generator),
+        "encoder_hidden_states": torch.randn(1, 8, 48, generator=generator), "timestep": torch.tensor([0.5]),
+        "img_ids": torch.zeros(1, 16, 4), "txt_ids": torch.zeros(1, 8, 4),
+    }  # fmt: skip
+    with torch.no_grad():
+        outputs = [each(**inputs, return_dict=False)[0] for each in (ours, theirs)]
+    # They, too, round what blocks are multiplied by to float16.
+    assert torch.equal(*outputs)
+    assert outputs[0].std() > 0.01
+
+
+def float8(tensors: dict[str, Any], scales: str, rows: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Layers in float8 with scales of this name, and what they are."""
+    import torch
+
+    made, expected = {}, {}
+    for name, x in tensors.items():
+        if x.ndim != 2:
+            made[name] = expected[name] = x.half()
+            continue
+        scale = x.abs().amax(1, keepdim=True) / 448 if rows else (x.abs().amax() / 448).reshape(())
+        made[name] = (x / scale).to(torch.float8_e4m3fn)
+        if scales:
+            made[f"{name.removesuffix('.weight')}.{scales}"] = scale
+        expected[name] = (made[name].float() * scale).half() if scales else made[name].half()
+    return made, expected
+
+
+@pytest.mark.parametrize(
+    ("scales", "rows"), [("weight_scale", False), ("scale_weight", False), ("weight_scale", True), ("", False)]
+)
+def test_float8_is_multiplied_by_its_scales(folders: dict[str, Path], tmp_path: Path, scales: str, rows: bool) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    made, expected = float8(tensors_of(folders, "flux2"), scales, rows)
+    more = {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn), "img_in.input_scale": torch.tensor(1.0)}
+    path = save(tmp_path / "x.safetensors", {**made, **(more if scales else {})})
+    folder = unpack(path, tmp_path / "made", base=folders["flux2"])
+    plain = unpack(save(tmp_path / "y.safetensors", expected), tmp_path / "plain", base=folders["flux2"])
+    own = "transformer/diffusion_pytorch_model.safetensors"
+    before, after = load_file(plain / own), load_file(folder / own)
+    assert set(before) == set(after)
+    assert all(torch.equal(after[each], x) for each, x in before.items())
+    assert Source.open(folder).origin == "F8_E4M3"
+
+
+def test_forms_that_are_not_read_are_refused_by_name(folders: dict[str, Path], tmp_path: Path) -> None:
+    import torch
+
+    klein, base = tensors_of(folders, "flux2"), folders["flux2"]
+    whole, _ = float8(klein, "weight_scale")
+    one = "double_blocks.0.img_mlp.0"
+    text = torch.frombuffer(bytearray(b'{"format": "nvfp4"}'), dtype=torch.uint8)
+    cases: list[tuple[dict[str, Any], str]] = [
+        (
+            {**klein, f"{one}.weight": torch.zeros(4, 4, dtype=torch.uint8)},
+            rf"in a form that is not read ({one}.weight)",
+        ),
+        ({**whole, f"{one}.weight_scale_2": torch.ones(1)}, f"in a form that is not read ({one}.weight_scale_2)"),
+        ({**whole, f"{one}.comfy_quant": text}, f"{one}.comfy_quant says nvfp4; supported: float8_e4m3fn and"),
+        ({**whole, f"{one}.weight_scale": torch.ones(3)}, f"{one}.weight_scale has the shape [3], for weights"),
+        ({**whole, "zog.weight_scale": torch.ones(1)}, "has a scale for zog.weight, which it has not"),
+    ]
+    for tensors, message in cases:
+        said = refusal(save(tmp_path / "x.safetensors", tensors), base, tmp_path / "bundle")
+        assert message in said
+        assert "\n" not in said
+
+
+def test_unets_of_the_older_families_are_read_alone_and_whole(tmp_path: Path, emoji: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = save_family(tmp_path / "sd1", emoji, "sd1")
+    tensors = {name: x for name, x in original(folder, "sd1").items() if name not in ("betas", "model_ema.decay")}
+    # stable-diffusion.cpp writes all of a checkpoint; others write the UNet without its prefix.
+    whole, expected = as_gguf(tmp_path / "whole.gguf", tensors, "Q8_0")
+    prefix = "model.diffusion_model."
+    unet = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    alone, _ = as_gguf(tmp_path / "alone.gguf", unet, "Q8_0")
+    made = [unpack(whole, tmp_path / "a", tokenizer=emoji), unpack(alone, tmp_path / "b", base=folder)]
+    made.append(unpack(save(tmp_path / "x.safetensors", expected, **SMALL), tmp_path / "c", tokenizer=emoji))
+    weights = [load_file(each / "unet/diffusion_pytorch_model.safetensors") for each in made]
+    for each in weights[:2]:
+        assert set(each) == set(weights[2])
+        assert all(torch.equal(x.float(), weights[2][name]) for name, x in each.items())
+    assert [Source.open(each).quantized("unet") for each in made] == ["Q8_0", "Q8_0", ""]
+    assert [Source.open(each).quantized("text_encoder") for each in made] == ["Q8_0", "", ""]
+    # In diffusers' names, as few-step UNets are published.
+    own = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    again = unpack(save(tmp_path / "own.safetensors", own), tmp_path / "d", base=folder)
+    found = load_file(again / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(found[name], x) for name, x in own.items())
+
+
+def test_its_variant_stands_beside_that_of_whole_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    path, _ = as_gguf(tmp_path / "model.gguf", tensors_of(folders, "zimage"), "Q4_0")
+    target, form = tmp_path / "bundle", form_named("openvino")
+    recipe = recipe_named("fp16", form.recipes)
+
+    def converted(source: Path, base: str | None) -> None:
+        with unpacked(source, target, base=base) as made:
+            build(made, target, form, recipe, lambda *_: None)
+
+    converted(path, str(folders["zimage"]))
+    bundle = ModelBundle.open(target)
+    name = "openvino-fp16_from-Q4_0"
+    made = bundle.variant(name)
+    assert (list(bundle.variants), made.origin) == ([name], "Q4_0")
+    assert {part for part, each in made.artifacts.items() if each.quantized} == {"transformer"}
+    # As if its whole weights had been converted before: it is neither taken for them, nor refused beside them.
+    whole = {part: replace(each, quantized="") for part, each in made.artifacts.items()}
+    other = replace(made, artifacts=whole, source="0" * 64)
+    replace(bundle, variants={name: made, "openvino-fp32": other}).write_manifest()
+    converted(path, str(folders["zimage"]))
+    assert {name: each.origin for name, each in ModelBundle.open(target).variants.items()} == {
+        name: "Q4_0",
+        "openvino-fp32": "",
+    }
+    with pytest.raises(InvalidRequest, match="was made from other weights"):
+        converted(folders["zimage"], None)
+    assert label({"name": "x", "kind": "variant", "origin": "Q4_0"}) == "x (from Q4_0)"
