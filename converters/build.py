@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_sd.backends.openvino.mapping import forgetting
 from edge_sd.bundle.bundle import REFERENCE, ModelBundle, read_manifest
 from edge_sd.bundle.library import MANIFEST
 from edge_sd.bundle.parts import kind_of
@@ -31,7 +32,7 @@ from edge_sd.text.whole import FILE as WHOLE
 from edge_sd.text.whole import PromptTokenizer, open_tokenizer
 
 from .form import Form, Made, Report
-from .parity import CALIBRATION_STEPS, PROMPTS, ROUNDING, STEPS, Arrays
+from .parity import CALIBRATION_STEPS, PROMPTS, ROUNDING, STEPS, STEPS_OF_HUGE, Arrays
 from .recipes import PARTS, QuantRecipe
 from .sources.source import Source
 from .targets import form_named
@@ -241,7 +242,8 @@ def _make_parts(
             precision=made.precision or (own.name if (own := recipe.of(part)) != recipe.base else ""),
             quantized=source.quantized(part),
         )
-    save_reference(returned["vae_decoder"][0]["picture"], source.facts, staging / REFERENCE, fingerprint)
+    (_, _, steps), *_ = _cases(source, form, recipe)
+    save_reference(returned["vae_decoder"][0]["picture"], source.facts, staging / REFERENCE, fingerprint, steps)
     for part in parts:
         (staging / f".{part}.npz").unlink()
     state_path.unlink()
@@ -278,6 +280,7 @@ def _make_part(
 ) -> tuple[dict[str, Any], list[Arrays]]:
     """Convert one component and measure it; its row for the state file, and for each size what the next ones need."""
     from .parity import TorchComponent, record
+    from .sources.mapped import places_of_module
     from .sources.wrappers import wrap
 
     own = recipe.of(part)
@@ -285,12 +288,14 @@ def _make_part(
     component = TorchComponent(wrapped.module, tuple(wrapped.example), wrapped.outputs)
     results = []
     recording = component.recording
-    for n, case in enumerate(_cases(source, form, recipe)):
-        told = {name: each[n] for name, each in before.items()}
-        results.append(record(part, component, source.facts, tokenizers, told, *case))
-        if n + 1 == len(_measured(source, form, recipe)):
-            recording = replace(recording, measured=len(recording.inputs))
-    made = form.convert(wrapped, source, recipe, staging, recording, report)
+    # Of weights that are read from their file only what is computed with is in memory.
+    with forgetting(places_of_module(wrapped.module)):
+        for n, case in enumerate(_cases(source, form, recipe)):
+            told = {name: each[n] for name, each in before.items()}
+            results.append(record(part, component, source.facts, tokenizers, told, *case))
+            if n + 1 == len(_measured(source, form, recipe)):
+                recording = replace(recording, measured=len(recording.inputs))
+        made = form.convert(wrapped, source, recipe, staging, recording, report)
     del wrapped, component.module
     # Torch's modules hold reference cycles, and measuring needs as much memory again, so collect now.
     gc.collect()
@@ -315,14 +320,21 @@ def _cases(source: Source, form: Form, recipe: QuantRecipe) -> list[tuple[tuple[
 
 def _measured(source: Source, form: Form, recipe: QuantRecipe) -> list[tuple[tuple[int, int], str, int]]:
     """Those on which components are measured."""
-    pictures = [(PROMPTS[0], STEPS)]
+    pictures = [(PROMPTS[0], _steps(source))]
     if recipe.calibrated:
         pictures = list(zip(PROMPTS, CALIBRATION_STEPS, strict=True))[:: _share(source)]
     return [(latents, *picture) for picture in pictures for latents in form.latents(source, recipe)]
 
 
+def _steps(source: Source) -> int:
+    """Steps of the picture that components are measured on: of one whose step takes a minute, the fewest."""
+    return STEPS_OF_HUGE if source.is_huge else STEPS
+
+
 def _share(source: Source) -> int:
-    """Of models that take seconds for a step, a third as many pictures."""
+    """Of models that take seconds for a step, a third as many pictures; of those that take a minute, one."""
+    if source.is_huge:
+        return len(PROMPTS)
     return 3 if source.is_large(source.facts.denoiser) else 1
 
 

@@ -49,6 +49,7 @@ ROUNDING = (
     ("a blue bird, 3d style", 6), ("a bowl of soup", 7),
 )  # fmt: skip
 STEPS, SEED, SAMPLER = 4, 0, "euler"
+STEPS_OF_HUGE = 2
 # A different number of steps for each prompt, so that calibration sees many timesteps.
 CALIBRATION_STEPS = (4, 5, 6, 7, 8, 9, 10, 11)
 
@@ -248,15 +249,15 @@ def _noised(x_0: NDArray[Any], facts: Facts, rows: int) -> Iterator[Arrays]:
         yield {"sample": np.repeat(x_t, rows, axis=0), "timestep": np.array([level.t], np.float32)}
 
 
-def save_reference(image: NDArray[np.float32], facts: Facts, path: Path, source: str) -> None:
-    """Keep the decoder's picture [1, 3, H, W] of a `record`ed run as a PNG that says how to draw it again.
+def save_reference(image: NDArray[np.float32], facts: Facts, path: Path, source: str, steps: int = STEPS) -> None:
+    """Keep the decoder's picture [1, 3, H, W] of a `record`ed run of so many steps, as a PNG that says how to draw it.
 
     `source` is the hash of the weights; `edge-sd doctor` draws the same elsewhere and compares.
     """
     from PIL import Image
 
     height, width = image.shape[2:]
-    settings = Settings(PROMPT, "", width, height, STEPS, facts.defaults.guidance, SEED, SAMPLER)
+    settings = Settings(PROMPT, "", width, height, steps, facts.defaults.guidance, SEED, SAMPLER)
     pixels = Image.fromarray(to_pixels(image[0]))
     picture = Picture(pixels, settings, facts.name, "torch-fp32", "torch", source)
     write_atomically(path, encode(pixels, "PNG", *picture.texts()))

@@ -36,17 +36,21 @@ class Cost:
 
 
 def costs(
-    module: nn.Module, inputs: list[tuple[Tensor, ...]], report: Callable[[float], None] = lambda share: None
+    module: nn.Module,
+    inputs: list[tuple[Tensor, ...]],
+    report: Callable[[float], None] = lambda share: None,
+    probes: int = PROBES,
 ) -> list[Cost]:
     """The cost of each convolution and linear layer of `module`, estimated on `inputs`, most expensive first.
 
-    `report` is called with the share of the work that is done, 0 to 1. The random signs are the same in each run.
+    `report` is called with the share of the work that is done, 0 to 1. The random signs are the same in each run;
+    `probes` are backward passes over all inputs.
     """
     layers: dict[str, nn.Module] = {
         name: each for name, each in module.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)
     }
     ranges, products, power = _observe(module, layers, inputs)
-    passes = -(-PROBES // len(inputs))
+    passes = -(-probes // len(inputs))
     random = torch.Generator().manual_seed(0)
     errors = dict.fromkeys(ranges, 0.0)
     for n, given in enumerate(inputs):

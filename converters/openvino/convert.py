@@ -26,6 +26,7 @@ from ..parity import Arrays, Recording, measure
 from ..recipes import QuantRecipe
 from ..sources.source import CONTROL
 from ..sources.wrappers import Wrapped
+from .bfloat16 import leave_bfloat16
 from .precise import keep_float32
 
 # Lives while a graph is quantized.
@@ -73,6 +74,7 @@ def convert(
                 model = quantize_activations(_in_float16(model, folder), wrapped, recording, report, recipe.hybrid)
             else:
                 model = compress(model, wrapped, recipe, recording, STEERING if facts.family == "sana" else "")
+    leave_bfloat16(model)
     try:
         ov.save_model(model, folder / GRAPH, compress_to_fp16=recipe.bits <= 16)
     except RuntimeError as error:
@@ -124,6 +126,7 @@ def _in_float16(model: Any, folder: Path) -> Any:
     """The model with weights of float16: those that stay so beside int8 are not compressed as it is saved."""
     import openvino as ov
 
+    leave_bfloat16(model)
     ov.save_model(model, folder / f"{FLOAT}.xml", compress_to_fp16=True)
     return ov.Core().read_model(folder / f"{FLOAT}.xml")
 

@@ -32,6 +32,8 @@ REMAINING_ERROR, MOST_PRODUCTS = 0.05, 0.25
 # the autoencoder, which has 64 pixels for each). Fewer where each of hundreds of layers takes seconds.
 ANALYSED, ANALYSED_SIDE = 6, 16
 ANALYSED_LARGE, LARGE = 2, 100_000_000
+# One input and few backward passes, where each takes a minute: the estimate is right within a half.
+HUGE, PROBES_OF_HUGE = 1_000_000_000, 8
 # Computed once per prompt or per timestep; the products of GEGLU, whose outliers no scale fits; a few channels wide.
 ALWAYS_FLOAT = (
     r".*(time_emb|attn2\.to_k|attn2\.to_v|attn2\.processor|ff\.net\.2|add_embedding|conv_in/|conv_out/).*"
@@ -105,7 +107,7 @@ def sensitive_layers(
     """Names of the layers of `wrapped.module` that cost more than they save; with `hybrid`, of convolutions only."""
     import torch
 
-    from ..sensitivity import costs, sensitive
+    from ..sensitivity import PROBES, costs, sensitive
 
     def sample(name: str, value: Any) -> Any:
         # Latents are cut: what a layer rounds does not depend on how large the picture is.
@@ -113,11 +115,12 @@ def sensitive_layers(
         value = np.asarray(value)[-1:, ..., :side, :side] if np.ndim(value) == 4 else np.asarray(value)[-1:]
         return torch.from_numpy(np.ascontiguousarray(value))
 
-    large = sum(each.numel() for each in wrapped.module.parameters()) >= LARGE
-    count = min(ANALYSED_LARGE if large else ANALYSED, len(inputs))
+    weights = sum(each.numel() for each in wrapped.module.parameters())
+    huge = weights >= HUGE
+    count = min(1 if huge else ANALYSED_LARGE if weights >= LARGE else ANALYSED, len(inputs))
     chosen = [inputs[n] for n in np.linspace(0, len(inputs) - 1, count + 2)[1:-1].round().astype(int)]
     samples = [tuple(sample(name, each[name]) for name in wrapped.example) for each in chosen]
-    found = costs(wrapped.module, samples, report)
+    found = costs(wrapped.module, samples, report, PROBES_OF_HUGE if huge else PROBES)
     found = [cost for cost in found if not re.fullmatch(ALWAYS_FLOAT, f"__module.{cost.layer}/")]
     if hybrid:
         layers = dict(wrapped.module.named_modules())

@@ -46,6 +46,8 @@ PARTS = {
 }
 # Bytes of weights from which a part is large, and steps that are cheap for small parts take minutes.
 LARGE = 256 << 20
+# Of those of a transformer from which a step takes a minute in float32: it computes all tokens with all weights.
+HUGE = 2 << 30
 CONTROL = ("controlnet", "controlled_unet")
 
 
@@ -136,13 +138,11 @@ class Source:
     def load(self, part: str, halves: bool = False) -> Any:
         """The torch module of a part, in evaluation mode, that computes in float32. Raises InvalidModel.
 
-        With `halves` many weights that are stored in float16 stay so; else all are float32.
+        With `halves` many weights of a large part that are stored in 16 bits stay so; else all are float32.
         """
         import importlib
 
-        import torch
-
-        from .half_weights import compute_in_float32, in_halves
+        from .half_weights import compute_in_float32, type_of_halves
 
         library, name, folder, stem = _row(part)
         if part == UPSCALER:
@@ -154,8 +154,8 @@ class Source:
             library, name, _ = class_of(self.config(part), folder)
         kind = getattr(importlib.import_module(library), name)
         layers = next((text.layers for text in self.facts.encoders if text.part == part), None)
-        half = halves and self.is_large(part) and in_halves(self.weights(part)[0])
-        more: dict[str, Any] = {"dtype": torch.float16, "mapped": True} if half else {}
+        half = type_of_halves(self.weights(part)[0]) if halves and self.is_large(part) else None
+        more: dict[str, Any] = {"dtype": half, "mapped": True} if half else {}
         module = load_module(kind, self.folder / folder, stem, layers=layers, **more)
         return self._adapted(part, module, compute_in_float32 if half else lambda each: each)
 
@@ -173,6 +173,12 @@ class Source:
 
     def is_large(self, part: str) -> bool:
         return sum(path.stat().st_size for path in self.weights(part)[0]) >= LARGE
+
+    @property
+    def is_huge(self) -> bool:
+        """Whether the denoiser is a transformer of billions of weights."""
+        part = self.facts.denoiser
+        return part == "transformer" and sum(path.stat().st_size for path in self.weights(part)[0]) >= HUGE
 
     def config(self, part: str) -> dict[str, Any]:
         """The part's config.json."""

@@ -241,8 +241,8 @@ class SafetyChecker(nn.Module):
         return seen @ special.T - thresholds[0], seen @ concepts.T - thresholds[1]
 
 
-# Latents a side of the example inputs: small, and of a shape that every network takes.
-SIDE = 16
+# Latents a side of the example inputs: small, and of a shape that every network takes. And tokens, where any number is.
+SIDE, TOKENS_TRACED = 16, 32
 
 
 def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
@@ -277,7 +277,9 @@ def _pixels(facts: Facts) -> Tensor:
 
 def _text(part: str, model: Any, facts: Facts) -> Wrapped:
     (text,) = [each for each in facts.encoders if each.part == part]
-    ids = torch.ones(1, text.tokens or facts.max_tokens, dtype=torch.int64)
+    # Large models take any number of tokens, and a trace runs them all.
+    few = text.tokens if text.kind == "clip" else TOKENS_TRACED
+    ids = torch.ones(1, few or facts.max_tokens, dtype=torch.int64)
     if text.kind == "t5":
         return Wrapped(part, T5Encoder(model), {"input_ids": ids}, {"input_ids": (0, 1)}, ("last_hidden_state",))
     if text.kind == "gemma2":
@@ -321,8 +323,8 @@ def _transformer(model: Any, facts: Facts) -> Wrapped:
 
 
 def _flux2(model: Any, facts: Facts) -> Wrapped:
-    sample = (1, facts.sample_channels, SIDE, SIDE)
-    shapes = Form.shapes({"sample": sample, "timestep": (1,), **shapes_of_conditions(facts, 1)})
+    sample, text = (1, facts.sample_channels, SIDE // 2, SIDE // 2), (1, TOKENS_TRACED, facts.text_width)
+    shapes = Form.shapes({"sample": sample, "timestep": (1,), "encoder_hidden_states": text})
     names = ("hidden_states", "encoder_hidden_states", "timestep", "img_ids", "txt_ids")
     dynamic: dict[str, tuple[int, ...]] = {**dict.fromkeys(names, (0, 1)), "timestep": (0,)}
     example = {name: torch.zeros(shapes[name]) for name in names}
