@@ -48,8 +48,8 @@ class HalfConv2d(nn.Conv2d):
 
 class HalfEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
-        # Only the rows that are looked up become float32.
-        return super().forward(input).float()
+        # As the table is widened in a trace, it is compressed with the other weights.
+        return functional.embedding(input, self.weight.float(), self.padding_idx)
 
 
 KINDS = {nn.Linear: HalfLinear, nn.Conv2d: HalfConv2d, nn.Embedding: HalfEmbedding}
