@@ -81,7 +81,7 @@ class Table:
     numbers: Tensor
 
     def nearest(self, values: Tensor, column: int) -> Tensor:
-        return torch.bucketize(values, (self.numbers[1:] + self.numbers[:-1]) / 2)
+        return torch.bucketize(values.contiguous(), (self.numbers[1:] + self.numbers[:-1]) / 2)
 
     def decoded(self, codes: Tensor, column: int) -> Tensor:
         return self.numbers[codes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edge_sd.bundle.diffusers import DETERMINISTIC
 from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import NET
 from edge_sd.errors import InvalidRequest
@@ -52,6 +53,16 @@ def check_nets(source: Source) -> None:
     if nets := [part for part in source.parts if part.startswith(NET) and part != NET]:
         raise InvalidRequest(
             f"Apple's layout has a place for one ControlNet; {source.facts.name} also has {', '.join(nets)}; "
+            "valid: --to openvino"
+        )
+
+
+def check_encoder(source: Source) -> None:
+    """Raise InvalidRequest for an encoder that returns latents: Apple's layouts have their mean and log variance."""
+    kind = source.config("vae_encoder").get("_class_name")
+    if kind in DETERMINISTIC:
+        raise InvalidRequest(
+            f"{source.facts.name} has an {kind}, which returns no distribution of latents, as Apple's layout has it; "
             "valid: --to openvino"
         )
 

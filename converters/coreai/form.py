@@ -22,7 +22,7 @@ from ..form import Made, Report
 from ..parity import Recording, Runner, measure
 from ..recipes import RECIPES, QuantRecipe, recipe_for
 from ..sources.source import CONTROL, Source
-from ..static import Sizes, check_denoiser, check_nets, check_sizes, latents_of, named, pixels_of
+from ..static import Sizes, check_denoiser, check_encoder, check_nets, check_sizes, latents_of, named, pixels_of
 
 if TYPE_CHECKING:
     from ..coreml.mixed import BitRecipe
@@ -71,6 +71,7 @@ class CoreAIForm:
 
         check_denoiser(source, self.backend)
         check_nets(source)
+        check_encoder(source)
         if not all(find_spec(name) for name in NEEDED):
             raise MissingExtra("converting to Core AI", "coreai")
         check_sizes(self.sizes, source)

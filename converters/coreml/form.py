@@ -21,7 +21,7 @@ from ..form import Made, Report
 from ..parity import Recording, measure
 from ..recipes import QuantRecipe, recipe_for
 from ..sources.source import CONTROL, Source
-from ..static import Sizes, check_denoiser, check_nets, check_sizes, latents_of, named, pixels_of
+from ..static import Sizes, check_denoiser, check_encoder, check_nets, check_sizes, latents_of, named, pixels_of
 
 if TYPE_CHECKING:
     from ..sources.wrappers import Wrapped
@@ -94,6 +94,7 @@ class CoreMLForm:
 
         check_denoiser(source, self.backend)
         check_nets(source)
+        check_encoder(source)
         from .quantize import check_target
 
         if not find_spec("coremltools"):

@@ -53,7 +53,9 @@ def compress(
         mode = {"mode": modes.FP8_E4M3, "group_size": -1} if recipe.method == "fp8" else {"mode": modes.INT8_ASYM}
         left = nncf.IgnoredScope(patterns=[ALONE], validate=False)
         return nncf.compress_weights(model, **mode, ignored_scope=left)
-    calls = recording.calibration if recording is not None and recipe.learns else []
+    # An autoencoder is convolutions, but for one layer of attention whose transposed inputs nncf's methods do not take.
+    learns = recipe.method == "columns" or (recipe.learns and not wrapped.part.startswith("vae"))
+    calls = recording.calibration if recording is not None and learns else []
     model = nncf.compress_weights(
         model,
         mode=modes.NF4 if recipe.method == "nf4" else modes.INT4_ASYM,

@@ -149,8 +149,9 @@ class Source:
             from . import upscaler
 
             return upscaler.load(self.folder / folder)
-        if self.facts.denoiser == "transformer":
-            # Families of transformers have classes of their own, and projections where others have none.
+        if self.facts.denoiser == "transformer" or folder == "vae":
+            # Families of transformers have classes of their own, and projections where others have none; and what is
+            # in vae/ may be a tiny autoencoder.
             library, name, _ = class_of(self.config(part), folder)
         kind = getattr(importlib.import_module(library), name)
         layers = next((text.layers for text in self.facts.encoders if text.part == part), None)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edge_sd.bundle.diffusers import DETERMINISTIC
 from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import IMAGE_ENCODER, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
 from edge_sd.components.autoencoder import LATENTS
@@ -261,7 +262,7 @@ def wrap(part: str, model: Any, facts: Facts) -> Wrapped:
         seen = torch.zeros(1, 3, checker.side, checker.side)
         return Wrapped(part, checker, {"clip_input": seen}, {"clip_input": (0,)}, ("special_scores", "concept_scores"))
     if part == "vae_encoder":
-        found = LATENTS if type(model).__name__ == "AutoencoderDC" else "latent_parameters"
+        found = LATENTS if type(model).__name__ in DETERMINISTIC else "latent_parameters"
         return Wrapped(part, VAEEncoder(model), {"sample": _pixels(facts)}, {"sample": (0, 2, 3)}, (found,))
     if part == UPSCALER:
         return Wrapped(part, model, {"image": torch.zeros(1, 3, 32, 32)}, {"image": (0, 2, 3)}, ("sample",))

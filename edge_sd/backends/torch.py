@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.diffusers import ADAPTED, NETWORKS, class_of
+from ..bundle.diffusers import ADAPTED, DETERMINISTIC, NETWORKS, class_of
 from ..bundle.ip_adapter import FOLDER, adapter_file, attach, image_encoder, projection
 from ..bundle.parts import IMAGE_ENCODER, SAFETY_CHECKER, TINY, UPSCALER
 from ..bundle.weights import load_module
@@ -44,8 +44,6 @@ CONDITIONS = ("text_embeds", "time_ids")
 RESIDUAL = "additional_residual_"
 # Inputs that stay float32.
 EXACT = ("timestep", "time_ids", "img_ids", "txt_ids", "guidance", SCALE)
-# The autoencoder whose encoder returns latents, and no distribution of them.
-DETERMINISTIC = "AutoencoderDC"
 
 
 class TorchBackend:
@@ -249,7 +247,7 @@ class TorchComponent:
             return {"sample": self.module.decoder(given["latent_sample"])}
         if self.part == "vae_encoder":
             moments, quant = self.module.encoder(given["sample"]), getattr(self.module, "quant_conv", None)
-            if self.module.config.get("_class_name") == DETERMINISTIC:
+            if self.module.config.get("_class_name") in DETERMINISTIC:
                 return {LATENTS: moments}
             return {"latent_parameters": moments if quant is None else quant(moments)}
         if self.part == IMAGE_ENCODER:

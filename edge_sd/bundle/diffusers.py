@@ -17,7 +17,6 @@ from .ip_adapter import adapter_facts, adapter_file
 from .library import model_name
 from .parts import DENOISERS, IMAGE_ENCODER, NET, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER
 from .pulled import hashes, with_record
-from .repository import LARGE_VAE
 from .transformers import READERS, vae_folder
 from .variants import Artifact, Variant
 from .weights import sample, weight_files
@@ -38,6 +37,8 @@ EDITING = "StableDiffusionInstructPix2PixPipeline"
 SIZED_SINCE, OLD_SIDE = (0, 9), 64
 # SDXL's own latents a side; Turbo was distilled at half of it.
 XL_SIDE = 128
+
+TINY_AUTOENCODER = "AutoencoderTiny"
 
 
 # Pipelines that change their scheduler's config when they are made.
@@ -77,16 +78,17 @@ def _unet_facts(folder: Path, index: dict[str, Any], pipeline: str) -> Facts:
     texts = {name: read_json(folder / name / "config.json") for name in encoders or ["text_encoder"]}
     unet = read_json(folder / "unet/config.json")
     vae = read_json(vae_folder(folder) / "config.json")
-    _check_vae(folder, vae)
+    # As SDXS has it: both halves of the tiny autoencoder, whose latents are those of the denoiser.
+    tiny = vae.get("_class_name") == TINY_AUTOENCODER
     scheduler = read_json(folder / "scheduler/scheduler_config.json")
     scheduler = _as_drawn(scheduler, pipeline)
     schedule = NoiseSchedule.from_config(scheduler)
     xl = unet.get("addition_embed_type") == "text_time"
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    factor = 2 ** (len(vae["decoder_block_out_channels" if tiny else "block_out_channels"]) - 1)
     latents = LatentSpace(
         channels=int(vae.get("latent_channels", unet["out_channels"])),
         factor=factor,
-        scale=float(vae.get("scaling_factor") or 0.18215),
+        scale=float(vae.get("scaling_factor") or (1.0 if tiny else 0.18215)),
         shift=float(vae.get("shift_factor") or 0.0),
         # Only the pipelines of SDXL look at these.
         mean=tuple(map(float, vae.get("latents_mean") or ())) if xl else (),
@@ -120,17 +122,6 @@ def _unet_facts(folder: Path, index: dict[str, Any], pipeline: str) -> Facts:
         vae_float32=family == "sdxl" and bool(vae.get("force_upcast", True)),
         **adapter_facts(folder, unet), **more,
     )  # fmt: skip
-
-
-def _check_vae(folder: Path, vae: Mapping[str, Any]) -> None:
-    """Raise InvalidModel for a tiny autoencoder in the large one's place, as SDXS is published."""
-    # An export has its graph instead, whatever that was made of.
-    if vae.get("_class_name") == "AutoencoderTiny" and (folder / "vae").is_dir():
-        large = f"{LARGE_VAE}, which is here" if (folder / LARGE_VAE).is_dir() else "the one that it imitates"
-        raise InvalidModel(
-            f"{folder}: vae is an AutoencoderTiny; call it vae_tiny, and put an AutoencoderKL into vae ({large}); "
-            "a pull from the hub does so"
-        )
 
 
 def _as_drawn(scheduler: dict[str, Any], pipeline: str) -> dict[str, Any]:
@@ -274,10 +265,12 @@ TORCH_CLASSES = {
     "Flux2Transformer2DModel": _DIFFUSERS, "AutoencoderKLFlux2": _DIFFUSERS,
     "Gemma2Model": _TRANSFORMERS, "Gemma2ForCausalLM": _TRANSFORMERS, "SanaTransformer2DModel": _DIFFUSERS,
     "AutoencoderDC": _DIFFUSERS,
-    "AutoencoderKL": _DIFFUSERS, "AutoencoderTiny": _DIFFUSERS, "ControlNetModel": _DIFFUSERS,
+    "AutoencoderKL": _DIFFUSERS, TINY_AUTOENCODER: _DIFFUSERS, "ControlNetModel": _DIFFUSERS,
     "RRDBNet": (NETWORKS, "diffusion_pytorch_model"),
     "StableDiffusionSafetyChecker": ("diffusers.pipelines.stable_diffusion.safety_checker", "model"),
 }  # fmt: skip
+# Autoencoders whose encoder returns latents, and no distribution of them.
+DETERMINISTIC = ("AutoencoderDC", TINY_AUTOENCODER)
 # Components that have weights of an IP-Adapter.
 ADAPTED = ("unet", "controlled_unet", IMAGE_ENCODER)
 # The types that torch computes in, by the variants' names.

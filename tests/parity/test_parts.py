@@ -108,6 +108,58 @@ def test_the_tiny_decoder_draws_what_diffusers_does(
     assert psnr(found, theirs(source, AutoencoderTiny.from_pretrained(parts / "taesd")), peak=255) >= 40
 
 
+def sdxs(source: Path, parts: Path, place: Path) -> Path:
+    """`source` with a tiny autoencoder as its only one."""
+    folder = shutil.copytree(source, place / "sdxs")
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(parts / "taesd", folder / "vae")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "AutoencoderTiny"]}))
+    return folder
+
+
+def test_a_tiny_autoencoder_in_the_large_ones_place_draws_what_diffusers_does(
+    source: Path, parts: Path, tmp_path: Path
+) -> None:
+    """As SDXS is published: its encoder returns latents, for which no noise is drawn."""
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+
+    folder = sdxs(source, parts, tmp_path)
+    facts = ModelBundle.open(folder).facts
+    assert (facts.latents.factor, facts.latents.scale) == (2, 1.0)
+    made = convert(folder, tmp_path / "bundle", "fp32")
+    image = Image.effect_mandelbrot((SIDE, SIDE), (-2, -1, 1, 1), 20).convert("RGB")
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    changed = pipeline(
+        PROMPT, image=image, strength=0.7, num_inference_steps=4, guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(SEED),
+    ).images[0]  # fmt: skip
+    for model, device in ((made.root, "cpu"), (folder, "torch-cpu")):
+        with Pipeline.open(model, device) as ours:
+            drawn = ours.generate(Request(PROMPT, **WISHES)).pictures[0].image
+            again = (
+                ours.generate(Request(PROMPT, image=image, strength=0.7, **{**WISHES, "steps": 4})).pictures[0].image
+            )
+        assert psnr(np.asarray(drawn), theirs(folder, pipeline.vae), peak=255) >= 40, device
+        assert psnr(np.asarray(again), np.asarray(changed), peak=255) >= 40, device
+
+
+@pytest.mark.parametrize("target", ["coreml", "coreai"])
+def test_apples_layouts_have_no_place_for_an_encoder_without_a_distribution(
+    source: Path, parts: Path, tmp_path: Path, target: str
+) -> None:
+    from edge_sd.converters.recipes import RECIPES
+    from edge_sd.converters.sources.source import Source
+    from edge_sd.converters.targets import form_named
+
+    folder = sdxs(source, parts, tmp_path)
+    with pytest.raises(InvalidRequest, match=r"sdxs has an AutoencoderTiny, which returns no distribution.*openvino"):
+        form_named(target).check(Source.open(folder), RECIPES["fp16"])
+
+
 def test_a_preview_is_decoded_by_the_tiny_one_beside_the_full(bundle: ModelBundle) -> None:
     with Pipeline.open(bundle.root) as pipeline:
         *_, last = pipeline.steps(Request(PROMPT, **WISHES))

@@ -107,13 +107,3 @@ def test_a_pointer_in_a_bundle_is_called_one(emoji: Path, tmp_path: Path) -> Non
     (whole / "unet/diffusion_pytorch_model-00002-of-00002.safetensors").write_text(POINTER)
     with pytest.raises(InvalidModel, match=r"unet/\S+.safetensors is a Git LFS pointer"):
         ModelBundle.open(whole).check("openvino-fp16")
-
-
-@pytest.mark.parametrize(("large", "said"), [(True, "vae_large, which is here"), (False, "the one that it imitates")])
-def test_a_tiny_autoencoder_in_the_large_ones_place_is_named(folder: Path, large: bool, said: str) -> None:
-    """As SDXS is published: a clone by hand was a traceback of torch's."""
-    changed(folder, "vae/config.json", _class_name="AutoencoderTiny")
-    if large:
-        (folder / "vae_large").mkdir()
-    with pytest.raises(InvalidModel, match=f"vae is an AutoencoderTiny; call it vae_tiny.*{said}"):
-        ModelBundle.open(folder)
