@@ -245,6 +245,33 @@ def test_weights_of_every_kind_take_a_difference(tmp_path: Path, kind: str, tole
     np.testing.assert_allclose(run([x])[0], x @ expected.T, atol=tolerance)
 
 
+@pytest.mark.parametrize("kind", ["f8e4m3", "f8e5m2", "nf4", "i4", "bf16"])
+def test_weights_of_types_that_numpy_does_not_have_take_one_too(tmp_path: Path, kind: str) -> None:
+    """Bytes were taken for numbers: the model drew another picture, without a word."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    numbers = np.random.default_rng(0).integers(0, 60, 15 if kind in ("nf4", "i4") else 30, np.uint8)
+    if kind == "bf16":
+        # The upper halves of float32's numbers.
+        numbers = np.ascontiguousarray(random(6, 5).numpy().view(np.uint16)[:, 1::2]).view(np.uint8).ravel()
+    constant = ov.op.Constant(ov.Tensor(numbers, ov.Shape([6, 5]), getattr(ov.Type, kind)), shared_memory=False)
+    constant.set_friendly_name(f"self.model.{Q}.weight")
+    x = ops.parameter([-1, 5], np.float32, "x")
+    scaled = ops.multiply(ops.convert(constant, "f16"), ops.constant(np.full((6, 1), 0.1, np.float16)))
+    source = constant if kind == "bf16" else scaled
+    model = ov.Model([ops.matmul(x, ops.convert(source, "f32"), False, True)], [x])
+    exact = {"INFERENCE_PRECISION_HINT": ov.Type.f32}
+    # What OpenVINO computes with.
+    stored = ov.Core().compile_model(model, "CPU", exact)([np.eye(5, dtype=np.float32)])[0].T
+    tensors = half()
+    lora = read_lora(saved(tmp_path, tensors))
+    expected = stored + 0.5 * (tensors[f"unet.{Q}.lora_B.weight"] @ tensors[f"unet.{Q}.lora_A.weight"]).numpy()
+    add_loras(model, [(lora, 0.5)], "unet", "unet")
+    found = ov.Core().compile_model(model, "CPU", exact)([np.eye(5, dtype=np.float32)])[0].T
+    np.testing.assert_allclose(found, expected, atol=1e-4 if kind == "bf16" else np.ptp(expected) / 100)
+
+
 def test_a_difference_of_another_shape_is_named(tmp_path: Path) -> None:
     lora = read_lora(saved(tmp_path, half(width=9)))
     with pytest.raises(InvalidRequest, match=r"'style' does not fit this model: .*to_q is \[6, 9\] where .* \[6, 5\]"):

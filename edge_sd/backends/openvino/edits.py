@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -123,17 +122,17 @@ _ARITHMETIC: dict[str, Callable[[Any, list[NDArray[Any]]], NDArray[Any]]] = {
 }
 
 
+# The types of weights that a changed one has again, but for bfloat16, which numpy has not.
+_FLOATS: dict[str, type[np.floating[Any]]] = {
+    "f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.float32,
+}  # fmt: skip
+
+
 def _value(node: Any) -> NDArray[np.float32]:
     """A weight as float32, whatever it is stored as."""
     if node.get_type_name() == "Constant":
-        kind, data = node.get_element_type().get_type_name(), node.data
-        if kind in ("u4", "i4"):
-            # Two in a byte, the lower half first.
-            packed = np.asarray(data).view(np.uint8).ravel()
-            shape = tuple(node.output(0).get_shape())
-            data = np.stack([packed & 15, packed >> 4], axis=1).ravel()[: math.prod(shape)].reshape(shape)
-            data = data if kind == "u4" else (data.astype(np.int8) ^ 8) - 8
-        return np.asarray(data, np.float32)
+        # Of types that numpy does not have, such as integers of 4 bits and floats of 8, `data` is bytes.
+        return np.asarray(node.get_data(dtype=np.float32), np.float32)
     inputs = [value.get_node() for value in node.input_values()]
     if node.get_type_name() == "Reshape":
         inputs = inputs[:1]
@@ -158,13 +157,15 @@ def _changed(port: Any, changes: Sequence[Change], module: str) -> tuple[NDArray
         weight = weight + (change.T if turned else change)
     made_of = list(chain(source.get_node()))
     stored = [each for each in made_of if each.get_type_name() == "Constant"]
-    if all(each.get_element_type().is_real() for each in stored):
-        return (np.ascontiguousarray(weight, stored[0].get_element_type().to_dtype()),)
+    kinds = {each.get_element_type().get_type_name() for each in stored}
+    if kinds <= _FLOATS.keys():
+        return (np.ascontiguousarray(weight, _FLOATS[stored[0].get_element_type().get_type_name()]),)
     axis = 1 if turned else 0
-    if any(each.get_type_name() == "Subtract" for each in made_of):
+    signed = kinds & {"i8", "i4"}
+    if any(each.get_type_name() == "Subtract" for each in made_of) or not signed:
         return _quantized(weight, axis)
     # Beside rounded activations the plugin wants no zero point; for the seven bits see converters/openvino/quantize.py.
-    numbers = next(each for each in stored if not each.get_element_type().is_real())
+    numbers = next(each for each in stored if each.get_element_type().get_type_name() in signed)
     return _symmetric(weight, axis, 63 if np.abs(_value(numbers)).max() <= 64 else 127)
 
 
