@@ -74,8 +74,10 @@ class OpenVINOForm:
         openvino.convert(wrapped, recipe_for(part, recipe), folder, source.facts, recording, report)
         (folder / "config.json").write_text(json.dumps(_config(source, part), indent=2), "utf-8")
         weights = [f"{part}/{Path(GRAPH).stem}.bin"]
-        # Rounded activations change the plain UNet's weights, so there is nothing to share.
-        if part == "controlled_unet" and not recipe.of(part).activations:
+        # Rounded activations change the plain UNet's weights, and so does rounding by what its layers see without a
+        # ControlNet: there is nothing to share.
+        own = recipe.of(part)
+        if part == "controlled_unet" and not (own.activations or own.learns):
             weights = [f"unet/{weights[0].split('/')[1]}", f"{part}/{Path(GRAPH).stem}.constants"]
             share_weights(folder / GRAPH, staging / "unet" / GRAPH, staging / weights[1])
         return Made((part,), f"{part}/{GRAPH}", tuple(weights), tuple(wrapped.example), wrapped.outputs)

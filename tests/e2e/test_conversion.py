@@ -85,6 +85,22 @@ def test_each_part_has_the_precision_that_it_was_given(shallow: Path, tmp_path: 
     assert not (tmp_path / "c").exists()
 
 
+def test_weights_rounded_by_what_layers_see_are_nearer(shallow: Path, tmp_path: Path) -> None:
+    """Of the UNet that takes control, too, whose layers see something else: its weights are its own."""
+    bundles = [convert(shallow, tmp_path / "b", name) for name in ("int4", "int4columns")]
+    near, nearer = (
+        each.variant(f"openvino-{name}") for each, name in zip(bundles, ("int4", "int4columns"), strict=True)
+    )
+    for part in ("unet", "controlled_unet", "text_encoder"):
+        before, after = near.artifacts[part].parity, nearer.artifacts[part].parity
+        assert before is not None
+        assert after is not None
+        assert after.psnr > before.psnr + 1, part
+    assert "unet/" in near.artifacts["controlled_unet"].weights[0]
+    assert all("controlled_unet/" in name for name in nearer.artifacts["controlled_unet"].weights)
+    check_control(bundles[1], "openvino-int4columns", shallow)
+
+
 def layers_of(source: Path) -> set[str]:
     """All layers of a source's UNet that a LoRA may change."""
     import torch
