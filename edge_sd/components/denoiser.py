@@ -115,8 +115,9 @@ class Denoiser:
         outputs = self.unet(sample=sample, timestep=timestep)
         # A component that can't split itself returns none.
         deep, before = outputs.get(DEEP), self._deep
-        alike = deep is not None and before is not None and deep.shape == before.shape
-        self._drift = (deep - before) / np.float32(self._age) if alike and self.deep_every > 1 else None
+        self._drift = None
+        if deep is not None and before is not None and deep.shape == before.shape:
+            self._drift = (deep - before) / np.float32(self._age)
         self._deep, self._age = deep, 1
         return outputs["out_sample"]
 
