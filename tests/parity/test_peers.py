@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edge_sd import ModelBundle, Pipeline, Request
 from edge_sd.converters.parity import psnr
@@ -87,6 +88,37 @@ def test_pndm_on_an_epsilon_model_draws_what_diffusers_draws(miniature: Path, bu
         wanted = Request(PROMPT, seed=SEED, steps=STEPS, guidance=GUIDANCE, width=128, height=128)
         found = np.asarray(pipeline.generate(wanted).pictures[0].image)
     assert psnr(found, draw_with_diffusers(miniature), peak=255) >= 40
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_pndm_from_a_picture_draws_what_diffusers_does_once_its_second_call_is_repeated(
+    miniature: Path, repaired: bool
+) -> None:
+    """The first step of PNDM is of two calls, and its list of timesteps names the second one twice. From a picture on,
+    diffusers takes the end of that list, and what it computes next is at a noise level that is passed already.
+    """
+    import torch
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    image = Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 20).convert("RGB")
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(miniature, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    if repaired:
+        told = pipeline.get_timesteps
+
+        def timesteps(*wishes: Any) -> tuple[Any, int]:
+            first, second, *rest = told(*wishes)[0][-4:].tolist()
+            return torch.tensor([first, second, second, *rest]), 5
+
+        pipeline.get_timesteps = timesteps
+    theirs = pipeline(
+        PROMPT, image=image, strength=0.5, num_inference_steps=8, guidance_scale=GUIDANCE,
+        generator=torch.Generator().manual_seed(SEED),
+    ).images[0]  # fmt: skip
+    request = Request(PROMPT, image=image, strength=0.5, steps=8, guidance=GUIDANCE, width=64, height=64, seed=SEED)
+    with Pipeline.open(miniature, "torch-cpu") as ours:
+        found = ours.generate(request).pictures[0].image
+    assert (psnr(np.asarray(found), np.asarray(theirs), peak=255) >= 40) is repaired
 
 
 def test_optimum_intel_loads_the_variant_unchanged(emoji_bundle: ModelBundle, reference: np.ndarray) -> None:
