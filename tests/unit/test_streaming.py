@@ -211,3 +211,14 @@ def test_constants_of_one_name_stay_in_the_graph() -> None:
     for each in both:
         each.input_value(0).get_node().set_friendly_name("w")
     assert stream(ov.Model([ops.matmul(x, each, False, True) for each in both], [x]), lean=True) == {}
+
+
+def test_layers_of_many_outputs_have_many_scales() -> None:
+    rng = np.random.default_rng(0)
+    x = source([1, 4, 16])
+    model = ov.Model([ops.matmul(x, weights(rng, (1 << 14, 16), "u8"), False, True)], [x])
+    given_x = rng.standard_normal((1, 4, 16)).astype(np.float32)
+    expected = results(model, {"x": given_x})
+    found = stream(model, lean=True)
+    assert len(found) == 1
+    np.testing.assert_allclose(results(model, {"x": given_x, **found}), expected, rtol=1e-4, atol=1e-4)

@@ -40,6 +40,9 @@ LARGE = 128 << 20
 # Bytes of components whose compiled graphs are kept. Smaller ones compile as fast; while a graph is written, OpenVINO
 # holds it in memory three times.
 KEEP_FROM, KEEP_TO = 2 << 20, 256 << 20
+# Bytes of a transformer's weights, or its text encoder's, that stay in their file whatever they are: packed as well,
+# they would be in memory twice, and a step computes for so long that to convert them at each call takes little of it.
+HUGE = 1 << 30
 # Names of a component's own graphs: the whole, and the one that takes `DEEP`. Others have that of the input they read.
 GRAPHS = ("whole", "shallow")
 
@@ -87,7 +90,7 @@ class Loading:
         # The source graph is not needed after compiling.
         with forgetting(self.places, OFTEN):
             for model in graphs.values() if self._streams else ():
-                weights |= stream(model, self.request.edits.shortcuts.lean)
+                weights |= stream(model, self._lean)
             compiled = {name: self._compiled(model) for name, model in graphs.items()}
         if self.keeps:
             _keep(key, compiled)
@@ -107,7 +110,13 @@ class Loading:
         """Whether weights stay in their file: where that costs nothing, or where memory is to be saved."""
         if self.request.device.kind != "cpu" or self.bytes < LARGE:
             return False
-        return self.request.edits.shortcuts.lean or bool(PACKING_PRODUCTS & self.flags)
+        return self._lean or bool(PACKING_PRODUCTS & self.flags)
+
+    @property
+    def _lean(self) -> bool:
+        """Whether all weights stay in their file, not only those for which that costs nothing."""
+        huge = self.request.bundle.facts.denoiser == "transformer" and self.bytes >= HUGE
+        return self.request.edits.shortcuts.lean or huge
 
     @property
     def rows(self) -> int:

@@ -112,16 +112,18 @@ def _numbers(op: Any) -> Any | None:
     if attributes["transpose_a"] if kind == "MatMul" else attributes["dilations"] != [1, 1]:
         return None
     made_of = list(chain(op.input_value(1).get_node()))
-    large = [each for each in made_of if each.get_type_name() == "Constant" and math.prod(each.shape) >= LEAST]
-    if len(large) != 1 or list(large[0].shape) != list(op.input_value(1).get_shape()):
+    # The scales of a layer of many outputs are many, too, but not of this shape.
+    whole = list(op.input_value(1).get_shape())
+    large = [each for each in made_of if each.get_type_name() == "Constant" and list(each.shape) == whole]
+    if len(large) != 1 or math.prod(whole) < LEAST:
         return None
     # Weights of 4 bits have a scale for each group of inputs.
     plain = all(each.get_type_name() in ("Constant", "Convert", "Subtract", "Multiply") for each in made_of)
     scales = {math.prod(each.shape) for each in made_of if each.get_type_name() == "Constant"} - {
         math.prod(large[0].shape)
     }
-    whole = large[0].get_element_type().get_type_name() in ("i8", "u8", "f16", "bf16", "f32")
-    return large[0] if plain and whole and scales <= {1, _outputs(op)} else None
+    of_type = large[0].get_element_type().get_type_name() in ("i8", "u8", "f16", "bf16", "f32")
+    return large[0] if plain and of_type and scales <= {1, _outputs(op)} else None
 
 
 def _outputs(op: Any) -> int:
