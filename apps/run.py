@@ -163,7 +163,8 @@ def _is_of(bundle: Path, weights: Path) -> bool:
 def _has(bundle: Path, weights: Path, variant: str) -> bool:
     from edge_sd.bundle.bundle import read_manifest
 
-    return _is_of(bundle, weights) and variant in read_manifest(bundle).variants
+    # The name of one that was made of quantized weights says so at its end.
+    return _is_of(bundle, weights) and variant in {name.split("_from-")[0] for name in read_manifest(bundle).variants}
 
 
 def _clear(bundle: Path, weights: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from edge_sd.bundle.library import HUB_RECORD, MANIFEST, find_model, find_pulled
@@ -18,6 +18,7 @@ from edge_sd.text.tokenizer import END, START, read_vocabulary
 from .components import write_json
 from .parts import link
 from .plain import opened
+from .sdnq import decoded
 from .single_file import CLIP_L, KINDS, SD3_L, SD3_T5, VAE, XL_L, Checkpoint
 from .single_file_configs import denoiser_config, model_index, scheduler_config, text_config, vae_config
 from .vocabulary import installed_vocabulary
@@ -45,7 +46,13 @@ def unpacked(
             raise InvalidRequest(
                 "--tokenizer, --prediction and --base belong to single-file checkpoints; a folder has all three"
             )
-        yield source
+        folder = Path(source) if Path(source).is_dir() else find_pulled(str(source))
+        if folder is None or not (folder / "model_index.json").is_file():
+            yield source
+            return
+        with _decoded(folder, beside) as whole:
+            # By its own name, where nothing was to be decoded: a name may stand for more than a folder.
+            yield source if whole == folder else whole
         return
     parent = beside.absolute().parent
     if not parent.is_dir():
@@ -58,6 +65,19 @@ def unpacked(
                     # Its licence, and what the catalogue knows of how to draw with it.
                     shutil.copyfile(place / HUB_RECORD, made / HUB_RECORD)
         except OSError as error:
+            raise ConversionError(f"{parent}: {error.strerror or error}; nothing was made") from error
+        with _decoded(made, beside) as whole:
+            yield whole
+
+
+@contextmanager
+def _decoded(folder: Path, beside: Path) -> Iterator[Path]:
+    """As sdnq.decoded, with a disk's errors as ConversionError."""
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(decoded(folder, beside))
+        except OSError as error:
+            parent = beside.absolute().parent
             raise ConversionError(f"{parent}: {error.strerror or error}; nothing was made") from error
         yield made
 

@@ -62,6 +62,7 @@ def load_module(
 
     paths, variant = weight_files(folder, stem)
     path, wanted = paths[0], dtype or torch.float32
+    _refuse_quantized(folder)
     always = kind.__module__.startswith("transformers")
     extra: dict[str, Any] = {} if always else {"low_cpu_mem_usage": mapped}
     if layers is not None:
@@ -95,6 +96,19 @@ def load_module(
         module = getattr(module, "model", module)
         module.norm = torch.nn.Identity()
     return module.eval().requires_grad_(False)
+
+
+def _refuse_quantized(folder: Path) -> None:
+    """Raise InvalidModel for a component that a library quantized: its weights are no numbers by themselves."""
+    from ..files import read_json
+
+    config = folder / "config.json"
+    how = read_json(config).get("quantization_config") if config.is_file() else None
+    if isinstance(how, dict):
+        raise InvalidModel(
+            f"{folder} is quantized by {how.get('quant_method', 'an unknown method')}, and can't be used as it is; "
+            "edge-sd convert reads what sdnq quantized"
+        )
 
 
 def sample(paths: Iterable[Path]) -> str:
