@@ -6,6 +6,7 @@ forty, and integers are those that change a layer's outputs least (rounding.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from ..sources.wrappers import Wrapped
 BITS = 4
 
 
-def round_columns(model: Any, wrapped: Wrapped, calls: list[Arrays]) -> int:
+def round_columns(
+    model: Any, wrapped: Wrapped, calls: list[Arrays], report: Callable[[float], None] = lambda share: None
+) -> int:
     """Round the 4-bit weights of `model` anew by what its layers see in `calls`; returns how many layers that were.
 
-    A weight whose place has no layer's name, or another shape, stays as it is.
+    A weight whose place has no layer's name, or another shape, stays as it is. `report` is told the share that is done.
     """
     layers = dict(wrapped.module.named_modules())
     places: dict[str, Any] = {}
@@ -39,7 +42,8 @@ def round_columns(model: Any, wrapped: Wrapped, calls: list[Arrays]) -> int:
             wrapped.module(*(torch.from_numpy(np.ascontiguousarray(call[name])) for name in wrapped.example))
 
     changed = 0
-    for name, given in inputs(wrapped.module, list(places), run):
+    for n, (name, given) in enumerate(inputs(wrapped.module, list(places), run)):
+        report(n / len(places))
         if given is None:
             continue
         weight = layers[name].weight.detach().float()

@@ -73,7 +73,7 @@ def convert(
 
                 model = quantize_activations(_in_float16(model, folder), wrapped, recording, report, recipe.hybrid)
             else:
-                model = compress(model, wrapped, recipe, recording, STEERING if facts.family == "sana" else "")
+                model = compress(model, wrapped, recipe, recording, STEERING if facts.family == "sana" else "", report)
     leave_bfloat16(model)
     try:
         ov.save_model(model, folder / GRAPH, compress_to_fp16=recipe.bits <= 16)

@@ -17,6 +17,7 @@ import numpy as np
 from edge_sd.backends.openvino.loading import LARGE
 from edge_sd.backends.openvino.telemetry import refuse_telemetry
 
+from ..form import Report
 from ..parity import Recording
 from ..recipes import QuantRecipe
 from ..sources.wrappers import Wrapped
@@ -38,7 +39,12 @@ LEARNED = 32
 
 
 def compress(
-    model: Any, wrapped: Wrapped, recipe: QuantRecipe, recording: Recording | None = None, kept: str = ""
+    model: Any,
+    wrapped: Wrapped,
+    recipe: QuantRecipe,
+    recording: Recording | None = None,
+    kept: str = "",
+    report: Report = lambda what, share: None,
 ) -> Any:
     """`model`, the graph of `wrapped`, with weights as `recipe` says; below 8 bits layers whose names match `kept` are
     left as they are. A method that learns does so from the calls in `recording` that nothing is measured on."""
@@ -56,6 +62,8 @@ def compress(
     # An autoencoder is convolutions, but for one layer of attention whose transposed inputs nncf's methods do not take.
     learns = recipe.method == "columns" or (recipe.learns and not wrapped.part.startswith("vae"))
     calls = recording.calibration if recording is not None and learns else []
+    if calls:
+        report("rounding by what layers see", 0.0)
     model = nncf.compress_weights(
         model,
         mode=modes.NF4 if recipe.method == "nf4" else modes.INT4_ASYM,
@@ -71,7 +79,7 @@ def compress(
     if recipe.method == "columns" and calls:
         from .columns import round_columns
 
-        round_columns(model, wrapped, calls)
+        round_columns(model, wrapped, calls, lambda share: report("rounding by what layers see", share))
     return model
 
 
