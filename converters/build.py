@@ -287,7 +287,7 @@ def _make_part(
     wrapped = wrap(part, source.load(part, form.halves and own.bits <= 16), source.facts)
     component = TorchComponent(wrapped.module, tuple(wrapped.example), wrapped.outputs)
     results = []
-    recording = component.recording
+    recording = replace(component.recording, facts=source.facts)
     # Of weights that are read from their file only what is computed with is in memory.
     with forgetting(places_of_module(wrapped.module)):
         for n, case in enumerate(_cases(source, form, recipe)):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import IMAGE_ENCODER, NET, SAFETY_CHECKER, TINY, UPSCALER, kind_of
+from edge_sd.bundle.parts import IMAGE_ENCODER, LATENTS, NET, SAFETY_CHECKER, TINY, UPSCALER, kind_of
 from edge_sd.bundle.variants import Parity
 from edge_sd.components import safety_checker as safety
 from edge_sd.components.autoencoder import to_pixels
@@ -62,11 +62,13 @@ class Recording:
     """Inputs of a component during pictures, and the outputs of torch float32.
 
     measured   how many calls, from the first, it is measured on; None is all. The others are for calibration alone
+    facts      of the model, where a form's names of inputs and outputs depend on them
     """
 
     inputs: list[Arrays]
     outputs: list[Arrays]
     measured: int | None = None
+    facts: Facts | None = None
 
     @property
     def calibration(self) -> list[Arrays]:
@@ -126,7 +128,11 @@ def record(
         z = facts.latents.restored(before[facts.denoiser]["latents"])
         return {"picture": np.clip(component(latent_sample=z)["sample"], -1, 1)}
     if part == "vae_encoder":
-        return component(sample=before["vae_decoder"]["picture"])
+        found = component(sample=before["vae_decoder"]["picture"])
+        if facts.family == "flux2":
+            # What Apple's layout has of it.
+            found[LATENTS] = np.split(found["latent_parameters"], 2, axis=1)[0]
+        return found
     if part == TINY:
         return component(latent_sample=before[facts.denoiser]["latents"])
     if part == UPSCALER:

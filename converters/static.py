@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from edge_sd.bundle.diffusers import DETERMINISTIC
 from edge_sd.bundle.facts import Facts
 from edge_sd.bundle.parts import NET
+from edge_sd.components.rotary import AXES, THETA
 from edge_sd.errors import InvalidRequest
 
 from .sources.source import Source
@@ -36,15 +37,36 @@ def latents_of(sizes: Pixels, facts: Facts) -> list[tuple[int, int]]:
     return [(height // factor, width // factor) for width, height in pixels_of(sizes, facts)]
 
 
-def check_denoiser(source: Source, name: str) -> None:
-    """Raise InvalidRequest for a transformer or an IP-Adapter, of which the form called `name` has no layout."""
-    if source.facts.image_prompt:
+def check_denoiser(source: Source, name: str, compute: str, families: Collection[str]) -> None:
+    """Raise InvalidRequest for an IP-Adapter, or a transformer of which the form called `name` has no layout.
+
+    Those of `families` have one, for the GPU.
+    """
+    facts = source.facts
+    if facts.image_prompt:
+        raise InvalidRequest(f"{facts.name} has an IP-Adapter, of which {name} has no form yet; valid: --to openvino")
+    if facts.denoiser == "unet":
+        return
+    if facts.family not in families:
         raise InvalidRequest(
-            f"{source.facts.name} has an IP-Adapter, of which {name} has no form yet; valid: --to openvino"
+            f"{facts.name} has a {facts.denoiser}, of which {name} has no form yet; valid: --to openvino"
         )
-    if source.facts.denoiser != "unet":
+    if compute != "gpu":
         raise InvalidRequest(
-            f"{source.facts.name} has a {source.facts.denoiser}, of which {name} has no form yet; valid: --to openvino"
+            f"{facts.name} has a {facts.denoiser}, which {name} arranges for the GPU alone; valid: --compute gpu"
+        )
+
+
+def check_rotary(source: Source) -> None:
+    """Raise InvalidRequest for a FLUX.2 whose places are turned by other frequencies than all that are published."""
+    if source.facts.family != "flux2":
+        return
+    config = source.config("transformer")
+    width, axes = int(config["attention_head_dim"]), [int(each) for each in config["axes_dims_rope"]]
+    if axes != [width // AXES] * AXES or float(config.get("rope_theta", THETA)) != THETA:
+        raise InvalidRequest(
+            f"{source.facts.name} turns places by axes of {axes} and theta {config.get('rope_theta', THETA)}; Apple's "
+            f"layouts are for {AXES} axes of one width and {THETA:g}; valid: --to openvino"
         )
 
 
@@ -68,14 +90,30 @@ def check_encoder(source: Source) -> None:
 
 
 def check_sizes(sizes: Pixels, source: Source) -> None:
-    """Raise InvalidRequest for a side that the UNet's halvings leave a remainder of."""
-    factor = source.facts.latents.factor * 2 ** (len(source.config("unet")["block_out_channels"]) - 1)
-    for width, height in pixels_of(sizes, source.facts):
+    """Raise InvalidRequest for a side that the denoiser's halvings or patches leave a remainder of, or beyond it."""
+    facts, whose = source.facts, source.facts.denoiser
+    grain = facts.grain
+    if whose == "unet":
+        whose, grain = "UNet", facts.latents.factor * 2 ** (len(source.config("unet")["block_out_channels"]) - 1)
+    for width, height in pixels_of(sizes, facts):
         for name, side in (("width", width), ("height", height)):
-            if side < factor or side % factor:
-                raise InvalidRequest(f"{name} {side} is not a multiple of {factor}, as this model's UNet needs")
+            if side < grain or side % grain:
+                raise InvalidRequest(f"{name} {side} is not a multiple of {grain}, as this model's {whose} needs")
+            if facts.denoiser != "unet" and side > facts.defaults.max_side:
+                raise InvalidRequest(f"{name} {side} is beyond this model's limit of {facts.defaults.max_side}")
 
 
-def named(sizes: Pixels, batch: int) -> list[str]:
+def rows_of(batch: int | None, facts: Facts) -> int:
+    """Rows of the denoiser: those asked for, or as Apple's pipelines call it, 2 with guidance in one call."""
+    return batch or (1 if facts.family == "flux2" else 2)
+
+
+def check_rows(batch: int | None, facts: Facts) -> None:
+    """Raise InvalidRequest for two rows of a denoiser that Apple's layout has one of."""
+    if facts.family == "flux2" and batch == 2:
+        raise InvalidRequest(f"{facts.name} is called with one row at a time; valid: --batch 1")
+
+
+def named(sizes: Pixels, batch: int | None) -> list[str]:
     """The parts of a variant's name that say which sizes and batch were asked for."""
-    return [f"{width}x{height}" for width, height in sizes] + ([f"b{batch}"] if batch != 2 else [])
+    return [f"{width}x{height}" for width, height in sizes] + ([f"b{batch}"] if batch == 1 else [])

@@ -11,18 +11,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_sd.backends.coreai.runtime import Arrays, Asset, Loop, array, check_finite
-from edge_sd.bundle.apple_layout import Layout
-from edge_sd.bundle.coreai_layout import layout_of, outputs_of, pick, runs
+from edge_sd.bundle.apple_layout import TABLES, Layout
+from edge_sd.bundle.coreai_layout import MAIN, TRANSFORMERS, layout_of, outputs_of, pick, rows_of, runs
 from edge_sd.bundle.parts import TINY
 from edge_sd.bundle.variants import Parity
+from edge_sd.components.rotary import COSINES, turned
 from edge_sd.errors import ConversionError, DeviceError, InvalidRequest, MissingExtra, NumericalError, choices
-from edge_sd.text.conditioning import HIDDEN
+from edge_sd.text.tokenizer import TextTokenizer
 
+from .. import static
 from ..form import Made, Report
 from ..parity import Recording, Runner, measure
 from ..recipes import RECIPES, QuantRecipe, recipe_for
 from ..sources.source import CONTROL, Source
+<<<<<<< HEAD
 from ..static import Sizes, check_denoiser, check_encoder, check_nets, check_sizes, latents_of, named, pixels_of
+=======
+from ..static import Sizes, latents_of, named, pixels_of
+>>>>>>> 73a5c7dd (Core AI: Stable Diffusion 3 and FLUX.2 klein, in Apple's layout, by Apple's runtime)
 
 if TYPE_CHECKING:
     from ..coreml.mixed import BitRecipe
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
 
 COMPUTE = ("gpu", "ane")
 # The parts whose shapes depend on the size of pictures.
-SIZED = ("unet", "vae_decoder", "vae_encoder", TINY, *CONTROL)
+SIZED = ("unet", "transformer", "vae_decoder", "vae_encoder", TINY, *CONTROL)
 # The parts with attention to text, which are rewritten for the Neural Engine.
 SPLIT = ("unet", *CONTROL)
 NEEDED = ("coreai", "coreai_torch", "coreai_opt")
@@ -42,12 +48,12 @@ class CoreAIForm:
 
     sizes   (width, height) in pixels; none is the model's own. Of several, the first is the function `main`, which
             Apple's loader asks for, and each other one a function of the same asset, with weights in common
-    batch   rows of the UNet: 2 is guidance in one call, as Apple's pipeline calls it
+    batch   rows of the denoiser: 2 is guidance in one call. None is what Apple's pipelines call: 1 of FLUX.2, else 2
     """
 
     compute: str = "gpu"
     sizes: tuple[tuple[int, int], ...] = ()
-    batch: int = 2
+    batch: int | None = None
     backend: str = "coreai"
     lowest: str = "macOS27"
     halves: bool = False
@@ -57,7 +63,7 @@ class CoreAIForm:
     def __post_init__(self) -> None:
         if self.compute not in COMPUTE:
             raise InvalidRequest(f"unknown compute {self.compute!r}; valid: {choices(COMPUTE)}")
-        if self.batch not in (1, 2):
+        if self.batch not in (None, 1, 2):
             raise InvalidRequest(f"batch {self.batch} is neither 1 nor 2 (guidance in one call)")
 
     @property
@@ -69,12 +75,19 @@ class CoreAIForm:
     def check(self, source: Source, recipe: QuantRecipe) -> None:
         from importlib.util import find_spec
 
+<<<<<<< HEAD
         check_denoiser(source, self.backend)
         check_nets(source)
         check_encoder(source)
+=======
+        static.check_denoiser(source, self.backend, self.compute, TRANSFORMERS)
+        static.check_nets(source)
+>>>>>>> 73a5c7dd (Core AI: Stable Diffusion 3 and FLUX.2 klein, in Apple's layout, by Apple's runtime)
         if not all(find_spec(name) for name in NEEDED):
             raise MissingExtra("converting to Core AI", "coreai")
-        check_sizes(self.sizes, source)
+        static.check_sizes(self.sizes, source)
+        static.check_rows(self.batch, source.facts)
+        static.check_rotary(source)
 
     def latents(self, source: Source, recipe: QuantRecipe) -> list[tuple[int, int]]:
         return latents_of(self.sizes, source.facts)
@@ -111,21 +124,24 @@ class CoreAIForm:
         import torch
 
         from . import bits, compress, convert
+        from .transformers import lowered
         from .wrappers import wrap
 
         part = wrapped.part
         places: list[str] = []
         chosen: BitRecipe | None = None
         pixels = pixels_of(self.sizes, source.facts) if part in SIZED else pixels_of(self.sizes, source.facts)[:1]
-        sizes = [Sizes(height, width, self.batch) for width, height in pixels]
+        rows = static.rows_of(self.batch, source.facts)
+        sizes = [Sizes(height, width, rows) for width, height in pixels]
         dtype = torch.float32 if recipe.bits == 32 else torch.float16
         split = self.compute == "ane" and part in SPLIT
         call = _called(wrapped, split)
         if recipe.mixed:
             chosen = bits.choose(wrapped, call, source, recipe, recording, report)
         learned = (lambda: [call(given) for given in recording.calibration]) if recording.calibration else None
-        module = compress.compress(wrapped.module, recipe, chosen.bits if chosen else None, learned).to(dtype)
-        component = wrap(part, module, source.facts, sizes, dtype, split)
+        module = compress.compress(wrapped.module, recipe, chosen.bits if chosen else None, learned)
+        module = lowered(module, dtype)
+        component = wrap(part, module, source.facts, sizes, dtype, split, _marks(part, source))
         program = convert.convert(component)
         graph = f"{component.name}.aimodel"
         if chosen:
@@ -150,7 +166,17 @@ class CoreAIForm:
         """What Apple's loader reads beside the assets."""
         from .bundle import write_bundle
 
-        write_bundle(source, staging, pixels_of(self.sizes, source.facts)[0], self.batch, self.name)
+        rows = static.rows_of(self.batch, source.facts)
+        write_bundle(source, staging, pixels_of(self.sizes, source.facts)[0], rows, self.name)
+
+
+def _marks(part: str, source: Source) -> tuple[int, int] | None:
+    """The tokens that end and fill up a text of CLIP, where these are two; None for others."""
+    text = next((each for each in source.facts.encoders if each.part == part and each.kind == "clip"), None)
+    if text is None:
+        return None
+    tokenizer = TextTokenizer(source.folder / text.tokenizer, source.facts.max_tokens)
+    return None if tokenizer.end == tokenizer.pad else (tokenizer.end, tokenizer.pad)
 
 
 class _Runner:
@@ -168,14 +194,17 @@ class _Runner:
         self.asset.close()
 
     def __call__(self, given: Arrays) -> Arrays:
+        if COSINES in self.layout.inputs:
+            given = turned(given, self.asset.functions[MAIN][COSINES].shape[1])
         given = {name: value for name, value in given.items() if name in self.layout.inputs}
         function = pick(self.name, self.asset.functions, self.layout, _shapes(given), 1)
         ports = self.asset.functions[function]
-        total = max(len(value) for value in given.values())
+        total = max(len(value) for name, value in given.items() if name not in TABLES)
         called = []
-        for run in runs(total, min(ports[theirs].shape[0] for theirs in self.layout.inputs.values())):
-            named = {self.layout.inputs[name]: value for name, value in given.items()}
-            arrays = {name: array(run.of(value, ports[name].dtype)) for name, value in named.items()}
+        for run in runs(total, rows_of(ports, self.layout)):
+            theirs = {self.layout.inputs[name]: value for name, value in given.items()}
+            theirs |= {name: np.full(ports[name].shape, value) for name, value in self.layout.fixed.items()}
+            arrays = {name: array(run.of(value, ports[name].dtype, name in TABLES)) for name, value in theirs.items()}
             called.append(self.asset.call(function, arrays))
         outputs = outputs_of(self.layout, called, total)
         check_finite(self.name, outputs)
@@ -183,9 +212,9 @@ class _Runner:
 
 
 def _layout(part: str, names: Iterable[str], recording: Recording) -> Layout:
-    """The layout of a part; of a text encoder's states that were recorded, those before the last layer."""
-    count = sum(name.startswith(HIDDEN) for name in recording.outputs[0])
-    return layout_of(part, names, f"{HIDDEN}{count - 2}")
+    """The layout of a part of the model that was recorded."""
+    assert recording.facts is not None, part
+    return layout_of(part, names, recording.facts)
 
 
 def _shapes(given: Arrays) -> Mapping[str, tuple[int, ...]]:

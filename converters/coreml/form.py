@@ -92,7 +92,7 @@ class CoreMLForm:
     def check(self, source: Source, recipe: QuantRecipe) -> None:
         from importlib.util import find_spec
 
-        check_denoiser(source, self.backend)
+        check_denoiser(source, self.backend, self.compute, ())
         check_nets(source)
         check_encoder(source)
         from .quantize import check_target

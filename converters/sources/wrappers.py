@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from edge_sd.bundle.diffusers import DETERMINISTIC
 from edge_sd.bundle.facts import Facts
-from edge_sd.bundle.parts import IMAGE_ENCODER, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
-from edge_sd.components.autoencoder import LATENTS
+from edge_sd.bundle.parts import IMAGE_ENCODER, LATENTS, SAFETY_CHECKER, TEXT_ENCODERS, TINY, UPSCALER, kind_of
 from edge_sd.components.image_prompt import PIXELS, SCALE, TOKENS, shapes_of_pictures
 from edge_sd.components.shapes import shapes_of_conditions
 from edge_sd.components.transformer import Flux2 as Form

@@ -21,9 +21,8 @@ import numpy as np
 
 from ..bundle.diffusers import ADAPTED, DETERMINISTIC, NETWORKS, class_of
 from ..bundle.ip_adapter import FOLDER, adapter_file, attach, image_encoder, projection
-from ..bundle.parts import IMAGE_ENCODER, SAFETY_CHECKER, TINY, UPSCALER
+from ..bundle.parts import IMAGE_ENCODER, LATENTS, SAFETY_CHECKER, TINY, UPSCALER
 from ..bundle.weights import load_module
-from ..components.autoencoder import LATENTS
 from ..components.base import Array, Component, last_rows
 from ..components.edits import Edits
 from ..components.image_prompt import PIXELS, SCALE, TOKENS

@@ -34,6 +34,8 @@ class Layout:
     fixed: dict[str, float] = field(default_factory=dict)
 
 
+# Inputs that a call has one of, however many rows it has.
+TABLES = ("rotary_emb_cos", "rotary_emb_sin")
 # Of our own: neither of Apple's layouts has an upscaler.
 UPSCALING = Layout("Upscaler", {"image": "image"}, {"sample": "enlarged"})
 UNET = {name: name for name in ("sample", "timestep", "encoder_hidden_states")}
@@ -69,16 +71,18 @@ def layout_of(
     states: str = "",
     layouts: Mapping[str, Layout] = LAYOUTS,
     conditions: Sequence[str] = CONDITIONS,
+    pooled: str = "",
 ) -> Layout:
     """The layout of a part whose package has inputs and outputs of these names: residuals are as many as there are.
 
     `states` is our name of hidden_embeds, the states before a text encoder's last layer, which SDXL attends to.
-    `layouts` holds the parts whose names are always the same, `conditions` a UNet's inputs that not every model has.
+    `layouts` holds the parts whose names are always the same, `conditions` a UNet's inputs that not every model has,
+    `pooled` our name of pooled_outputs where it is the same of all encoders.
     """
     names = set(names)
     if part.startswith("text_encoder") and "hidden_embeds" in names:
-        name, pooled = ("TextEncoder", "pooler_output") if part == "text_encoder" else ("TextEncoder2", "text_embeds")
-        return Layout(name, {"input_ids": "input_ids"}, {states: "hidden_embeds", pooled: "pooled_outputs"})
+        name, theirs = ("TextEncoder", "pooler_output") if part == "text_encoder" else ("TextEncoder2", "text_embeds")
+        return Layout(name, {"input_ids": "input_ids"}, {states: "hidden_embeds", pooled or theirs: "pooled_outputs"})
     unet = {**UNET, **{name: name for name in conditions if name in names}}
     if part == "unet":
         return Layout("Unet", unet, layouts[part].outputs)

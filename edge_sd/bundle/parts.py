@@ -8,6 +8,8 @@ TINY = "tiny_decoder"
 UPSCALER = "upscaler"
 # The inputs of components that are as large as a picture or its latents.
 PICTURES = ("sample", "latent_sample", "image")
+# What an encoder without a distribution returns, in the words of optimum-intel's exports.
+LATENTS = "latent_sample"
 # Looks at finished pictures, in models that come with one.
 SAFETY_CHECKER = "safety_checker"
 # Looks at the pictures that a UNet with an IP-Adapter attends to.

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.facts import LatentSpace
+from ..bundle.parts import LATENTS
 from ..errors import NumericalError
 from .base import Component
 
 Latents = NDArray[np.float32]
-# What an encoder without a distribution returns, in the words of optimum-intel's exports.
-LATENTS = "latent_sample"
 # Decoders overshoot [-1, 1] a little where a picture is black or white; an overflow does by orders of magnitude.
 FAR = 100.0
 
@@ -45,7 +44,8 @@ def encode(
 def encode_mean(encoder: Component, pixels: NDArray[np.uint8]) -> Latents:
     """Pixels [H, W, 3] to the mean of their latents [1, C, h, w], without a model's scale. Raises NumericalError."""
     sample = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(127.5) - 1
-    mean, _ = np.split(encoder(sample=sample)["latent_parameters"], 2, axis=1)
+    found = encoder(sample=sample)
+    mean = found[LATENTS] if LATENTS in found else np.split(found["latent_parameters"], 2, axis=1)[0]
     if not np.isfinite(mean).all():
         raise NumericalError("the encoder returned NaN or infinity; try a variant in fp32")
     return np.asarray(mean, np.float32)

@@ -69,8 +69,8 @@ class TextTokenizer:
     def __init__(self, folder: Path, length: int) -> None:
         self.length = length
         self._bpe = _load(folder)
-        self._start, self._end = self._id(START, folder), self._id(END, folder)
-        self._pad = self._pad_id(folder)
+        self._start, self.end = self._id(START, folder), self._id(END, folder)
+        self.pad = self._pad_id(folder)
 
     def _id(self, token: str, folder: Path) -> int:
         number = self._bpe.token_to_id(token)
@@ -88,13 +88,13 @@ class TextTokenizer:
                 token = pad.get("content") if isinstance(pad, dict) else pad
                 if token:
                     return self._id(token, folder)
-        return self._end
+        return self.end
 
     def __call__(self, prompt: str) -> Tokens:
         encoding = self._bpe.encode(prompt, add_special_tokens=False)
         room = self.length - 2
-        ids = [self._start, *encoding.ids[:room], self._end]
-        ids += [self._pad] * (self.length - len(ids))
+        ids = [self._start, *encoding.ids[:room], self.end]
+        ids += [self.pad] * (self.length - len(ids))
         dropped = ""
         if len(encoding.ids) > room:
             dropped = self._bpe.decode(encoding.ids[room:]).strip()
@@ -137,7 +137,7 @@ class TextTokenizer:
 
     def words(self, chunks: Sequence[Chunk]) -> str:
         """The text of chunks, as far as the vocabulary has it."""
-        special = {self._start, self._end, self._pad}
+        special = {self._start, self.end, self.pad}
         return str(self._bpe.decode([int(n) for chunk in chunks for n in chunk.ids if n not in special])).strip()
 
     def _units(self, text: str, words: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
@@ -156,7 +156,7 @@ class TextTokenizer:
 
     def _chunk(self, tokens: Sequence[tuple[int, float]]) -> Chunk:
         tail = self.length - 2 - len(tokens)
-        ids = [self._start, *(id_ for id_, _ in tokens), self._end, *[self._pad] * tail]
+        ids = [self._start, *(id_ for id_, _ in tokens), self.end, *[self.pad] * tail]
         weights = [1.0, *(weight for _, weight in tokens), *[1.0] * (tail + 1)]
         return Chunk(np.array(ids, np.int64), np.array(weights, np.float32))
 

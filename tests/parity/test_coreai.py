@@ -85,9 +85,9 @@ class Loaded:
         return {port.dtype for name in assets for port in self.inputs[name].values()}
 
 
-@pytest.fixture(scope="module")
-def loaded(made: ModelBundle) -> Loaded:
-    folder, loop = made.root / VARIANT, Loop()
+def read(folder: Path) -> Loaded:
+    """What is in a variant's folder."""
+    loop = Loop()
     assets = {path.stem: Asset(path, loop) for path in folder.glob("*.aimodel")}
     found = Loaded(
         folder,
@@ -99,6 +99,11 @@ def loaded(made: ModelBundle) -> Loaded:
     for each in assets.values():
         each.close()
     return found
+
+
+@pytest.fixture(scope="module")
+def loaded(made: ModelBundle) -> Loaded:
+    return read(made.root / VARIANT)
 
 
 def _merges(x: Loaded) -> bool:

@@ -14,11 +14,14 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from ...bundle.apple_layout import Layout
+import numpy as np
+
+from ...bundle.apple_layout import TABLES, Layout
 from ...bundle.assembly import whole_package
-from ...bundle.coreai_layout import LAYERS, layout_of, outputs_of, pick, runs
+from ...bundle.coreai_layout import LAYERS, layout_of, outputs_of, pick, rows_of, runs
 from ...components.base import Array, last_rows
 from ...components.edits import Edits
+from ...components.rotary import COSINES, turned
 from ...errors import InvalidRequest, MissingExtra
 from ..base import Device, LoadRequest
 from .runtime import Asset, Loop, array, check_finite
@@ -65,9 +68,9 @@ class CoreAIBackend:
         path = whole_package(bundle, artifact) if artifact.pieces else bundle.path(artifact.graph)
         asset = Asset(path, self.loop, UNITS.get(request.device.name, ""))
         try:
-            states = next((text.states for text in bundle.facts.encoders if text.part == part), "")
-            layout = layout_of(part, (*artifact.inputs, *artifact.outputs), states)
-            function = pick(artifact.graph, asset.functions, layout, request.shapes, bundle.facts.latents.factor)
+            layout, space = layout_of(part, (*artifact.inputs, *artifact.outputs), bundle.facts), bundle.facts.latents
+            factor = space.own_factor if part.startswith("vae") else space.factor
+            function = pick(artifact.graph, asset.functions, layout, request.shapes, factor)
             if edits.clip_skip > 1 or edits.states:
                 function, layout = LAYERS, _of_layers(asset, layout, edits, artifact.graph)
             return CoreAIComponent(artifact.graph, asset, function, layout)
@@ -126,19 +129,22 @@ class CoreAIComponent:
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         given = last_rows({**self._bound, **inputs})
+        if COSINES in self.layout.inputs:
+            given = turned(given, self.ports[COSINES].shape[1])
         given = {name: value for name, value in given.items() if name in self.layout.inputs}
-        total = max(len(value) for value in given.values())
-        size = min(self.ports[theirs].shape[0] for theirs in self.layout.inputs.values())
+        total = max(len(value) for name, value in given.items() if name not in TABLES)
         called = []
-        for run in runs(total, size):
-            arrays = {}
+        for run in runs(total, rows_of(self.ports, self.layout)):
+            arrays = {name: array(np.full(self.ports[name].shape, value, self.ports[name].dtype))
+                      for name, value in self.layout.fixed.items()}  # fmt: skip
             for name, value in given.items():
                 key = (name, total, run.start)
                 theirs = self.layout.inputs[name]
-                made = self._held.get(key) if name not in inputs else None
+                bound = name in self._bound and name not in inputs
+                made = self._held.get(key) if bound else None
                 if made is None:
-                    made = array(run.of(value, self.ports[theirs].dtype))
-                if name not in inputs:
+                    made = array(run.of(value, self.ports[theirs].dtype, name in TABLES))
+                if bound:
                     self._held[key] = made
                 arrays[theirs] = made
             called.append(self.asset.call(self.function, arrays))
