@@ -91,8 +91,8 @@ def check_encoder(source: Source) -> None:
 
 def check_sizes(sizes: Pixels, source: Source) -> None:
     """Raise InvalidRequest for a side that the denoiser's halvings or patches leave a remainder of, or beyond it."""
-    facts, whose = source.facts, source.facts.denoiser
-    grain = facts.grain
+    facts = source.facts
+    whose, grain = str(facts.denoiser), facts.grain
     if whose == "unet":
         whose, grain = "UNet", facts.latents.factor * 2 ** (len(source.config("unet")["block_out_channels"]) - 1)
     for width, height in pixels_of(sizes, facts):

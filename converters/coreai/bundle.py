@@ -153,10 +153,10 @@ def misdrawn(facts: Facts, size: tuple[int, int], batch: int, template: bool) ->
     if facts.denoiser == "transformer" and steps != TRAINING_STEPS:
         return f"it was trained with {steps} timesteps, not {TRAINING_STEPS}"
     if facts.family == "sd3":
-        if schedule.flow_mu is not None or schedule.flow_shift != SD3_SHIFT:
-            found = "the picture's size" if schedule.flow_mu is not None else f"{schedule.flow_shift:g}"
-            return f"its levels are shifted by {found}, which Apple's pipeline takes for {SD3_SHIFT:g}"
-        return ""
+        if schedule.flow_mu is None and schedule.flow_shift == SD3_SHIFT:
+            return ""
+        shift = "the picture's size" if schedule.flow_mu is not None else f"{schedule.flow_shift:g}"
+        return f"its levels are shifted by {shift}, which Apple's pipeline takes for {SD3_SHIFT:g}"
     if facts.family == "flux2":
         # It copies arrays of these sizes over inputs of whatever size, without a check.
         found = {

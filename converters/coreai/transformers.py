@@ -50,8 +50,9 @@ class Placed(nn.Module):
         self.tables = {size: stock.cropped_pos_embed(*size).detach().clone() for size in sizes}
 
     def forward(self, latent: Tensor) -> Tensor:
-        patches: Tensor = self.proj(latent).flatten(2).transpose(1, 2)
-        return patches + self.tables[latent.shape[-2], latent.shape[-1]].to(patches.dtype)
+        patches = self.proj(latent).flatten(2).transpose(1, 2)
+        placed: Tensor = patches + self.tables[latent.shape[-2], latent.shape[-1]].to(patches.dtype)
+        return placed
 
 
 class MMDiT(nn.Module):
