@@ -31,7 +31,7 @@ def choose(
     wrapped: Wrapped, call: Runner, source: Source, recipe: QuantRecipe, recording: Recording, report: Report
 ) -> mixed.BitRecipe:
     """The bits of a component's weights, on the recorded calls of the first size; `call` runs it by our names."""
-    states = {text.states for text in source.facts.encoders if text.part == wrapped.part}
+    states = {each for text in source.facts.encoders if text.part == wrapped.part for each in text.states.split(",")}
     wanted = states | {"text_embeds"} if states else set(wrapped.outputs)
 
     def run(given: Arrays) -> Arrays:

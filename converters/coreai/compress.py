@@ -9,6 +9,7 @@ of the tests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -27,6 +28,12 @@ from .convert import quiet
 # Smaller weights stay as they are: they are few bytes and need their digits.
 SMALLEST = 2048
 KINDS = (nn.Linear, nn.Conv2d, nn.Embedding)
+# Of transformers, what embeds their inputs, steers all of a block, or makes the output: errors there are in every token.
+# Where others have fewer bits, these have 8.
+STEERING = re.compile(
+    r"^model\.(pos_embed|time_\w+|\w+_embedder|\w+_modulation\w*|norm_out|proj_out)(\.|$)"
+    r"|\.norm1(_context)?\.linear$"
+)
 Bits = Mapping[str, int]
 
 
@@ -68,7 +75,7 @@ def compress(
         seen = None if given is None else given.damped(biased)
         if recipe.palette:
             stored[name] = Palette(values[name], widths[name], seen)
-        elif isinstance(layer, nn.Embedding):
+        elif isinstance(layer, nn.Embedding) or STEERING.search(name):
             # Of a row that is looked up no other number makes an error good.
             stored[name] = Blocks(values[name], 8, None)
         else:

@@ -131,11 +131,20 @@ class Flux2(nn.Module):
 
 
 class T5(nn.Module):
-    """input_ids [1, S] -> last_hidden_state [1, S, W]; its residual is float32 from the first layer on."""
+    """input_ids [1, S] -> last_hidden_state [1, S, W]; its residual is float32 from the first layer on.
+
+    So are the products of queries and keys, which T5 does not scale: Apple's runtime adds up float16 in float16, and
+    such scores cost 20 dB.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        for name, each in model.named_modules():
+            if name.endswith(("SelfAttention.q", "SelfAttention.k", "SelfAttention.v")):
+                each.register_forward_hook(_widened)
+            elif name.endswith("SelfAttention.o"):
+                each.register_forward_pre_hook(_narrowed)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         length = input_ids.shape[1]
@@ -143,6 +152,14 @@ class T5(nn.Module):
         seen = torch.zeros(1, 1, length, length)
         states: Tensor = self.model(inputs_embeds=self.model.shared(input_ids).float(), attention_mask=seen)[0]
         return states
+
+
+def _widened(module: nn.Module, given: Any, found: Tensor) -> Tensor:
+    return found.float()
+
+
+def _narrowed(module: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (given[0].to(module.weight.dtype),)
 
 
 class Turns(nn.Module):

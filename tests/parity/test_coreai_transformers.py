@@ -374,3 +374,22 @@ def test_what_has_no_form_is_refused_in_one_line(
     with pytest.raises(InvalidRequest, match="turns places by axes of"):
         converted(other, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_what_steers_all_of_a_transformer_keeps_8_bits(sd3_source: Path, klein_source: Path) -> None:
+    from edge_sd.converters.coreai.compress import Blocks, Stored, compress
+    from edge_sd.converters.sources.wrappers import wrap
+
+    for folder, steering in ((sd3_source, {"norm1.linear", "context_embedder"}), (klein_source, {"x_embedder"})):
+        source = Source.open(folder)
+        module = compress(wrap("transformer", source.load("transformer"), source.facts).module, RECIPES["int4"])
+        bits = {
+            name: 8 if each.stored.dtype == torch.int8 else 4
+            for name, each in module.named_modules()
+            if isinstance(each, Stored) and isinstance(each.stored, Blocks)
+        }
+        found = {name for name, each in bits.items() if each == 8}
+        assert set(bits.values()) <= {4, 8}
+        assert 4 in bits.values()
+        assert not any(".to_q" in name or ".ff" in name for name in found), found
+        assert all(bits[name] == 8 for name in bits if name.endswith(tuple(steering)))
