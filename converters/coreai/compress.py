@@ -28,7 +28,7 @@ from .convert import quiet
 # Smaller weights stay as they are: they are few bytes and need their digits.
 SMALLEST = 2048
 KINDS = (nn.Linear, nn.Conv2d, nn.Embedding)
-# Of transformers, what embeds their inputs, steers all of a block, or makes the output: errors there are in every token.
+# Of transformers, what embeds inputs, steers all of a block, or makes the output: errors there are in every token.
 # Where others have fewer bits, these have 8.
 STEERING = re.compile(
     r"^model\.(pos_embed|time_\w+|\w+_embedder|\w+_modulation\w*|norm_out|proj_out)(\.|$)"

@@ -24,11 +24,7 @@ from ..form import Made, Report
 from ..parity import Recording, Runner, measure
 from ..recipes import RECIPES, QuantRecipe, recipe_for
 from ..sources.source import CONTROL, Source
-<<<<<<< HEAD
-from ..static import Sizes, check_denoiser, check_encoder, check_nets, check_sizes, latents_of, named, pixels_of
-=======
 from ..static import Sizes, latents_of, named, pixels_of
->>>>>>> 73a5c7dd (Core AI: Stable Diffusion 3 and FLUX.2 klein, in Apple's layout, by Apple's runtime)
 
 if TYPE_CHECKING:
     from ..coreml.mixed import BitRecipe
@@ -75,14 +71,9 @@ class CoreAIForm:
     def check(self, source: Source, recipe: QuantRecipe) -> None:
         from importlib.util import find_spec
 
-<<<<<<< HEAD
-        check_denoiser(source, self.backend)
-        check_nets(source)
-        check_encoder(source)
-=======
         static.check_denoiser(source, self.backend, self.compute, TRANSFORMERS)
         static.check_nets(source)
->>>>>>> 73a5c7dd (Core AI: Stable Diffusion 3 and FLUX.2 klein, in Apple's layout, by Apple's runtime)
+        static.check_encoder(source)
         if not all(find_spec(name) for name in NEEDED):
             raise MissingExtra("converting to Core AI", "coreai")
         static.check_sizes(self.sizes, source)
