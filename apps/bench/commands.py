@@ -26,11 +26,14 @@ TABLES = (
     "serving",
     "determinism",
 )
+# Too large and too long to be of those that are measured by default.
+LONG = ("transformers", "transformers-conversion", "transformers-klein", "transformers-sd35")
 
 
 def bench(
     tables: Annotated[
-        list[str] | None, typer.Argument(help=f"Which tables: {', '.join(TABLES)}. Default: all.")
+        list[str] | None,
+        typer.Argument(help=f"Which tables: {', '.join((*TABLES, *LONG))}. Default: all but the last {len(LONG)}."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="A model of yours, in place of the tables.")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="Its variants. Default: all.")] = None,
@@ -42,7 +45,8 @@ def bench(
         typer.Option(min=8, max=86_400, help="Seconds of the steady load of serving. Default: 8 a round."),
     ] = None,
     home: Annotated[
-        Path | None, typer.Option(help="Where the large random model (6 GB) is kept. Default: the cache.")
+        Path | None,
+        typer.Option(help="Where the large random model (6 GB; of transformers 50 GB) is kept. Default: the cache."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document, in seconds and bytes.")] = False,
 ) -> None:
@@ -52,8 +56,8 @@ def bench(
     if model is not None and tables:
         raise InvalidRequest(f"--model has tables of its own; leave out {choices(tables)}")
     for name in tables or ():
-        if name not in TABLES:
-            raise InvalidRequest(f"unknown table {name!r}; valid: {choices(TABLES)}")
+        if name not in (*TABLES, *LONG):
+            raise InvalidRequest(f"unknown table {name!r}; valid: {choices((*TABLES, *LONG))}")
     if load is not None and (model is not None or (tables and "serving" not in tables)):
         raise InvalidRequest("--load is of the table serving")
     from .process import machine
@@ -98,7 +102,7 @@ def _beside(
 
     from . import conversion, embedded, large, lora, profile, quality, together
 
-    home = home or cache_folder("bench") / "sd15-random"
+    given, home = home, home or cache_folder("bench") / "sd15-random"
     for n, name in enumerate(names):
         report(f"measuring {name}", n / len(names))
         if name == "embedded":
@@ -124,6 +128,11 @@ def _beside(
 
             yield coreai.full_size()
             yield coreai.pictures()
+        elif name in LONG:
+            from . import transformers
+
+            part = name.partition("-")[2]
+            yield from transformers.tables(given, rounds, (part,) if part else transformers.PARTS)
         elif name == "profile":
             yield profile.table(home)
         else:

@@ -136,9 +136,9 @@ def tables(
     bundle = ModelBundle.open(model)
     for row in rows:
         if row["variant"] in bundle.variants and bundle.variant(row["variant"]).backend == "openvino":
-            from .profile import COLUMNS, of_unet, shares
+            from .profile import COLUMNS, of_denoiser, shares
 
-            profile = of_unet(bundle, row["variant"], row["width"], row["height"])
+            profile = of_denoiser(bundle, row["variant"], row["width"], row["height"])
             note = f"{row['variant']}: {profile.sums / 1e9:.3g} billion sums in {profile.seconds:.3g} s a guided step."
             facts = {"variant": row["variant"], "sums": profile.sums, "seconds": profile.seconds}
             made.append(Table("profile", COLUMNS, shares(profile), [note], facts))

@@ -18,6 +18,7 @@ import numpy as np
 
 from edge_sd.backends.openvino.loading import TILES, Loading
 from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.components.base import SAMPLES
 
 from .large import SIDE, make_bundle
 from .report import Column, Table, share
@@ -91,27 +92,35 @@ class Counted(Loading):
 
 @dataclass(frozen=True)
 class Profile:
-    """Sums and seconds of a guided step of a UNet, and seconds by kind of operation of one of its rows."""
+    """Sums and seconds of a step of a denoiser, and seconds by kind of operation of one of its rows."""
 
     sums: float
     seconds: float
     kinds: Mapping[str, float]
 
 
-def of_unet(bundle: ModelBundle, name: str, width: int, height: int) -> Profile:
-    """The UNet of an OpenVINO variant on the CPU, drawing `width` x `height` pixels."""
+def of_denoiser(bundle: ModelBundle, name: str, width: int, height: int) -> Profile:
+    """The UNet or transformer of an OpenVINO variant on the CPU, drawing `width` x `height` pixels.
+
+    With guidance, unless the model's own default is none.
+    """
     from edge_sd.backends import LoadRequest
     from edge_sd.backends.openvino import OpenVINOBackend
     from edge_sd.components.shapes import shapes_of
+    from edge_sd.components.transformer import form_of
 
     backend, variant = OpenVINOBackend(), bundle.variant(name)
-    part = bundle.facts.denoiser
-    shapes = shapes_of(bundle.facts, width, height, ROWS)[part]
+    part, facts = bundle.facts.denoiser, bundle.facts
+    rows = ROWS if facts.defaults.guidance != 1 and not facts.takes_guidance else 1
+    shapes = shapes_of(facts, width, height, rows)[part]
+    if (form := form_of(facts, part)) is not None:
+        shapes = form.shapes(shapes)
+    sample = next(each for each in SAMPLES if each in shapes)
     request = LoadRequest(bundle, variant, part, backend.devices()[0], shapes)
     loading = Counted(backend.core, backend.version, backend.flags, backend.cores, request)
     # Without the padding for this processor, which is no useful work.
     graph = replace(loading, flags=loading.flags - {TILES}).graphs()[0]["whole"]
-    count = sums(graph) * ROWS / loading.shapes["sample"][0]
+    count = sums(graph) * rows / loading.shapes[sample][0]
     component = loading.open()
     rng = np.random.default_rng(0)
     inputs = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
@@ -176,7 +185,7 @@ COLUMNS = (Column("operation", "operation, type"), Column("share", "of a call", 
 
 def table(home: Path) -> Table:
     """The share of the machine's rate, and what takes more than a hundredth of a call."""
-    profile = of_unet(ModelBundle.open(make_bundle(home)), VARIANT, SIDE, SIDE)
+    profile = of_denoiser(ModelBundle.open(make_bundle(home)), VARIANT, SIDE, SIDE)
     core = _core()
     rate, reached, tiny = integer_rate(core), profile.sums / profile.seconds, tiny_seconds(core)
     notes = [

@@ -10,7 +10,7 @@ import pytest
 from openvino import opset13 as ops
 
 from edge_sd.apps.bench import own, profile
-from edge_sd.apps.bench.profile import integer_rate, of_unet, sums, tiny_seconds
+from edge_sd.apps.bench.profile import integer_rate, of_denoiser, sums, tiny_seconds
 from edge_sd.apps.bench.report import Column, Table, beside, gibibytes, seconds
 from edge_sd.bundle.bundle import ModelBundle
 from edge_sd.components.lora import read_lora
@@ -72,8 +72,8 @@ def test_a_table_is_markdown_and_a_record() -> None:
 
 
 def test_a_step_is_counted_and_timed_by_operation() -> None:
-    found = of_unet(ModelBundle.open("emoji"), "openvino-fp16", 128, 128)
-    twice = of_unet(ModelBundle.open("emoji"), "openvino-fp16", 128, 256)
+    found = of_denoiser(ModelBundle.open("emoji"), "openvino-fp16", 128, 128)
+    twice = of_denoiser(ModelBundle.open("emoji"), "openvino-fp16", 128, 256)
     assert 1.9 < twice.sums / found.sums < 2.3
     assert any(kind.startswith("Convolution") for kind in found.kinds)
     # One row's operations, of two that may run side by side.
