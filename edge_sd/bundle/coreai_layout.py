@@ -84,7 +84,9 @@ def pick(
     Raises InvalidModel for an asset of another layout, InvalidRequest listing the sizes there are, or for another
     number of tokens.
     """
-    sized = {function: ports for function, ports in functions.items() if function != LAYERS}
+    # Both are for others: the main function of SD 3 takes text as Apple's pipeline gives it.
+    left = {LAYERS, MAIN} if layout == TRANSFORMERS["sd3"] else {LAYERS}
+    sized = {function: ports for function, ports in functions.items() if function not in left}
     for function, ports in sized.items():
         if missing := set(layout.inputs.values()) - set(ports):
             raise InvalidModel(f"{name} has no input {min(missing)} in {function}; it is not in Apple's layout")

@@ -21,7 +21,8 @@ import torch
 from torch.nn import functional
 
 from edge_sd import InvalidRequest, ModelBundle, Pipeline, Request
-from edge_sd.backends.base import Device
+from edge_sd.backends.base import Device, LoadRequest
+from edge_sd.backends.coreai import CoreAIBackend
 from edge_sd.backends.coreai.runtime import Asset, InputPort, Loop, array
 from edge_sd.components.rotary import turned
 from edge_sd.converters.build import build
@@ -359,6 +360,11 @@ def test_what_has_no_form_is_refused_in_one_line(
         pytest.raises(InvalidRequest, match=r"MMDiT\.aimodel draws 64x64 only, not 96x64"),
     ):
         pipeline.generate(Request(PROMPT, width=96, height=64, steps=1))
+    # As many rows as Apple's pipeline gives, which are others: after `blank_rows` was edited.
+    few = replace(sd3, facts=replace(sd3.facts, texts=sd3.facts.texts[:2], blank_rows=77))
+    shapes = {"hidden_states": (2, 16, 8, 8), "encoder_hidden_states": (2, 154, 32)}
+    with pytest.raises(InvalidRequest, match="takes 333 tokens of text, not 154"):
+        CoreAIBackend().load(LoadRequest(few, sd3.variant(VARIANT), "transformer", REFERENCE, shapes))
     for source, wishes, why in (
         (sd3_source, {"compute": "ane"}, "arranges for the GPU alone; valid: --compute gpu"),
         (sd3_source, {"sizes": ((72, 64),)}, "width 72 is not a multiple of 16, as this model's transformer needs"),
