@@ -28,13 +28,12 @@ METHODS = {
     "scale": "scales by least squares over a layer's inputs",
     "awq": "channels scaled by the size of their inputs (Lin et al. 2023, arXiv:2306.00978), and scale",
     "gptq": "column by column, errors made good in those that follow (Frantar et al. 2022, arXiv:2210.17323)",
-    "columns": "column by column, over and over (Behdin et al. 2023, arXiv:2309.01885), on the best of forty grids",
     "lowrank": "the nearest, and a branch of low rank for the error",
     "nf4": "the nearest of sixteen quantiles of a normal distribution (Dettmers et al. 2023, arXiv:2305.14314)",
     "fp8": "the nearest of 8-bit floating point, four bits of it the exponent",
 }
 # Those that look at what layers see.
-LEARNED = ("scale", "awq", "gptq", "columns", "lowrank")
+LEARNED = ("scale", "awq", "gptq", "lowrank")
 
 
 @dataclass(frozen=True)

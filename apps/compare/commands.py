@@ -98,7 +98,7 @@ def sweep(
         typer.Option(
             metavar="NAME,NAME",
             help="float, weights (w8, w4), palette; and by name only: w8a8, hybrid, "
-            "scale, awq, gptq, columns, lowrank, nf4, fp8.",
+            "scale, awq, gptq, lowrank, nf4, fp8.",
         ),
     ] = None,
     compute: Annotated[str | None, typer.Option(help="Core ML: ane or gpu.")] = None,

@@ -1,4 +1,4 @@
-"""Weights of fewer bits in an OpenVINO graph: the methods that nncf has, and our own rounding (columns.py).
+"""Weights of fewer bits in an OpenVINO graph, by the methods that nncf has.
 
 Layers that are matrix products get the bits of the recipe. Convolutions, whose weights no CPU computes with in four
 bits, and embeddings get eight.
@@ -60,11 +60,11 @@ def compress(
         left = nncf.IgnoredScope(patterns=[ALONE], validate=False)
         return nncf.compress_weights(model, **mode, ignored_scope=left)
     # An autoencoder is convolutions, but for one layer of attention whose transposed inputs nncf's methods do not take.
-    learns = recipe.method == "columns" or (recipe.learns and not wrapped.part.startswith("vae"))
+    learns = recipe.learns and not wrapped.part.startswith("vae")
     calls = recording.calibration if recording is not None and learns else []
     if calls:
         report("rounding by what layers see", 0.0)
-    model = nncf.compress_weights(
+    return nncf.compress_weights(
         model,
         mode=modes.NF4 if recipe.method == "nf4" else modes.INT4_ASYM,
         group_size=recipe.group_size,
@@ -76,11 +76,6 @@ def compress(
         dataset=_dataset(model, calls) if recipe.method in OPTIONS and calls else None,
         **(OPTIONS.get(recipe.method, {}) if calls else {}),
     )
-    if recipe.method == "columns" and calls:
-        from .columns import round_columns
-
-        round_columns(model, wrapped, calls, lambda share: report("rounding by what layers see", share))
-    return model
 
 
 def _dataset(model: Any, calls: list[Any]) -> Any:

@@ -91,7 +91,7 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
         (["convert", ".", "b"], "not a diffusers folder"),
         (
             ["convert", "emoji", "b", "--precision", "int3"],
-            "valid: fp16, fp32, fp8, hybrid, int4, int4awq, int4columns, int4g128, ",
+            "valid: fp16, fp32, fp8, hybrid, int4, int4awq, int4g128, ",
         ),
         (["convert", "emoji", "b", "--to", "onnx"], "valid: coreai, coreml, openvino"),
         (["convert", "emoji", "no/b"], "does not exist"),

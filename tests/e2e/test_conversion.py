@@ -87,10 +87,8 @@ def test_each_part_has_the_precision_that_it_was_given(shallow: Path, tmp_path: 
 
 def test_weights_rounded_by_what_layers_see_are_nearer(shallow: Path, tmp_path: Path) -> None:
     """Of the UNet that takes control, too, whose layers see something else: its weights are its own."""
-    bundles = [convert(shallow, tmp_path / "b", name) for name in ("int4", "int4columns")]
-    near, nearer = (
-        each.variant(f"openvino-{name}") for each, name in zip(bundles, ("int4", "int4columns"), strict=True)
-    )
+    bundles = [convert(shallow, tmp_path / "b", name) for name in ("int4", "int4gptq")]
+    near, nearer = (each.variant(f"openvino-{name}") for each, name in zip(bundles, ("int4", "int4gptq"), strict=True))
     for part in ("unet", "controlled_unet", "text_encoder"):
         before, after = near.artifacts[part].parity, nearer.artifacts[part].parity
         assert before is not None
@@ -98,7 +96,7 @@ def test_weights_rounded_by_what_layers_see_are_nearer(shallow: Path, tmp_path: 
         assert after.psnr > before.psnr + 1, part
     assert "unet/" in near.artifacts["controlled_unet"].weights[0]
     assert all("controlled_unet/" in name for name in nearer.artifacts["controlled_unet"].weights)
-    check_control(bundles[1], "openvino-int4columns", shallow)
+    check_control(bundles[1], "openvino-int4gptq", shallow)
 
 
 def layers_of(source: Path) -> set[str]:

@@ -306,7 +306,7 @@ def test_a_plot_is_an_svg_and_a_png(tmp_path: Path) -> None:
         (("openvino", "8,4", "32", "w8,w8a8"), ["int8", "w8a8"]),
         (("openvino", "8,4", "32", "weights,w8a8"), ["int8", "w8a8", "int4"]),
         (("openvino", None, "128", "w4"), ["int4g128"]),
-        (("openvino", "4", None, "gptq,columns,nf4"), ["int4gptq", "int4columns", "nf4"]),
+        (("openvino", "4", None, "gptq,awq,nf4"), ["int4awq", "int4gptq", "nf4"]),
         (("openvino", None, None, "fp8,w8a8"), ["fp8", "w8a8"]),
         (("openvino", None, "32,64", "weights"), ["int8", "int4", "int4g64"]),
         (("openvino", "8", None, "w8a8"), ["w8a8"]),
@@ -326,11 +326,11 @@ def test_a_sweep_tries_all_that_fits(wish: Any, made: list[str]) -> None:
         (("openvino", None, "7", None), "no group size of 7 here"),
         (
             ("openvino", None, None, "w8,w4a4"),
-            "valid: awq, columns, float, fp8, gptq, hybrid, lowrank, nf4, scale, w8a8, weights, w4, w8$",
+            "valid: awq, float, fp8, gptq, hybrid, lowrank, nf4, scale, w8a8, weights, w4, w8$",
         ),
         (("openvino", None, None, "palette"), "no method 'palette' for openvino"),
         (("coreml", None, None, "w4"), "valid: float, palette, w8a8, weights, w8$"),
-        (("openvino", "8", None, "w4"), "it has: fp16, fp32, fp8, hybrid, int4, int4awq, int4columns, "),
+        (("openvino", "8", None, "w4"), "it has: fp16, fp32, fp8, hybrid, int4, int4awq, int4g128, "),
         (("onnx", None, None, None), "unknown target 'onnx'"),
     ],
 )

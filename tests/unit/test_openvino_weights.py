@@ -1,4 +1,4 @@
-"""Four-bit weights in OpenVINO graphs: each method computes, and ours stores what it was measured with."""
+"""Four-bit weights in OpenVINO graphs: each method computes, and those that learn are nearer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from edge_sd.converters.openvino.convert import _from_trace, _name_ports
 from edge_sd.converters.openvino.weights import compress
 from edge_sd.converters.parity import Arrays, Recording
 from edge_sd.converters.recipes import LEARNED, METHODS, RECIPES
-from edge_sd.converters.rounding import inputs, integers, rounded
 from edge_sd.converters.sources.wrappers import Wrapped
 
 WIDTH, CALLS = 64, 4
@@ -76,37 +75,15 @@ def error(graph: Any, wrapped: Wrapped) -> float:
     return total
 
 
-def test_every_method_computes_and_those_that_learn_are_no_worse_than_the_nearest_numbers(wrapped: Wrapped) -> None:
+def test_every_method_computes_and_those_that_learn_are_nearer(wrapped: Wrapped) -> None:
     errors = {name: error(compressed(wrapped, name, given(CALLS)), wrapped) for name in ("int4", "nf4", "fp8")}
     learned = {name: error(compressed(wrapped, f"int4{name}", given(CALLS)), wrapped) for name in LEARNED}
     assert all(value < 0.02 for value in errors.values())
-    assert learned["columns"] < 0.5 * errors["int4"]
-    assert learned["columns"] < min(value for name, value in learned.items() if name != "columns")
-    assert learned["gptq"] < errors["int4"]
+    assert learned["gptq"] < 0.7 * errors["int4"]
+    assert learned["lowrank"] < errors["int4"]
     assert {recipe.method for recipe in RECIPES.values()} - {""} == {*METHODS}
 
 
-def test_what_our_rounding_stores_is_what_it_chose(wrapped: Wrapped) -> None:
-    calls = given(CALLS)
-    graph = compressed(wrapped, "int4columns", calls)
-    found = {op.get_friendly_name(): op for op in graph.get_ops() if op.get_type_name() == "Constant"}
-    fours = [op for op in found.values() if op.get_element_type() == ov.Type.u4]
-    # Integers and zeros; the last layer has 8 bits, as nncf has it, and so has the convolution.
-    assert len(fours) == 2
-    module: Any = wrapped.module
-    seen = dict(inputs(module, ["first"], lambda: [module(torch.from_numpy(call["x"])) for call in calls]))["first"]
-    assert seen is not None
-    moments, weight = seen.damped(biased=False), module.first.weight
-    grid = integers(weight, 4, 32, moments.diagonal())
-    wanted = torch.stack([grid.decoded(each, n) for n, each in enumerate(rounded(weight, grid, moments).T)], 1)
-    product = next(op for op in graph.get_ops() if op.get_friendly_name() == "__module.first/aten::linear/MatMul")
-    multiply = product.input_value(1).get_node()
-    while multiply.get_type_name() != "Multiply":
-        multiply = multiply.input_value(0).get_node()
-    stored = ov.Core().compile_model(ov.Model([multiply.output(0)], []), "CPU")({})[0]
-    np.testing.assert_allclose(stored.reshape(weight.shape), wanted.numpy(), rtol=2e-3, atol=1e-4)
-
-
 def test_a_method_that_has_nothing_to_learn_from_rounds_to_the_nearest(wrapped: Wrapped) -> None:
-    same = [error(compressed(wrapped, name, []), wrapped) for name in ("int4", "int4columns", "int4gptq")]
+    same = [error(compressed(wrapped, name, []), wrapped) for name in ("int4", "int4awq", "int4gptq")]
     assert same[0] == same[1] == same[2]
