@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from ..sampling.schedule import Level
 
 Latents = NDArray[np.float32]
-# Of the change that deep features are forecast to go on with: pictures of 20 steps were nearest with half of it, at two
-# and at three steps.
-FORECAST = 0.5
 
 
 @dataclass
@@ -56,8 +53,7 @@ class Denoiser:
     image_guidance   s_I of a UNet that edits a picture, with rows for nothing, the picture, and both it and the prompt
                      (Brooks et al. 2023, arXiv:2211.09800, equation 3):
                      out = out_0 + s_I (out_1 - out_0) + w (out_2 - out_1)
-    deep_every       deep features are computed by every n-th call (Ma et al. 2023, arXiv:2312.00858) and forecast from
-                     the last two for the calls between (Liu et al. 2025, arXiv:2503.06923, of the first order)
+    deep_every       deep features are computed by every n-th call and reused by the calls between (Ma et al. 2023)
     """
 
     unet: Component
@@ -69,15 +65,13 @@ class Denoiser:
     weights: tuple[float, ...] = (1.0,)
     image_guidance: float | None = None
     _deep: Latents | None = None
-    # The change of deep features in a call.
-    _drift: Latents | None = None
     _age: int = 0
 
     def __call__(self, x: Latents, level: Level) -> Latents:
         """x_0 of x = x_0 + sigma eps; x: [1, C, h, w]. Raises NumericalError."""
         if self.text is not None and (told := self.text.changed(level)) is not None:
             self.unet.bind(**told)
-            self._deep = self._drift = None
+            self._deep = None
         x_t = np.float32(level.alpha) * x
         timestep = np.array([level.t], np.float32)
         guided = self.guidance != 1 and (self.guided is None or within(self.guided, float(timestep[0])))
@@ -109,16 +103,12 @@ class Denoiser:
     def _predicted(self, sample: Latents, timestep: Latents) -> Latents:
         # Features of both rows also serve a call with the prompt's row alone; the reverse does not hold.
         if self._deep is not None and self._age < self.deep_every and len(self._deep) >= len(sample):
-            deep = self._deep if self._drift is None else self._deep + np.float32(FORECAST * self._age) * self._drift
             self._age += 1
-            return self.unet(sample=sample, timestep=timestep, **{DEEP: deep[-len(sample) :]})["out_sample"]
+            kept = {DEEP: self._deep[-len(sample) :]}
+            return self.unet(sample=sample, timestep=timestep, **kept)["out_sample"]
         outputs = self.unet(sample=sample, timestep=timestep)
         # A component that can't split itself returns none.
-        deep, before = outputs.get(DEEP), self._deep
-        self._drift = None
-        if deep is not None and before is not None and deep.shape == before.shape:
-            self._drift = (deep - before) / np.float32(self._age)
-        self._deep, self._age = deep, 1
+        self._deep, self._age = outputs.get(DEEP), 1
         return outputs["out_sample"]
 
     def _denoised(self, x: Latents, x_t: Latents, output: Latents, level: Level) -> Latents:

@@ -194,7 +194,7 @@ class Request(Shared, Asked):
         controls: Pictures whose lines are followed, with what belongs to each (see Control).
         guidance_start: Share of the steps after which steps are guided, 0 to 1, below `guidance_end`.
         guidance_end: Share of the steps up to which they are, 0 to 1.
-        deep_every: The UNet's deep features are computed on every n-th step and forecast for those between, 1 to 10.
+        deep_every: The UNet's deep features are computed on every n-th step and kept for those between, 1 to 10.
         merge_tokens: The finest self-attention looks at averages of 2 x 2 positions.
         variation_seed: Seed of a second noise, 0 to 2^32 - 1; with a count this seed counts on, not the first.
         variation_strength: How far to go towards the second noise, 0 to 1.

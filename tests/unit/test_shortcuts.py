@@ -28,7 +28,6 @@ from edge_sd.components.denoiser import Denoiser
 from edge_sd.components.edits import NONE, Edits, Shortcuts
 from edge_sd.components.shapes import shapes_of
 from edge_sd.errors import InvalidRequest
-from edge_sd.images.metrics import psnr
 from edge_sd.pipeline.presets import PRESETS, preset_named
 from edge_sd.sampling.schedule import Level
 from edge_sd.sampling.windows import active_timesteps
@@ -261,33 +260,6 @@ def test_deep_features_are_made_on_every_third_step() -> None:
     unet = Counting()
     denoise(unet, 7, deep_every=3)
     assert [given for _, given in unet.calls] == [False, True, True, False, True, True, False]
-
-
-def test_deep_features_that_change_are_forecast_to_change_half_as_much() -> None:
-    class Changing(Counting):
-        """Deep features are the timestep."""
-
-        def __call__(self, **inputs: Array) -> dict[str, Array]:
-            self.seen = [*getattr(self, "seen", []), float(np.mean(inputs.get(DEEP, np.nan)))]
-            deep = np.full_like(inputs["sample"], inputs["timestep"][0])
-            return {"out_sample": np.zeros_like(inputs["sample"]), **({} if DEEP in inputs else {DEEP: deep})}
-
-    unet = Changing()
-    denoise(unet, 9, deep_every=3)
-    # Computed at 0, 3 and 6; before the second time nothing is known of how they change.
-    np.testing.assert_allclose(unet.seen, [np.nan, 0, 0, np.nan, 3.5, 4, np.nan, 6.5, 7])
-
-
-def test_a_forecast_draws_nearer_than_what_is_kept_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Pipeline.open("emoji", "cpu", "openvino-fp16") as pipeline:
-
-        def pixels(**options: Any) -> Array:
-            request = Request("a red apple, glossy style", seed=7, steps=20, **options)
-            return np.asarray(pipeline.generate(request).pictures[0].image, np.float64)
-
-        exact, forecast = pixels(), pixels(deep_every=3)
-        monkeypatch.setattr("edge_sd.components.denoiser.FORECAST", 0.0)
-        assert psnr(forecast, exact, 255) > psnr(pixels(deep_every=3), exact, 255) + 1
 
 
 def test_the_negative_half_is_left_out_beyond_the_guided_steps() -> None:
