@@ -8,7 +8,6 @@ ratios are of one round. Steps are all alike, so two are drawn.
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import tempfile
 from collections.abc import Collection, Iterator
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from edge_sd.errors import InvalidRequest
 
 from . import random_weights
 from .process import measured
@@ -185,11 +186,14 @@ CONVERSION = (
 
 
 def convert(home: Path, name: str) -> dict[str, Any]:
-    """A row of CONVERSION, measured where it is not there yet; it stays beside the bundle."""
+    """A row of CONVERSION, measured where it is not there yet; it stays beside the bundle. Raises InvalidRequest."""
     source, bundle, kept = random_weights.ready(home, name), home / name / "bundle", home / name / "conversion.json"
     if kept.is_file():
         return dict(json.loads(kept.read_text("utf-8")))
-    shutil.rmtree(bundle, ignore_errors=True)
+    if bundle.exists():
+        raise InvalidRequest(
+            f"{bundle} is there, and no {kept.name} of what it took; remove it, or give another --home"
+        )
     runs = [
         measured(f"converting {name}", CONVERT, SOURCE=str(source), TARGET=str(bundle), RECIPE="int8", STOP=stop)
         for stop in (True, False)
