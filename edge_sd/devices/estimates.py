@@ -21,7 +21,7 @@ from ..machine import Machine
 BITS = {
     "fp32": 32, "fp16": 16, "bf16": 16, "as exported": 16, "int8": 8, "w8a8": 8, "hybrid": 8, "p8": 8, "p6": 6,
     "mixed": 5, "mixed4": 5, "int4": 4, "int4g64": 4, "int4g128": 4, "p4": 4, "p4g16": 4, "p2": 2, "p1": 1,
-    "int4scale": 4, "int4awq": 4, "int4gptq": 4, "int4lowrank": 5, "nf4": 4, "fp8": 8,
+    "int4scale": 4, "int4awq": 4, "int4gptq": 4, "int4lowrank": 4, "nf4": 4, "fp8": 8,
 }  # fmt: skip
 TYPICAL_PSNR = {
     "fp32": 100.0, "fp16": 60.0, "bf16": 42.0, "as exported": 60.0, "p8": 40.0, "int8": 35.0, "p6": 32.0,

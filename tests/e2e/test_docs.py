@@ -37,6 +37,8 @@ ELSEWHERE = {
     "ORG/NAME": "tests/e2e/test_hub.py",
     "model.safetensors": "tests/parity/test_checkpoints.py",
     "--vae FOLDER": "tests/parity/test_parts.py",
+    "klein-4b.safetensors": "tests/parity/test_single_files.py",
+    ".gguf": "tests/unit/test_gguf.py",
     "--model KLEIN": "tests/parity/test_references.py",
     "compare suggest": "tests/unit/test_mixture.py",
     "--ip-adapter": "tests/parity/test_ip_adapter.py",

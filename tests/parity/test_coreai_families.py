@@ -16,6 +16,7 @@ import torch
 
 from edge_sd.backends.coreai.runtime import Asset, Loop, array
 from edge_sd.bundle.bundle import ModelBundle
+from edge_sd.bundle.facts import TextPart
 from edge_sd.components.shapes import shapes_of_conditions
 from edge_sd.converters.coreai import convert, wrappers
 from edge_sd.converters.coreml import ane
@@ -30,7 +31,8 @@ SIZES = [Sizes(32, 32)]
 
 @pytest.fixture(scope="module")
 def facts(emoji: Path) -> Any:
-    return replace(ModelBundle.open(emoji).facts, family="sdxl", max_tokens=9)
+    texts = tuple(TextPart(part, "tokenizer", "hidden_states.1") for part in ("text_encoder", "text_encoder_2"))
+    return replace(ModelBundle.open(emoji).facts, family="sdxl", max_tokens=9, texts=texts)
 
 
 def measured(component: wrappers.AppleComponent, folder: Path, exact: Any = None, **given: Any) -> dict[str, float]:

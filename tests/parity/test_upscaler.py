@@ -187,8 +187,9 @@ def converted(source: Source, staging: Path, name: str) -> tuple[Made, float]:
     component = TorchComponent(wrapped.module, tuple(wrapped.example), wrapped.outputs)
     picture = {"vae_decoder": {"picture": np.random.default_rng(0).uniform(-1, 1, (1, 3, 48, 200))}}
     record(UPSCALER, component, source.facts, {}, picture, (24, 100))
-    made = form.convert(wrapped, source, recipe, staging, component.recording, lambda what, share: None)
-    return made, form.measure(UPSCALER, made, staging, component.recording).psnr
+    recording = replace(component.recording, facts=source.facts)
+    made = form.convert(wrapped, source, recipe, staging, recording, lambda what, share: None)
+    return made, form.measure(UPSCALER, made, staging, recording).psnr
 
 
 def with_upscaler(shallow: Path, folder: Path, made: dict[str, torch.Tensor]) -> Source:
