@@ -219,7 +219,8 @@ def test_jobs_that_differ_in_words_are_drawn_together(tmp_path: Path, emoji: Pat
         for n, job in enumerate(jobs):
             job.ended.result(timeout=60)
             assert np.abs(np.asarray(job.drawn[0].image).astype(int) - alone[n]).max() <= 8
-        assert [job.id for job in sorted(jobs, key=lambda job: job.finished)[:1]] == [jobs[0].id]
+        # The first may have been drawn alone, before the others came.
+        assert max(job.started for job in jobs[1:]) < min(job.finished for job in jobs[1:])
 
 
 @pytest.mark.fault(25, "serve stopped and killed while it draws")
