@@ -126,8 +126,8 @@ def _beside(
         elif name == "coreai":
             from . import coreai
 
-            yield coreai.full_size()
             yield coreai.pictures()
+            yield from coreai.full_size()
         elif name in LONG:
             from . import transformers
 
